@@ -1,0 +1,1 @@
+"""The config files; installed as the package data of dynamic_sparse_rcnn.configs."""

@@ -1,0 +1,34 @@
+"""Sparse R-CNN and Dynamic Sparse R-CNN for detectron2. Importing this registers all of its parts."""
+
+__version__ = "0.1.0"
+
+from .config import add_dynamic_sparse_rcnn_config
+from .modeling.costs import MatchCostModel
+from .modeling.criterion import CRITERION_REGISTRY, SetCriterion, build_criterion
+from .modeling.detector import SparseRCNN
+from .modeling.head import DynamicConv, DynamicHead, DynamicStage
+from .modeling.matcher import MATCHER_REGISTRY, HungarianMatcher, Matcher, build_matcher
+from .modeling.proposals import LearnedProposalGenerator
+from .modeling.structures import BACKGROUND, Assignment, BatchedTargets, MatchCosts, StagePredictions
+
+__all__ = [
+    "BACKGROUND",
+    "CRITERION_REGISTRY",
+    "MATCHER_REGISTRY",
+    "Assignment",
+    "BatchedTargets",
+    "DynamicConv",
+    "DynamicHead",
+    "DynamicStage",
+    "HungarianMatcher",
+    "LearnedProposalGenerator",
+    "MatchCostModel",
+    "MatchCosts",
+    "Matcher",
+    "SetCriterion",
+    "SparseRCNN",
+    "StagePredictions",
+    "add_dynamic_sparse_rcnn_config",
+    "build_criterion",
+    "build_matcher",
+]

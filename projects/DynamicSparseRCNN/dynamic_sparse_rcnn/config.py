@@ -1,0 +1,59 @@
+"""The configuration keys that this project adds to detectron2's."""
+
+from __future__ import annotations
+
+from detectron2.config import CfgNode
+
+
+def add_dynamic_sparse_rcnn_config(cfg: CfgNode) -> None:
+    """Adds the keys of Sparse R-CNN and ours. Public Sparse R-CNN yaml files load as they are."""
+    cfg.MODEL.SparseRCNN = node = CfgNode()
+    # Number of classes; 0: as many as DATASETS.TRAIN has (tools/train_net.py looks it up).
+    node.NUM_CLASSES = 80
+    node.NUM_PROPOSALS = 300
+    # Where the learned proposal boxes start: image (published), grid or random.
+    node.INIT_BOXES = "image"
+
+    # The head. NUM_HEADS is the number of stages, NHEADS that of attention heads.
+    node.NUM_HEADS = 6
+    node.NHEADS = 8
+    node.DROPOUT = 0.0
+    node.DIM_FEEDFORWARD = 2048
+    # relu or gelu, in the feed-forward network.
+    node.ACTIVATION = "relu"
+    # Channels of proposal features; MODEL.FPN.OUT_CHANNELS must be the same.
+    node.HIDDEN_DIM = 256
+    # Layers before the class logits and before the box deltas.
+    node.NUM_CLS = 1
+    node.NUM_REG = 3
+    # The dynamic convolution: its layers (only 2 is defined) and the channels between them.
+    node.NUM_DYNAMIC = 2
+    node.DIM_DYNAMIC = 64
+
+    # Chosen from CRITERION_REGISTRY and MATCHER_REGISTRY.
+    node.CRITERION = "SetCriterion"
+    node.MATCHER = "HungarianMatcher"
+    # Weights of the losses and of the matching costs.
+    node.CLASS_WEIGHT = 2.0
+    node.GIOU_WEIGHT = 2.0
+    node.L1_WEIGHT = 5.0
+    # Whether all stages learn, or the last alone.
+    node.DEEP_SUPERVISION = True
+    # Focal loss, and the probability of an object at the start of the training.
+    node.ALPHA = 0.25
+    node.GAMMA = 2.0
+    node.PRIOR_PROB = 0.01
+    # Of the softmax variant of the public files, which is not supported: False is an error, and the
+    # weight is not read.
+    node.USE_FOCAL = True
+    node.NO_OBJECT_WEIGHT = 0.1
+    # IoU of the class-wise NMS on the detections; 1: none, as one-to-one matching needs none.
+    node.NMS_THRESHOLD = 1.0
+
+    # ADAMW or SGD.
+    cfg.SOLVER.OPTIMIZER = "ADAMW"
+    # Learning rate of the backbone, in units of BASE_LR.
+    cfg.SOLVER.BACKBONE_MULTIPLIER = 1.0
+    # The batch size for which learning rate, warm-up, steps, length and periods are written. With another
+    # IMS_PER_BATCH all are scaled to it; 0: never.
+    cfg.SOLVER.REFERENCE_BATCH_SIZE = 16

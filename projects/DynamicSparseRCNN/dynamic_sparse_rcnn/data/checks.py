@@ -1,0 +1,286 @@
+"""A look at a data set before it is used: what is in it, what cannot be used, what must be repaired first."""
+
+import logging
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import chain
+from typing import Any
+
+import numpy as np
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.structures import BoxMode
+from detectron2.utils.file_io import PathManager
+from tabulate import tabulate
+
+from .annotations import BoxProblem, box_column, find_box_problems, integer_column
+from .datasets import register_dataset
+
+logger = logging.getLogger(__name__)
+
+_FIRST_FILES = 5
+_CLASSES_IN_TABLE = 80
+_CLASSES_PER_ROW = 4
+
+
+@dataclass(frozen=True)
+class DroppedBoxes:
+    """Boxes dropped for one reason: how many, and the first images that had one."""
+
+    count: int
+    first_files: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class DatasetReport:
+    """What a data set contains once its unusable boxes are dropped.
+
+    Attributes:
+        name: name of the data set.
+        images: number of images.
+        boxes: number of boxes to be detected, crowd boxes not among them.
+        crowd_boxes: number of boxes around crowds, which neither training nor evaluation counts as objects.
+        images_without_boxes: number of images that have no box to be detected.
+        most_boxes_in_an_image: the largest number of boxes to be detected in one image.
+        fullest_image: file name of (the first of) the images with that many.
+        class_names: a name for each class.
+        class_counts: number of boxes to be detected of each class.
+        non_finite: boxes with NaN or infinite numbers.
+        degenerate: boxes with a side of zero or less, or of a single point (``find_box_problems``).
+        outside: boxes entirely outside of their image.
+    """
+
+    name: str
+    images: int
+    boxes: int
+    crowd_boxes: int
+    images_without_boxes: int
+    most_boxes_in_an_image: int
+    fullest_image: str
+    class_names: tuple[str, ...]
+    class_counts: tuple[int, ...]
+    non_finite: DroppedBoxes
+    degenerate: DroppedBoxes
+    outside: DroppedBoxes
+
+    def summary(self, num_proposals: int) -> str:
+        """The report as a few lines, with warnings.
+
+        Args:
+            num_proposals: number of proposals an image; an image cannot have more boxes detected than that.
+        """
+        lines = [
+            f"Data set {self.name}",
+            f"  {self.images} images, {self.boxes} boxes, {len(self.class_names)} classes",
+            f"  {self.images_without_boxes} images without boxes, {self.crowd_boxes} crowd boxes",
+            f"  at most {self.most_boxes_in_an_image} boxes in an image (NUM_PROPOSALS {num_proposals})",
+            *_class_table(self.class_names, self.class_counts),
+            *(f"  WARNING: {warning}" for warning in self.warnings(num_proposals)),
+        ]
+        return "\n".join(lines)
+
+    def warnings(self, num_proposals: int) -> list[str]:
+        """What a user should know before training or trusting an evaluation; empty if all is well."""
+        warnings = [
+            f"boxes dropped: {dropped.count} {problem}, first in {_list_files(dropped.first_files)}"
+            for problem, dropped in (
+                ("with NaN or infinite numbers", self.non_finite),
+                ("degenerate (no area, or a single point)", self.degenerate),
+                ("entirely outside of their image", self.outside),
+            )
+            if dropped.count
+        ]
+        if self.most_boxes_in_an_image > num_proposals:
+            warnings.append(
+                f"{_list_files([self.fullest_image])} has {self.most_boxes_in_an_image} boxes, more than the "
+                f"{num_proposals} proposals: no image can have more than {num_proposals} objects learned and "
+                f"found. Set MODEL.SparseRCNN.NUM_PROPOSALS to {self.most_boxes_in_an_image} or more"
+            )
+        empty = [name for name, count in zip(self.class_names, self.class_counts, strict=True) if not count]
+        if empty:
+            more = ", ..." if len(empty) > 10 else ""
+            warnings.append(f"{len(empty)} classes have no box: {', '.join(empty[:10])}{more}")
+        return warnings
+
+
+def _class_table(names: Sequence[str], counts: Sequence[int]) -> list[str]:
+    ranked = sorted(zip(names, counts, strict=True), key=lambda item: -item[1])
+    shown, hidden = ranked[:_CLASSES_IN_TABLE], ranked[_CLASSES_IN_TABLE:]
+    columns = min(_CLASSES_PER_ROW, len(shown))
+    rows = [list(chain(*shown[i : i + columns])) for i in range(0, len(shown), columns)]
+    table = tabulate(rows, headers=["class", "boxes"] * columns)
+    lines = [f"  {line}" for line in table.splitlines()]
+    if hidden:
+        lines.append(f"  and {len(hidden)} classes with {hidden[0][1]} boxes or fewer")
+    return lines
+
+
+def _list_files(files: Sequence[str]) -> str:
+    return ", ".join(os.path.basename(file) for file in files)
+
+
+@dataclass(frozen=True)
+class _Annotations:
+    """All annotations of a data set in one table.
+
+    ``image`` (N,) position of each annotation's image, ``boxes`` (N, 4) float64 absolute xyxy pixels,
+    ``classes`` (N,) int64, ``crowd`` (N,) bool, ``image_sizes`` (N, 2) width and height.
+    """
+
+    image: np.ndarray
+    boxes: np.ndarray
+    classes: np.ndarray
+    crowd: np.ndarray
+    image_sizes: np.ndarray
+
+
+def check_dataset(
+    dicts: list[dict[str, Any]], *, name: str, class_names: Sequence[str], num_classes: int
+) -> tuple[list[dict[str, Any]], DatasetReport]:
+    """Drop and count boxes that cannot be used, and refuse what cannot be dropped.
+
+    Args:
+        dicts: detectron2's data set dictionaries; they are not changed.
+        name: name of the data set, for report and errors.
+        class_names: names of the classes, as many as are known.
+        num_classes: number of classes of the model.
+
+    Returns:
+        The dictionaries without unusable boxes (the given ones where nothing changes), and the report.
+
+    Raises:
+        FileNotFoundError: if images are missing.
+        ValueError: if the model has more classes than there are names, a ``category_id`` is not an integer in
+            [0, num_classes), a ``bbox`` not four numbers, or a ``bbox_mode`` missing or not absolute.
+    """
+    files = [record["file_name"] for record in dicts]
+    _require_images(files, name)
+    annotations = _tabulate(dicts, files)
+    _require_class_ids(annotations, files, name, class_names, num_classes)
+    problems = find_box_problems(annotations.boxes, annotations.image_sizes)
+    report = _report(annotations, problems, files, name, _all_names(class_names, num_classes))
+    return _without(dicts, annotations.image, problems != BoxProblem.NONE), report
+
+
+def _require_images(files: Sequence[str], name: str) -> None:
+    missing = [file for file in files if not PathManager.isfile(file)]
+    if missing:
+        raise FileNotFoundError(
+            f"{len(missing)} of {len(files)} images of {name} do not exist, first: "
+            f"{', '.join(missing[:_FIRST_FILES])}. Correct the image folder, or remove these images from the "
+            "annotations."
+        )
+
+
+def _tabulate(dicts: Sequence[dict[str, Any]], files: Sequence[str]) -> _Annotations:
+    per_image = [record.get("annotations", ()) for record in dicts]
+    image = np.repeat(np.arange(len(dicts)), [len(annotations) for annotations in per_image])
+    annotations = list(chain.from_iterable(per_image))
+    sizes = [(record.get("width", np.inf), record.get("height", np.inf)) for record in dicts]
+
+    def where(i: int) -> str:
+        return files[image[i]]
+
+    boxes = box_column(annotations, where)
+    modes = integer_column(annotations, "bbox_mode", where)
+    for mode in np.unique(modes):
+        if mode not in (BoxMode.XYXY_ABS, BoxMode.XYWH_ABS):
+            first = where(int(np.argmax(modes == mode)))
+            raise ValueError(f"{first}: its bbox_mode is {mode}; use BoxMode.XYXY_ABS or BoxMode.XYWH_ABS.")
+        boxes[modes == mode] = BoxMode.convert(boxes[modes == mode], BoxMode(mode), BoxMode.XYXY_ABS)
+    return _Annotations(
+        image=image,
+        boxes=boxes,
+        classes=integer_column(annotations, "category_id", where),
+        crowd=np.array([annotation.get("iscrowd", 0) for annotation in annotations], dtype=bool),
+        image_sizes=np.array(sizes, dtype=np.float64).reshape(-1, 2)[image],
+    )
+
+
+def _require_class_ids(
+    annotations: _Annotations, files: Sequence[str], name: str, class_names: Sequence[str], num_classes: int
+) -> None:
+    remedy = "set MODEL.SparseRCNN.NUM_CLASSES to that number or to 0, or correct the annotations."
+    if class_names and num_classes > len(class_names):
+        # COCOEvaluator would fail, after the training, at the first detection of a class without a name.
+        raise ValueError(
+            f"{name}: the data set names {len(class_names)} classes, the model has {num_classes}: {remedy}"
+        )
+    wrong = (annotations.classes < 0) | (annotations.classes >= num_classes)
+    if wrong.any():
+        ids = np.unique(annotations.classes[wrong]).tolist()
+        images = np.unique(annotations.image[wrong])[:_FIRST_FILES]
+        raise ValueError(
+            f"{name}: {wrong.sum()} boxes have class ids outside of [0, {num_classes}): {ids[:10]}, first in "
+            f"{', '.join(files[i] for i in images)}. The data set names {len(class_names)} classes: {remedy}"
+        )
+
+
+def _all_names(class_names: Sequence[str], num_classes: int) -> tuple[str, ...]:
+    return tuple(class_names[:num_classes]) or tuple(f"class {i}" for i in range(num_classes))
+
+
+def _report(
+    annotations: _Annotations,
+    problems: np.ndarray,
+    files: Sequence[str],
+    name: str,
+    class_names: tuple[str, ...],
+) -> DatasetReport:
+    def dropped(problem: BoxProblem) -> DroppedBoxes:
+        images = annotations.image[problems == problem]
+        return DroppedBoxes(len(images), tuple(files[i] for i in np.unique(images)[:_FIRST_FILES]))
+
+    usable = problems == BoxProblem.NONE
+    counted = usable & ~annotations.crowd
+    per_image = np.bincount(annotations.image[counted], minlength=len(files))
+    fullest = int(per_image.argmax()) if files else -1
+    class_counts = np.bincount(annotations.classes[counted], minlength=len(class_names))
+    return DatasetReport(
+        name=name,
+        images=len(files),
+        boxes=int(counted.sum()),
+        crowd_boxes=int((usable & annotations.crowd).sum()),
+        images_without_boxes=int((per_image == 0).sum()),
+        most_boxes_in_an_image=int(per_image[fullest]) if files else 0,
+        fullest_image=files[fullest] if files else "",
+        class_names=class_names,
+        class_counts=tuple(class_counts.tolist()),
+        non_finite=dropped(BoxProblem.NON_FINITE),
+        degenerate=dropped(BoxProblem.DEGENERATE),
+        outside=dropped(BoxProblem.OUTSIDE),
+    )
+
+
+def _without(dicts: list[dict[str, Any]], image: np.ndarray, unusable: np.ndarray) -> list[dict[str, Any]]:
+    cleaned = list(dicts)
+    affected = np.unique(image[unusable])
+    # The annotations of an image are neighbours in the table.
+    for i, start in zip(affected, np.searchsorted(image, affected), strict=True):
+        annotations = enumerate(dicts[i]["annotations"], start=start)
+        cleaned[i] = {**dicts[i], "annotations": [a for row, a in annotations if not unusable[row]]}
+    return cleaned
+
+
+def load_checked_dataset(name: str, *, num_classes: int, num_proposals: int) -> list[dict[str, Any]]:
+    """The dictionaries of a data set without unusable boxes; what was found is logged.
+
+    Args:
+        name: a ``coco:`` or ``voc:`` name, registered on first use, or one that is registered already.
+        num_classes: number of classes of the model.
+        num_proposals: number of proposals an image, for the warning about images with more boxes.
+
+    Raises:
+        FileNotFoundError: if the annotations or images are missing.
+        KeyError: if no data set of that name is registered.
+        ValueError: if the data set is empty, or cannot be used as it is (``check_dataset``).
+    """
+    register_dataset(name)
+    dicts = DatasetCatalog.get(name)
+    if not dicts:
+        raise ValueError(f"Data set {name} has no images. Name another one, or add images to it.")
+    class_names = MetadataCatalog.get(name).get("thing_classes") or ()
+    cleaned, report = check_dataset(dicts, name=name, class_names=class_names, num_classes=num_classes)
+    level = logging.WARNING if report.warnings(num_proposals) else logging.INFO
+    logger.log(level, report.summary(num_proposals))
+    return cleaned

@@ -1,0 +1,196 @@
+"""Data sets named by their files: ``coco:<json>:<image folder>`` and ``voc:<folder>:<split>``."""
+
+import hashlib
+import logging
+import os
+import re
+from dataclasses import dataclass
+from functools import partial
+
+from detectron2.config import CfgNode
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data.datasets.coco import convert_to_coco_dict
+from detectron2.utils import comm
+
+from .coco import coco_classes, evaluable_annotations, load_coco, read_coco_json, write_json
+from .voc import load_voc, voc_class_names
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class CocoSource:
+    """What ``coco:<json>:<image folder>`` names."""
+
+    json_file: str
+    image_root: str
+
+
+@dataclass(frozen=True)
+class VocSource:
+    """What ``voc:<folder>:<split>`` names."""
+
+    folder: str
+    split: str
+
+
+def parse_dataset_name(name: str) -> CocoSource | VocSource | None:
+    """The files that a data set's name stands for, or None if it is an ordinary registered name.
+
+    Paths are relative to the working directory, or absolute; a leading ``~`` is the home directory.
+
+    Raises:
+        ValueError: if the name starts with ``coco:`` or ``voc:`` but has not the form that belongs to it.
+    """
+    kind, _, rest = name.partition(":")
+    forms = {"coco": "coco:<json>:<image folder>", "voc": "voc:<folder>:<split>"}
+    if kind not in forms or not name.startswith(f"{kind}:"):
+        return None
+    parts = rest.split(":")
+    if len(parts) != 2 or not all(parts):
+        raise ValueError(f"Data set {name!r} does not have the form {forms[kind]!r}.")
+    first, second = parts
+    if kind == "coco":
+        return CocoSource(os.path.expanduser(first), os.path.expanduser(second))
+    return VocSource(os.path.expanduser(first), second)
+
+
+def register_dataset(name: str) -> None:
+    """Register a ``coco:`` or ``voc:`` data set with detectron2 on first use; other names are left alone.
+
+    Class names come from the file: COCO's categories sorted by id, or the names of the objects in all
+    annotations of the VOC folder. Nothing stays registered when this fails.
+
+    Raises:
+        FileNotFoundError: if the annotation file or a folder does not exist.
+        ValueError: if the name or an annotation file is malformed.
+    """
+    source = parse_dataset_name(name)
+    if source is None or name in DatasetCatalog:
+        return
+    if isinstance(source, CocoSource):
+        _register_coco(name, source)
+    else:
+        _register_voc(name, source)
+
+
+def _register_coco(name: str, source: CocoSource) -> None:
+    classes = coco_classes(source.json_file)
+    _require_folder(source.image_root, "of the images")
+    MetadataCatalog.get(name).set(
+        json_file=source.json_file,
+        image_root=source.image_root,
+        evaluator_type="coco",
+        thing_classes=list(classes.names),
+        thing_dataset_id_to_contiguous_id={category: i for i, category in enumerate(classes.category_ids)},
+    )
+    DatasetCatalog.register(name, partial(load_coco, source.json_file, source.image_root, name))
+
+
+def _register_voc(name: str, source: VocSource) -> None:
+    _require_folder(source.folder, "with Annotations, ImageSets and JPEGImages")
+    class_names = voc_class_names(source.folder)
+    MetadataCatalog.get(name).set(
+        evaluator_type="coco",
+        thing_classes=list(class_names),
+        # The rest is for PascalVOCDetectionEvaluator; 2012 stands for the metric over all recalls.
+        dirname=source.folder,
+        split=source.split,
+        year=2012,
+    )
+    DatasetCatalog.register(name, partial(load_voc, source.folder, source.split, class_names))
+
+
+def _require_folder(folder: str, content: str) -> None:
+    if not os.path.isdir(folder):
+        raise FileNotFoundError(f"The folder {content}, {folder}, does not exist. Correct the path.")
+
+
+def register_config_datasets(cfg: CfgNode) -> None:
+    """Register all data sets that ``DATASETS.TRAIN`` and ``DATASETS.TEST`` name by their files.
+
+    Raises:
+        FileNotFoundError, ValueError: see ``register_dataset``.
+    """
+    for name in (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST):
+        register_dataset(name)
+
+
+def resolve_num_classes(cfg: CfgNode) -> int:
+    """``MODEL.SparseRCNN.NUM_CLASSES``, or the number of classes of the training sets where that is 0.
+
+    Raises:
+        FileNotFoundError, ValueError: see ``register_dataset``; and if the key is negative, or is 0 while
+            there is no training set, one has no class names, or two disagree in them.
+    """
+    num_classes: int = cfg.MODEL.SparseRCNN.NUM_CLASSES
+    if num_classes < 0:
+        raise ValueError(f"MODEL.SparseRCNN.NUM_CLASSES is {num_classes}: give the number of classes, or 0.")
+    if num_classes > 0:
+        return num_classes
+    if not cfg.DATASETS.TRAIN:
+        raise ValueError(
+            "MODEL.SparseRCNN.NUM_CLASSES 0 takes the classes from the training set, but DATASETS.TRAIN is "
+            "empty. Name a training set, or set the number of classes."
+        )
+    first, *others = cfg.DATASETS.TRAIN
+    names = _class_names(first)
+    for other in others:
+        if _class_names(other) != names:
+            raise ValueError(
+                f"The training sets have different classes: {first}: {names[:20]}; {other}: "
+                f"{_class_names(other)[:20]}. Give both the same names in the same order."
+            )
+    return len(names)
+
+
+def _class_names(name: str) -> list[str]:
+    register_dataset(name)
+    class_names: list[str] | None = MetadataCatalog.get(name).get("thing_classes")
+    if not class_names:
+        known = "has no class names" if name in DatasetCatalog else "is not registered"
+        raise ValueError(
+            f"Training set {name!r} {known}, so that the number of classes is unknown. Use "
+            "'coco:<json>:<image folder>' or 'voc:<folder>:<split>', or set MODEL.SparseRCNN.NUM_CLASSES."
+        )
+    return class_names
+
+
+def ensure_coco_json(name: str, output_dir: str) -> None:
+    """Make ``json_file`` of the data set's metadata a file that ``COCOEvaluator`` can evaluate against.
+
+    A data set that has no COCO file gets one, written to ``output_dir``. One that has a file keeps it, unless
+    that contains boxes which are no ground truth (``find_box_problems``) or lacks keys that COCO's evaluation
+    needs: then a corrected copy is written and used. To be called by all processes; the main one writes.
+
+    Raises:
+        FileNotFoundError, ValueError: see ``register_dataset``; or if a ``bbox`` is not four numbers.
+    """
+    register_dataset(name)
+    json_file = _source_json(name)
+    coco = read_coco_json(json_file) if json_file else convert_to_coco_dict(name)
+    annotations = evaluable_annotations(coco, json_file or name)
+    dropped = len(coco.get("annotations", [])) - len(annotations)
+    if json_file is None or annotations != coco.get("annotations", []):
+        json_file = os.path.join(output_dir, _file_name(name))
+        if comm.is_main_process():
+            write_json({**coco, "annotations": annotations}, json_file)
+            logger.info("%s is evaluated against %s, without %d unusable boxes.", name, json_file, dropped)
+    comm.synchronize()
+    metadata = MetadataCatalog.get(name)
+    vars(metadata).pop("json_file", None)  # a metadata value cannot be changed otherwise
+    metadata.json_file = json_file
+
+
+def _source_json(name: str) -> str | None:
+    source = parse_dataset_name(name)
+    if isinstance(source, CocoSource):
+        return source.json_file
+    json_file: str | None = None if source else MetadataCatalog.get(name).get("json_file")
+    return json_file
+
+
+def _file_name(name: str) -> str:
+    """A file name for a data set, whose name may be long and contain ``/`` and ``:``; unique to the name."""
+    readable = re.sub(r"[^A-Za-z0-9.-]+", "_", name).strip("_.")[-80:]
+    return f"{readable}_{hashlib.sha256(name.encode()).hexdigest()[:8]}_coco_format.json"

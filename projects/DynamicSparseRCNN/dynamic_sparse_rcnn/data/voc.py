@@ -1,0 +1,151 @@
+"""Folders in Pascal VOC's layout: ``Annotations/*.xml``, ``ImageSets/Main/<split>.txt``, ``JPEGImages/``.
+
+detectron2 0.6's own ``load_voc_instances`` does not run on NumPy >= 1.24 and knows .jpg images only, hence
+this reader. Boxes, image ids and the treatment of ``difficult`` objects are the same.
+"""
+
+import glob
+import logging
+import math
+import os
+import xml.etree.ElementTree as ElementTree
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from detectron2.structures import BoxMode
+
+logger = logging.getLogger(__name__)
+
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
+
+
+def voc_class_names(folder: str) -> tuple[str, ...]:
+    """Sorted names of all objects in all annotations of the folder, so that all of its splits agree.
+
+    Raises:
+        FileNotFoundError: if there are no annotations.
+        ValueError: if an annotation is no valid XML or has an object without a name, or no object exists.
+    """
+    annotation_folder = os.path.join(folder, "Annotations")
+    files = glob.glob(os.path.join(glob.escape(annotation_folder), "**", "*.xml"), recursive=True)
+    if not files:
+        raise FileNotFoundError(
+            f"No *.xml files in {annotation_folder}. Name the folder that holds Annotations, ImageSets and "
+            "JPEGImages (for VOC itself, VOC2007 or VOC2012)."
+        )
+    names = {_class_name(obj, file) for file in files for obj in _parse(file).findall("object")}
+    if not names:
+        raise ValueError(f"None of the {len(files)} files in {annotation_folder} has an <object>. Add objects.")
+    return tuple(sorted(names))
+
+
+def load_voc(folder: str, split: str, class_names: Sequence[str]) -> list[dict[str, Any]]:
+    """The images of one split with their objects, ``difficult`` ones included, as detectron2's dictionaries.
+
+    VOC's corners are 1-based and inclusive: (xmin, ymin, xmax, ymax) is read as (xmin-1, ymin-1, xmax, ymax).
+
+    Args:
+        folder: holds Annotations, ImageSets and JPEGImages.
+        split: name of a file in ImageSets/Main, without ``.txt``.
+        class_names: the position of an object's name is its class.
+
+    Returns:
+        One dictionary an image, boxes in ``BoxMode.XYXY_ABS``, ``image_id`` the name in the split file.
+
+    Raises:
+        FileNotFoundError: if the split, or annotations it lists, do not exist.
+        ValueError: if an annotation is malformed.
+    """
+    image_ids = _read_split(folder, split)
+    image_folder = os.path.join(folder, "JPEGImages")
+    image_files = _image_files(image_folder)
+    class_ids = {name: i for i, name in enumerate(class_names)}
+    dicts = []
+    for image_id in image_ids:
+        # An image that is not there gets the usual name: the check of the data set reports it.
+        image = os.path.join(image_folder, image_files.get(image_id, f"{image_id}.jpg"))
+        dicts.append(_load_image(_annotation_file(folder, image_id), image, image_id, class_ids))
+    return dicts
+
+
+def _load_image(file: str, image: str, image_id: str, class_ids: dict[str, int]) -> dict[str, Any]:
+    root = _parse(file)
+    width, height = (_number(root, f"size/{side}", file) for side in ("width", "height"))
+    if not (0 < width < math.inf and 0 < height < math.inf):
+        raise ValueError(f"{file}: <size> is {width:g} x {height:g}. Correct it to the image's size in pixels.")
+    objects = []
+    for obj in root.findall("object"):
+        name = _class_name(obj, file)
+        if name not in class_ids:
+            raise ValueError(f"{file}: class {name!r} is not one of {sorted(class_ids)}. Rename it.")
+        xmin, ymin, xmax, ymax = (_number(obj, f"bndbox/{k}", file) for k in ("xmin", "ymin", "xmax", "ymax"))
+        box = [xmin - 1, ymin - 1, xmax, ymax]
+        objects.append({"bbox": box, "bbox_mode": BoxMode.XYXY_ABS, "category_id": class_ids[name]})
+    return {
+        "file_name": image,
+        "image_id": image_id,
+        "height": int(height),
+        "width": int(width),
+        "annotations": objects,
+    }
+
+
+def _read_split(folder: str, split: str) -> list[str]:
+    split_folder = Path(folder, "ImageSets", "Main")
+    split_file = split_folder / f"{split}.txt"
+    if not split_file.is_file():
+        found = sorted(path.stem for path in split_folder.glob("*.txt"))
+        raise FileNotFoundError(
+            f"{split_file} does not exist. Splits found: {', '.join(found[:20]) or 'none'}. Name one of them "
+            "or write this file: one image name a line, without extension."
+        )
+    lines = [line.strip() for line in split_file.read_text().splitlines()]
+    # The class-wise files of VOC have a second column, 1 or -1. A name may contain spaces too.
+    names = [n if os.path.isfile(_annotation_file(folder, n)) else n.split()[0] for n in lines if n]
+    image_ids = list(dict.fromkeys(names))
+    if len(image_ids) < len(names):
+        repeated = len(names) - len(image_ids)
+        logger.warning("%s repeats image names in %d lines; each image is used once.", split_file, repeated)
+    missing = [n for n in image_ids if not os.path.isfile(_annotation_file(folder, n))]
+    if missing:
+        first = ", ".join(_annotation_file(folder, n) for n in missing[:5])
+        raise FileNotFoundError(
+            f"{split_file} lists {len(missing)} images without annotations, first: {first}. Add these files "
+            "(an image without objects has one too), or remove the lines."
+        )
+    return image_ids
+
+
+def _image_files(image_folder: str) -> dict[str, str]:
+    """Path below ``image_folder`` without suffix -> with suffix; .jpg goes before other suffixes."""
+    paths = [path for path in Path(image_folder).rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES]
+    relative = sorted((p.relative_to(image_folder) for p in paths), key=lambda p: p.suffix == ".jpg")
+    return {path.with_suffix("").as_posix(): path.as_posix() for path in relative}
+
+
+def _annotation_file(folder: str, image_id: str) -> str:
+    return os.path.join(folder, "Annotations", f"{image_id}.xml")
+
+
+def _parse(file: str) -> ElementTree.Element:
+    try:
+        return ElementTree.parse(file).getroot()
+    except ElementTree.ParseError as error:
+        raise ValueError(f"{file} is not valid XML: {error}. Repair or remove it.") from error
+
+
+def _class_name(obj: ElementTree.Element, file: str) -> str:
+    name = obj.findtext("name")
+    if not name:
+        raise ValueError(f"{file}: an <object> has no <name>. Add its class, or remove the object.")
+    return name
+
+
+def _number(element: ElementTree.Element, path: str, file: str) -> float:
+    text = element.findtext(path)
+    try:
+        return float(text)  # type: ignore[arg-type]
+    except (TypeError, ValueError):
+        found = "is missing" if text is None else f"is {text!r}"
+        raise ValueError(f"{file}: <{path}> {found}, a number is needed.") from None

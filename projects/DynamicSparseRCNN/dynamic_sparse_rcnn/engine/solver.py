@@ -1,0 +1,89 @@
+"""Optimiser and schedule: what Sparse R-CNN needs beyond detectron2's own."""
+
+from __future__ import annotations
+
+import itertools
+import logging
+from typing import Any
+
+import torch
+from detectron2.config import CfgNode
+from detectron2.solver.build import maybe_add_gradient_clipping
+from torch import nn
+
+logger = logging.getLogger(__name__)
+
+_SCALED_COUNTS = ("SOLVER.MAX_ITER", "SOLVER.WARMUP_ITERS", "SOLVER.CHECKPOINT_PERIOD", "TEST.EVAL_PERIOD")
+
+
+def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
+    """AdamW or SGD, with the backbone's own learning rate and the configured gradient clipping.
+
+    ``SOLVER.CLIP_GRADIENTS.CLIP_TYPE full_model`` clips the norm of all gradients together, which
+    detectron2 leaves to projects; its other types are detectron2's.
+    """
+    groups = _parameter_groups(cfg, model)
+    if cfg.SOLVER.OPTIMIZER == "ADAMW":
+        # Fused on the CPU alone: on CUDA a gradient scaler hands a fused step gradients not yet unscaled,
+        # which clipping would see.
+        on_cpu = all(parameter.device.type == "cpu" for parameter in model.parameters())
+        optimizer: torch.optim.Optimizer = torch.optim.AdamW(groups, cfg.SOLVER.BASE_LR, fused=on_cpu)
+    elif cfg.SOLVER.OPTIMIZER == "SGD":
+        optimizer = torch.optim.SGD(groups, cfg.SOLVER.BASE_LR, momentum=cfg.SOLVER.MOMENTUM)
+    else:
+        raise ValueError(f"SOLVER.OPTIMIZER is {cfg.SOLVER.OPTIMIZER!r}: use ADAMW or SGD")
+    clip = cfg.SOLVER.CLIP_GRADIENTS
+    if clip.ENABLED and clip.CLIP_TYPE == "full_model":
+        _clip_full_model(optimizer, clip.CLIP_VALUE, clip.NORM_TYPE)
+        return optimizer
+    return maybe_add_gradient_clipping(cfg, optimizer)
+
+
+def _parameter_groups(cfg: CfgNode, model: nn.Module) -> list[dict[str, Any]]:
+    """The backbone's parameters and all others, each with its learning rate."""
+    backbone: list[nn.Parameter] = []
+    others: list[nn.Parameter] = []
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            (backbone if "backbone" in name.split(".") else others).append(parameter)
+    groups = [
+        {"params": others, "lr": cfg.SOLVER.BASE_LR},
+        {"params": backbone, "lr": cfg.SOLVER.BASE_LR * cfg.SOLVER.BACKBONE_MULTIPLIER},
+    ]
+    return [group | {"weight_decay": cfg.SOLVER.WEIGHT_DECAY} for group in groups if group["params"]]
+
+
+def _clip_full_model(optimizer: torch.optim.Optimizer, max_norm: float, norm_type: float) -> None:
+    def clip(optimizer: torch.optim.Optimizer, args: object, kwargs: object) -> None:
+        parameters = itertools.chain.from_iterable(group["params"] for group in optimizer.param_groups)
+        nn.utils.clip_grad_norm_(parameters, max_norm, norm_type)
+
+    # Before the step, not before the backward pass ends: a gradient scaler has unscaled by then.
+    optimizer.register_step_pre_hook(clip)
+
+
+def scale_to_batch_size(cfg: CfgNode) -> None:
+    """Scales learning rate, warm-up, steps, length and periods from the reference batch to the batch in use.
+
+    The linear rule: half the batch has half the learning rate and twice the iterations. Sets
+    ``SOLVER.REFERENCE_BATCH_SIZE`` to the batch in use, so that a saved config is not scaled again.
+    """
+    reference, batch = cfg.SOLVER.REFERENCE_BATCH_SIZE, cfg.SOLVER.IMS_PER_BATCH
+    if reference in (0, batch):
+        return
+    frozen = cfg.is_frozen()
+    cfg.defrost()
+    old_lr, old_length = cfg.SOLVER.BASE_LR, cfg.SOLVER.MAX_ITER
+    cfg.SOLVER.BASE_LR = old_lr * batch / reference
+    cfg.SOLVER.STEPS = tuple(round(step * reference / batch) for step in cfg.SOLVER.STEPS)
+    for key in _SCALED_COUNTS:
+        section, name = key.split(".")
+        cfg[section][name] = round(cfg[section][name] * reference / batch)
+    cfg.SOLVER.REFERENCE_BATCH_SIZE = batch
+    if frozen:
+        cfg.freeze()
+    logger.info(
+        f"Batch {batch} instead of the reference {reference}: learning rate {old_lr:g} -> "
+        f"{cfg.SOLVER.BASE_LR:g}, iterations {old_length} -> {cfg.SOLVER.MAX_ITER}, warm-up, steps and periods "
+        "likewise (SOLVER.REFERENCE_BATCH_SIZE 0 keeps them as written)"
+    )

@@ -1,0 +1,112 @@
+"""detectron2's default trainer with what Sparse R-CNN needs, and the set-up of a run."""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import logging
+from pathlib import Path
+
+import torch
+from detectron2.config import CfgNode, get_cfg
+from detectron2.data import build_detection_test_loader, build_detection_train_loader
+from detectron2.data.build import filter_images_with_only_crowd_annotations
+from detectron2.engine import DefaultTrainer, SimpleTrainer, default_setup
+from detectron2.evaluation import COCOEvaluator, DatasetEvaluator
+from detectron2.utils import comm
+from detectron2.utils.logger import setup_logger
+from torch import nn
+from torch.utils.data import DataLoader
+
+from ..config import add_dynamic_sparse_rcnn_config
+from ..data.checks import load_checked_dataset
+from ..data.datasets import ensure_coco_json, register_config_datasets, resolve_num_classes
+from ..data.mapper import DetectionMapper
+from .solver import build_optimizer, scale_to_batch_size
+
+logger = logging.getLogger(__name__)
+
+
+class Trainer(DefaultTrainer):
+    """``DefaultTrainer`` with checked data sets, AdamW with full-model clipping and COCO evaluation.
+
+    Data set names of the forms ``coco:<json>:<image folder>`` and ``voc:<folder>:<split>`` need no
+    registration.
+    """
+
+    def __init__(self, cfg: CfgNode) -> None:
+        super().__init__(cfg)
+        amp: SimpleTrainer = self._trainer
+        if cfg.SOLVER.AMP.ENABLED and next(amp.model.parameters()).device.type == "cpu":
+            # detectron2's AMPTrainer is for CUDA alone.
+            self._trainer = CPUAutocastTrainer(amp.model, amp.data_loader, amp.optimizer)
+
+    @classmethod
+    def build_optimizer(cls, cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
+        """See :func:`build_optimizer`."""
+        return build_optimizer(cfg, model)
+
+    @classmethod
+    def build_train_loader(cls, cfg: CfgNode) -> DataLoader:
+        """The checked images of all ``DATASETS.TRAIN``, through :class:`DetectionMapper`."""
+        dicts = list(itertools.chain.from_iterable(_load(cfg, name) for name in cfg.DATASETS.TRAIN))
+        if cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS:
+            dicts = filter_images_with_only_crowd_annotations(dicts)
+        return build_detection_train_loader(cfg, dataset=dicts, mapper=DetectionMapper(cfg, is_train=True))
+
+    @classmethod
+    def build_test_loader(cls, cfg: CfgNode, dataset_name: str) -> DataLoader:
+        """The checked images of one data set, each once."""
+        return build_detection_test_loader(
+            _load(cfg, dataset_name),
+            mapper=DetectionMapper(cfg, is_train=False),
+            num_workers=cfg.DATALOADER.NUM_WORKERS,
+        )
+
+    @classmethod
+    def build_evaluator(cls, cfg: CfgNode, dataset_name: str, output_folder: str | None = None) -> DatasetEvaluator:
+        """COCO evaluation; results are written to ``output_folder`` (``<OUTPUT_DIR>/inference``)."""
+        folder = output_folder or str(Path(cfg.OUTPUT_DIR) / "inference")
+        ensure_coco_json(dataset_name, folder)
+        return COCOEvaluator(dataset_name, output_dir=folder)
+
+
+class CPUAutocastTrainer(SimpleTrainer):
+    """Mixed precision on the CPU: bfloat16, which needs no gradient scaler."""
+
+    def run_step(self) -> None:
+        """One step of ``SimpleTrainer``, under autocast."""
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            super().run_step()
+
+
+def setup(args: argparse.Namespace) -> CfgNode:
+    """Makes the frozen config of a run from detectron2's command line, and does its set-up.
+
+    Looks up the number of classes, scales the schedule to the batch, falls back to the CPU where there
+    is no CUDA device; then detectron2's own set-up (logging, seed, ``config.yaml`` in ``OUTPUT_DIR``).
+    """
+    cfg = get_cfg()
+    add_dynamic_sparse_rcnn_config(cfg)
+    cfg.merge_from_file(args.config_file)
+    cfg.merge_from_list(args.opts)
+    setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="dynamic_sparse_rcnn")
+    prepare_config(cfg)
+    cfg.freeze()
+    default_setup(cfg, args)
+    return cfg
+
+
+def prepare_config(cfg: CfgNode) -> None:
+    """Fills in what the config leaves to the data, the batch and the machine."""
+    register_config_datasets(cfg)
+    cfg.MODEL.SparseRCNN.NUM_CLASSES = resolve_num_classes(cfg)
+    scale_to_batch_size(cfg)
+    if cfg.MODEL.DEVICE.startswith("cuda") and not torch.cuda.is_available():
+        logger.warning(f"MODEL.DEVICE is {cfg.MODEL.DEVICE}, but there is no CUDA device: using the CPU")
+        cfg.MODEL.DEVICE = "cpu"
+
+
+def _load(cfg: CfgNode, name: str) -> list[dict]:
+    node = cfg.MODEL.SparseRCNN
+    return load_checked_dataset(name, num_classes=node.NUM_CLASSES, num_proposals=node.NUM_PROPOSALS)

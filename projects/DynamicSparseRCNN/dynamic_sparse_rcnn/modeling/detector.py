@@ -1,0 +1,195 @@
+"""The detector: backbone, proposal generator, dynamic head and criterion, in detectron2's contract."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import torch
+from detectron2.config import CfgNode, configurable
+from detectron2.layers import batched_nms
+from detectron2.modeling import META_ARCH_REGISTRY, PROPOSAL_GENERATOR_REGISTRY, Backbone, build_backbone
+from detectron2.modeling.postprocessing import detector_postprocess
+from detectron2.structures import Boxes, ImageList, Instances
+from detectron2.utils.events import EventStorage, get_event_storage
+from detectron2.utils.logger import log_every_n_seconds
+from torch import Tensor, nn
+
+from .checkpoint import use_public_names
+from .criterion import build_criterion
+from .head import DynamicHead
+from .structures import BatchedTargets, StagePredictions
+
+_DETECTRON2_DEFAULT_GENERATOR = "RPN"
+
+
+@META_ARCH_REGISTRY.register()
+class SparseRCNN(nn.Module):
+    """Sparse R-CNN (arXiv 2011.12450): learned proposals, refined by a cascade, matched one to one."""
+
+    pixel_mean: Tensor
+    pixel_std: Tensor
+
+    @configurable
+    def __init__(
+        self,
+        *,
+        backbone: Backbone,
+        proposal_generator: nn.Module,
+        head: DynamicHead,
+        criterion: nn.Module,
+        num_detections: int,
+        nms_threshold: float,
+        pixel_mean: list[float],
+        pixel_std: list[float],
+    ) -> None:
+        """
+        Args:
+            backbone: gives a dict of feature maps.
+            proposal_generator: of detectron2's contract, with ``proposal_boxes`` and ``proposal_features``.
+            head: refines the proposals.
+            criterion: maps ``(StagePredictions, BatchedTargets)`` to weighted losses.
+            num_detections: most detections an image.
+            nms_threshold: IoU above which the weaker of two boxes of a class is dropped; 1 drops none.
+            pixel_mean: per channel of the input image, in its own units (0..255).
+            pixel_std: likewise.
+        """
+        super().__init__()
+        self.backbone = backbone
+        self.proposal_generator = proposal_generator
+        self.head = head
+        self.criterion = criterion
+        self.num_detections = num_detections
+        self.nms_threshold = nms_threshold
+        self.register_buffer("pixel_mean", torch.tensor(pixel_mean).view(-1, 1, 1), persistent=False)
+        self.register_buffer("pixel_std", torch.tensor(pixel_std).view(-1, 1, 1), persistent=False)
+        use_public_names(self)
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode) -> dict[str, object]:
+        backbone = build_backbone(cfg)
+        generator = cfg.MODEL.PROPOSAL_GENERATOR.NAME
+        if generator == _DETECTRON2_DEFAULT_GENERATOR:  # public Sparse R-CNN files do not name one
+            generator = "LearnedProposalGenerator"
+        return {
+            "backbone": backbone,
+            "proposal_generator": PROPOSAL_GENERATOR_REGISTRY.get(generator)(cfg, backbone.output_shape()),
+            "head": DynamicHead(cfg, backbone.output_shape()),
+            "criterion": build_criterion(cfg),
+            "num_detections": cfg.TEST.DETECTIONS_PER_IMAGE,
+            "nms_threshold": cfg.MODEL.SparseRCNN.NMS_THRESHOLD,
+            "pixel_mean": cfg.MODEL.PIXEL_MEAN,
+            "pixel_std": cfg.MODEL.PIXEL_STD,
+        }
+
+    @property
+    def device(self) -> torch.device:
+        """Where the parameters are, and the inputs are brought."""
+        return self.pixel_mean.device
+
+    def forward(self, batched_inputs: list[dict[str, Any]], do_postprocess: bool = True) -> Any:
+        """
+        Args:
+            batched_inputs: detectron2's dicts: ``image`` (3, H, W) in ``INPUT.FORMAT``, 0..255; for training
+                ``instances`` with ``gt_boxes`` and ``gt_classes``; for inference optionally ``height`` and
+                ``width``, the size that the detections shall have (default: the image's own).
+            do_postprocess: whether detections are scaled to that size (inference only).
+
+        Returns:
+            In training a dict of weighted scalar losses. At inference a list of ``{"instances": Instances}``
+            with ``pred_boxes``, ``scores`` and ``pred_classes``, best first; without ``do_postprocess``
+            a list of ``Instances`` in pixels of the network input.
+
+        Raises:
+            FloatingPointError: a prediction is NaN or infinite; names stage, images and iteration.
+        """
+        images = self.preprocess_image(batched_inputs)
+        predictions = self.predict(images)
+        self._check_finite(predictions, batched_inputs)
+        if self.training:
+            instances = [x["instances"] for x in batched_inputs]
+            _report_excess_ground_truths(instances, predictions.boxes.shape[2])
+            return self.criterion(predictions, BatchedTargets.from_instances(instances, self.device))
+        detections = self._detect(predictions.last, images.image_sizes)
+        if not do_postprocess:
+            return detections
+        return [
+            {"instances": detector_postprocess(x, inputs.get("height", size[0]), inputs.get("width", size[1]))}
+            for x, inputs, size in zip(detections, batched_inputs, images.image_sizes, strict=True)
+        ]
+
+    def preprocess_image(self, batched_inputs: list[dict[str, Any]]) -> ImageList:
+        """Normalises the images and pads them to a batch."""
+        images = [(x["image"].to(self.device) - self.pixel_mean) / self.pixel_std for x in batched_inputs]
+        return ImageList.from_tensors(images, self.backbone.size_divisibility)
+
+    def propose(self, images: ImageList) -> tuple[dict[str, Tensor], Tensor, Tensor]:
+        """Feature maps of the backbone, (B, P, 4) proposal boxes in pixels and (B, P, C) features."""
+        features = self.backbone(images.tensor)
+        proposals, _ = self.proposal_generator(images, features)
+        boxes = torch.stack([x.proposal_boxes.tensor for x in proposals])
+        return features, boxes, torch.stack([x.proposal_features for x in proposals])
+
+    def predict(self, images: ImageList) -> StagePredictions:
+        """The predictions of all stages."""
+        return self.head(*self.propose(images))
+
+    def _detect(self, predictions: StagePredictions, image_sizes: list[tuple[int, int]]) -> list[Instances]:
+        """The best-scored pairs of proposal and class of each image, best first."""
+        scores = predictions.logits[0].float().sigmoid()
+        _, proposals, classes = scores.shape
+        # NMS needs spare candidates, so that what it drops can be replaced.
+        wanted = self.num_detections if self.nms_threshold >= 1 else max(self.num_detections, proposals)
+        scores, index = scores.flatten(1).topk(min(wanted, proposals * classes))
+        boxes = predictions.boxes[0].gather(1, (index // classes)[..., None].expand(-1, -1, 4))
+        return [
+            self._suppress(Instances(size, pred_boxes=Boxes(b), scores=s, pred_classes=i % classes))
+            for size, b, s, i in zip(image_sizes, boxes, scores, index, strict=True)
+        ]
+
+    def _suppress(self, detections: Instances) -> Instances:
+        if self.nms_threshold >= 1:
+            return detections
+        boxes = detections.pred_boxes.tensor
+        keep = batched_nms(boxes, detections.scores, detections.pred_classes, self.nms_threshold)
+        return detections[keep[: self.num_detections]]
+
+    def _check_finite(self, predictions: StagePredictions, batched_inputs: list[dict[str, Any]]) -> None:
+        finite = torch.cat([predictions.logits, predictions.boxes], dim=-1).isfinite().flatten(2).all(-1)
+        # The one look of the host at the predictions: without it, NaN would pass for a silent zero AP.
+        if finite.all():
+            return
+        storage = _event_storage()
+        stage = int((~finite).any(1).nonzero()[0])
+        images = [
+            str(inputs.get("file_name", f"number {number} of the batch"))
+            for number, inputs in enumerate(batched_inputs)
+            if not finite[stage, number]
+        ]
+        raise FloatingPointError(
+            f"NaN or infinite predictions from stage {stage + 1} of {len(finite)} on, at iteration "
+            f"{storage.iter if storage else '(no training loop)'}, image(s) {', '.join(images)}. "
+            "Lower SOLVER.BASE_LR, lengthen the warm-up, or, under mixed precision, try without "
+            "SOLVER.AMP.ENABLED; then look at these images."
+        )
+
+
+def _report_excess_ground_truths(instances: list[Instances], num_proposals: int) -> None:
+    excess = sum(max(0, len(x) - num_proposals) for x in instances)
+    storage = _event_storage()
+    if storage is not None:
+        storage.put_scalar("ground_truths_without_proposal", excess)
+    if excess:
+        log_every_n_seconds(
+            logging.WARNING,
+            f"{excess} ground truths of this batch have no proposal to learn them: an image has more than "
+            f"MODEL.SparseRCNN.NUM_PROPOSALS {num_proposals}. Raise it.",
+            n=60,
+        )
+
+
+def _event_storage() -> EventStorage | None:
+    try:
+        return get_event_storage()
+    except AssertionError:  # detectron2's way to say that no training loop is running
+        return None

@@ -1,0 +1,253 @@
+"""The dynamic head: a cascade of stages that refine proposals by attention and dynamic convolution."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from detectron2.config import CfgNode, configurable
+from detectron2.layers import ShapeSpec
+from detectron2.modeling.box_regression import Box2BoxTransform
+from detectron2.modeling.poolers import ROIPooler
+from detectron2.structures import Boxes
+from torch import Tensor, nn
+
+from .structures import StagePredictions
+
+_ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"relu": F.relu, "gelu": F.gelu}
+
+
+class DynamicConv(nn.Module):
+    """Dynamic instance interaction (Sparse R-CNN, section 3.2): each proposal filters its own RoI.
+
+    Two 1x1 convolutions, C to D to C channels, whose weights are a linear function of the proposal's
+    feature, then a linear layer over all positions and channels.
+    """
+
+    def __init__(self, *, channels: int, dynamic_channels: int, pooler_resolution: int) -> None:
+        """
+        Args:
+            channels: C, of the proposal features and the RoI features.
+            dynamic_channels: D, between the two convolutions.
+            pooler_resolution: side R of the pooled RoIs, in cells.
+        """
+        super().__init__()
+        self.channels = channels
+        self.dynamic_channels = dynamic_channels
+        self.dynamic_layer = nn.Linear(channels, 2 * channels * dynamic_channels)
+        self.norm1 = nn.LayerNorm(dynamic_channels)
+        self.norm2 = nn.LayerNorm(channels)
+        self.out_layer = nn.Linear(channels * pooler_resolution**2, channels)
+        self.norm3 = nn.LayerNorm(channels)
+
+    def forward(self, proposal_features: Tensor, roi_features: Tensor) -> Tensor:
+        """
+        Args:
+            proposal_features: (B * P, C).
+            roi_features: (B * P, R * R, C).
+
+        Returns:
+            (B * P, C) what the proposals saw.
+        """
+        first, second = self.dynamic_layer(proposal_features).chunk(2, dim=1)
+        features = torch.bmm(roi_features, first.view(-1, self.channels, self.dynamic_channels))
+        features = F.relu(self.norm1(features))
+        features = torch.bmm(features, second.view(-1, self.dynamic_channels, self.channels))
+        features = F.relu(self.norm2(features))
+        return F.relu(self.norm3(self.out_layer(features.flatten(1))))
+
+
+class DynamicStage(nn.Module):
+    """One stage: self-attention among proposals, interaction with the RoIs, feed-forward, prediction."""
+
+    def __init__(
+        self,
+        *,
+        num_classes: int,
+        channels: int,
+        num_attention_heads: int,
+        feedforward_channels: int,
+        dynamic_channels: int,
+        pooler_resolution: int,
+        num_class_layers: int,
+        num_box_layers: int,
+        dropout: float,
+        activation: str,
+    ) -> None:
+        super().__init__()
+        self.self_attn = nn.MultiheadAttention(channels, num_attention_heads, dropout, batch_first=True)
+        self.inst_interact = DynamicConv(
+            channels=channels, dynamic_channels=dynamic_channels, pooler_resolution=pooler_resolution
+        )
+        self.linear1 = nn.Linear(channels, feedforward_channels)
+        self.linear2 = nn.Linear(feedforward_channels, channels)
+        self.norm1 = nn.LayerNorm(channels)
+        self.norm2 = nn.LayerNorm(channels)
+        self.norm3 = nn.LayerNorm(channels)
+        self.dropout = nn.Dropout(dropout)
+        self.activation = _ACTIVATIONS[activation]
+        self.cls_module = _prediction_layers(channels, num_class_layers)
+        self.reg_module = _prediction_layers(channels, num_box_layers)
+        self.class_logits = nn.Linear(channels, num_classes)
+        self.bboxes_delta = nn.Linear(channels, 4)
+
+    def forward(self, proposal_features: Tensor, roi_features: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """
+        Args:
+            proposal_features: (B, P, C).
+            roi_features: (B * P, R * R, C).
+
+        Returns:
+            Class logits (B, P, K), box deltas (B, P, 4) for ``Box2BoxTransform``, and the features
+            (B, P, C) for the next stage.
+        """
+        features = proposal_features
+        attended, _ = self.self_attn(features, features, features, need_weights=False)
+        features = self.norm1(features + self.dropout(attended))
+        interacted = self.inst_interact(features.flatten(0, 1), roi_features).view_as(features)
+        features = self.norm2(features + self.dropout(interacted))
+        transformed = self.linear2(self.dropout(self.activation(self.linear1(features))))
+        features = self.norm3(features + self.dropout(transformed))
+        logits = self.class_logits(_apply_layers(self.cls_module, features))
+        deltas = self.bboxes_delta(_apply_layers(self.reg_module, features))
+        return logits, deltas, features
+
+    def init_weights(self, prior_probability: float) -> None:
+        """Xavier for every weight matrix, and class biases that start at the prior probability."""
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.xavier_uniform_(module.weight)
+            elif isinstance(module, nn.MultiheadAttention):
+                nn.init.xavier_uniform_(module.in_proj_weight)
+        nn.init.constant_(self.class_logits.bias, -math.log((1 - prior_probability) / prior_probability))
+
+
+def _prediction_layers(channels: int, number: int) -> nn.ModuleList:
+    """A flat list, three modules a layer: public checkpoints number their parameters by it."""
+    layers = nn.ModuleList()
+    for _ in range(number):
+        layers.extend([nn.Linear(channels, channels, bias=False), nn.LayerNorm(channels), nn.ReLU()])
+    return layers
+
+
+def _apply_layers(layers: nn.ModuleList, features: Tensor) -> Tensor:
+    for layer in layers:
+        features = layer(features)
+    return features
+
+
+class DynamicHead(nn.Module):
+    """The cascade of Sparse R-CNN: each stage pools at the boxes of the one before it, and refines them."""
+
+    @configurable
+    def __init__(
+        self,
+        *,
+        in_features: list[str],
+        pooler: ROIPooler,
+        stages: list[DynamicStage],
+        box_transform: Box2BoxTransform,
+        prior_probability: float,
+    ) -> None:
+        """
+        Args:
+            in_features: names of the feature maps that ``pooler`` pools, finest first.
+            pooler: gives (B * P, C, R, R).
+            stages: the S stages, in order.
+            box_transform: turns deltas and boxes into refined boxes.
+            prior_probability: of an object, at the start of the training, per proposal and class.
+        """
+        super().__init__()
+        self.in_features = in_features
+        self.box_pooler = pooler
+        self.head_series = nn.ModuleList(stages)
+        self.box_transform = box_transform
+        for stage in stages:
+            stage.init_weights(prior_probability)
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> dict[str, object]:
+        node = cfg.MODEL.SparseRCNN
+        _check_config(cfg, input_shape)
+        stage_arguments = {
+            "num_classes": node.NUM_CLASSES,
+            "channels": node.HIDDEN_DIM,
+            "num_attention_heads": node.NHEADS,
+            "feedforward_channels": node.DIM_FEEDFORWARD,
+            "dynamic_channels": node.DIM_DYNAMIC,
+            "pooler_resolution": cfg.MODEL.ROI_BOX_HEAD.POOLER_RESOLUTION,
+            "num_class_layers": node.NUM_CLS,
+            "num_box_layers": node.NUM_REG,
+            "dropout": node.DROPOUT,
+            "activation": node.ACTIVATION,
+        }
+        in_features = list(cfg.MODEL.ROI_HEADS.IN_FEATURES)
+        return {
+            "in_features": in_features,
+            "pooler": ROIPooler(
+                output_size=cfg.MODEL.ROI_BOX_HEAD.POOLER_RESOLUTION,
+                scales=[1.0 / input_shape[name].stride for name in in_features],
+                sampling_ratio=cfg.MODEL.ROI_BOX_HEAD.POOLER_SAMPLING_RATIO,
+                pooler_type=cfg.MODEL.ROI_BOX_HEAD.POOLER_TYPE,
+            ),
+            "stages": [DynamicStage(**stage_arguments) for _ in range(node.NUM_HEADS)],
+            "box_transform": Box2BoxTransform(weights=(2.0, 2.0, 1.0, 1.0), scale_clamp=math.log(100000.0 / 16)),
+            "prior_probability": node.PRIOR_PROB,
+        }
+
+    def forward(
+        self, features: dict[str, Tensor], proposal_boxes: Tensor, proposal_features: Tensor
+    ) -> StagePredictions:
+        """
+        Args:
+            features: feature maps (B, C, H, W) by name.
+            proposal_boxes: (B, P, 4) float32, absolute XYXY pixels of the network input.
+            proposal_features: (B, P, C).
+        """
+        # Under autocast the pooler would round the boxes to the features' half precision: pixels are lost.
+        maps = [features[name].float() for name in self.in_features]
+        boxes, logits_by_stage, boxes_by_stage = proposal_boxes, [], []
+        for stage in self.head_series:
+            boxes = boxes.detach()
+            with torch.autocast(boxes.device.type, enabled=False):
+                roi_features = self.box_pooler(maps, [Boxes(image_boxes) for image_boxes in boxes])
+            logits, deltas, proposal_features = stage(proposal_features, roi_features.flatten(2).transpose(1, 2))
+            boxes = self._refine(boxes, deltas)
+            logits_by_stage.append(logits)
+            boxes_by_stage.append(boxes)
+        return StagePredictions(torch.stack(logits_by_stage), torch.stack(boxes_by_stage))
+
+    def _refine(self, boxes: Tensor, deltas: Tensor) -> Tensor:
+        """Applies (B, P, 4) deltas to (B, P, 4) boxes, in float32."""
+        with torch.autocast(boxes.device.type, enabled=False):
+            refined = self.box_transform.apply_deltas(deltas.float().flatten(0, 1), boxes.flatten(0, 1))
+        return refined.view_as(boxes)
+
+
+def _check_config(cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> None:
+    """Raises a ValueError that names key, value and remedy."""
+    node = cfg.MODEL.SparseRCNN
+    if node.NUM_CLASSES < 1:
+        raise ValueError(
+            f"MODEL.SparseRCNN.NUM_CLASSES is {node.NUM_CLASSES}: give the number of classes, "
+            "or let tools/train_net.py (or resolve_num_classes) take it from DATASETS.TRAIN"
+        )
+    if not node.USE_FOCAL:
+        raise ValueError("MODEL.SparseRCNN.USE_FOCAL False (softmax) is not supported: set it to True")
+    if node.NUM_DYNAMIC != 2:
+        raise ValueError(f"MODEL.SparseRCNN.NUM_DYNAMIC is {node.NUM_DYNAMIC}: only 2 is defined")
+    if node.ACTIVATION not in _ACTIVATIONS:
+        raise ValueError(f"MODEL.SparseRCNN.ACTIVATION is {node.ACTIVATION!r}: use one of {list(_ACTIVATIONS)}")
+    for name in cfg.MODEL.ROI_HEADS.IN_FEATURES:
+        if name not in input_shape:
+            raise ValueError(
+                f"MODEL.ROI_HEADS.IN_FEATURES has {name!r}, which the backbone does not give: "
+                f"choose from {sorted(input_shape)}"
+            )
+        if input_shape[name].channels != node.HIDDEN_DIM:
+            raise ValueError(
+                f"the backbone's {name!r} has {input_shape[name].channels} channels, but "
+                f"MODEL.SparseRCNN.HIDDEN_DIM is {node.HIDDEN_DIM}: set MODEL.FPN.OUT_CHANNELS to the same"
+            )

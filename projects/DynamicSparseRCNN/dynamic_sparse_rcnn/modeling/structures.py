@@ -1,0 +1,142 @@
+"""The typed values that pass between generator, head, cost model, matcher and criterion.
+
+Legend of the shapes, used throughout the package: ``S`` stages, ``B`` images, ``P`` proposals,
+``G`` most ground truths of an image in the batch, ``K`` classes, ``C`` channels.
+Boxes are absolute XYXY pixels of the network input.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from detectron2.structures import Instances
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+#: The ``Assignment.gt_index`` of a proposal that learns to be background.
+BACKGROUND = -1
+
+
+def _check_shape(name: str, tensor: Tensor, expected: tuple[int, ...]) -> None:
+    if tuple(tensor.shape) != expected:
+        raise ValueError(f"{name} has the shape {tuple(tensor.shape)}, expected {expected}")
+
+
+@dataclass(frozen=True)
+class StagePredictions:
+    """What the head predicts, for all stages and images.
+
+    Attributes:
+        logits: (S, B, P, K) class logits before the sigmoid.
+        boxes: (S, B, P, 4) float32, absolute XYXY pixels of the network input.
+    """
+
+    logits: Tensor
+    boxes: Tensor
+
+    def __post_init__(self) -> None:
+        if self.logits.dim() != 4:
+            raise ValueError(f"logits must be (S, B, P, K), got {tuple(self.logits.shape)}")
+        _check_shape("boxes", self.boxes, (*self.logits.shape[:3], 4))
+
+    @property
+    def last(self) -> StagePredictions:
+        """The last stage alone, (1, B, P, .)."""
+        return StagePredictions(self.logits[-1:], self.boxes[-1:])
+
+
+@dataclass(frozen=True)
+class BatchedTargets:
+    """The ground truths of a batch, padded to the same number an image.
+
+    Attributes:
+        boxes: (B, G, 4) float32, absolute XYXY pixels; rows of padding are harmless unit boxes.
+        classes: (B, G) int64 in [0, K); 0 in the padding.
+        valid: (B, G) bool, False in the padding and for boxes without extent, which nothing can learn.
+        image_whwh: (B, 4) float32, width, height, width, height of each image without its padding.
+
+    ``G`` is at least 1, so that gathering works in a batch without any ground truth.
+    """
+
+    boxes: Tensor
+    classes: Tensor
+    valid: Tensor
+    image_whwh: Tensor
+
+    def __post_init__(self) -> None:
+        shape = tuple(self.classes.shape)
+        if len(shape) != 2 or shape[1] < 1:
+            raise ValueError(f"classes must be (B, G) with G >= 1, got {shape}")
+        _check_shape("boxes", self.boxes, (*shape, 4))
+        _check_shape("valid", self.valid, shape)
+        _check_shape("image_whwh", self.image_whwh, (shape[0], 4))
+
+    @classmethod
+    def from_instances(cls, instances: Sequence[Instances], device: torch.device) -> BatchedTargets:
+        """Batches detectron2's ground truths (fields ``gt_boxes`` and ``gt_classes``)."""
+        # Numbers of boxes are known on the host: padding needs no synchronisation with the device.
+        counts = torch.tensor([len(x) for x in instances], device=device)
+        boxes = [x.gt_boxes.tensor.to(device, torch.float32) for x in instances]
+        classes = [x.gt_classes.to(device, torch.int64) for x in instances]
+        if not any(len(x) for x in instances):
+            boxes, classes = [b.new_zeros(1, 4) for b in boxes], [c.new_zeros(1) for c in classes]
+        padded_boxes = pad_sequence(boxes, batch_first=True)
+        valid = torch.arange(padded_boxes.shape[1], device=device) < counts[:, None]
+        valid &= (padded_boxes[..., 2:] > padded_boxes[..., :2]).all(-1)
+        unit_box = padded_boxes.new_tensor([0.0, 0.0, 1.0, 1.0])
+        return cls(
+            boxes=torch.where(valid[..., None], padded_boxes, unit_box),
+            classes=pad_sequence(classes, batch_first=True),
+            valid=valid,
+            image_whwh=image_sizes_to_whwh([x.image_size for x in instances], device),
+        )
+
+
+@dataclass(frozen=True)
+class MatchCosts:
+    """What it costs to make proposal p learn from ground truth g, for all stages and images.
+
+    Attributes:
+        cost: (S, B, P, G) float32, relative to making the proposal background, which costs 0.
+        iou: (S, B, P, G) float32 in [0, 1], of predicted and true boxes.
+        valid: (B, G) bool, False where a column is padding; its costs mean nothing.
+    """
+
+    cost: Tensor
+    iou: Tensor
+    valid: Tensor
+
+    def __post_init__(self) -> None:
+        if self.cost.dim() != 4:
+            raise ValueError(f"cost must be (S, B, P, G), got {tuple(self.cost.shape)}")
+        _check_shape("iou", self.iou, tuple(self.cost.shape))
+        _check_shape("valid", self.valid, (self.cost.shape[1], self.cost.shape[3]))
+
+
+@dataclass(frozen=True)
+class Assignment:
+    """Which ground truth each proposal learns from.
+
+    Attributes:
+        gt_index: (S, B, P) int64 in [0, G), or ``BACKGROUND``.
+    """
+
+    gt_index: Tensor
+
+    def __post_init__(self) -> None:
+        if self.gt_index.dim() != 3 or self.gt_index.dtype != torch.int64:
+            raise ValueError(
+                f"gt_index must be (S, B, P) int64, got {tuple(self.gt_index.shape)} {self.gt_index.dtype}"
+            )
+
+    @property
+    def positive(self) -> Tensor:
+        """(S, B, P) bool: the proposals that learn from a ground truth."""
+        return self.gt_index != BACKGROUND
+
+
+def image_sizes_to_whwh(image_sizes: Sequence[tuple[int, int]], device: torch.device) -> Tensor:
+    """Turns ``(height, width)`` pairs into (B, 4) float32 rows of width, height, width, height."""
+    return torch.tensor([(w, h, w, h) for h, w in image_sizes], dtype=torch.float32, device=device)

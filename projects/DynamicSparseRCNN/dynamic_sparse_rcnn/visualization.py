@@ -1,0 +1,186 @@
+"""Pictures of what a detector does, as (H,W,3) uint8 RGB arrays; nothing opens a window."""
+
+from collections.abc import Iterable, Sequence
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+from detectron2.structures import Instances
+from detectron2.utils.visualizer import Visualizer
+from matplotlib.colors import hsv_to_rgb
+from torch import Tensor
+
+Image = npt.NDArray[np.uint8]
+FloatArray = npt.NDArray[np.float64]
+Colour = tuple[float, float, float]
+
+# Small images are enlarged until their shorter side has this many pixels, for labels to be readable.
+_READABLE_SIDE = 384
+_CAPTION_HEIGHT = 28
+_STAGES_A_ROW = 4
+_GAP = 6
+_WHITE = 255
+_GREY: Colour = (0.8, 0.8, 0.8)
+
+
+def draw_detections_beside_ground_truth(
+    image_rgb: Image,
+    ground_truth: Instances,
+    detections: Instances,
+    class_names: Sequence[str],
+    score_threshold: float = 0.3,
+    scale: float | None = None,
+) -> Image:
+    """Draws the annotated boxes in a left panel and the detected ones in a right, with one colour a class.
+
+    Args:
+        image_rgb: (H,W,3) uint8.
+        ground_truth: ``gt_boxes`` (absolute xyxy pixels of this image) and ``gt_classes``.
+        detections: ``pred_boxes`` (absolute xyxy pixels of this image), ``scores`` and ``pred_classes``.
+        class_names: the name of every class.
+        score_threshold: detections with a lower score are left out.
+        scale: size of a panel relative to the image; by default small images are enlarged.
+
+    Returns:
+        (H',W',3) uint8.
+
+    Raises:
+        ValueError: the image has another shape or type, or a class has no name.
+    """
+    _check_image(image_rgb)
+    detections = detections[detections.scores >= score_threshold]
+    true_classes, found_classes = ground_truth.gt_classes.tolist(), detections.pred_classes.tolist()
+    _check_classes([*true_classes, *found_classes], class_names)
+    colours = _distinct_colours(len(class_names))
+    scale = scale or _readable_scale(image_rgb)
+    found_labels = [
+        f"{class_names[index]} {score:.0%}"
+        for index, score in zip(found_classes, detections.scores.tolist(), strict=True)
+    ]
+    panels = []
+    for caption, boxes, classes, labels in (
+        ("ground truth", ground_truth.gt_boxes, true_classes, [class_names[i] for i in true_classes]),
+        (f"detections (score >= {score_threshold:g})", detections.pred_boxes, found_classes, found_labels),
+    ):
+        canvas = Visualizer(_resized(image_rgb, scale))
+        _draw_boxes(canvas, _to_numpy(boxes.tensor) * scale, [colours[i] for i in classes], labels)
+        panels.append(_with_caption(canvas.output.get_image(), f"{caption}: {len(classes)}"))
+    return image_grid(panels, columns=2)
+
+
+def draw_proposal_stages(
+    image_rgb: Image,
+    stage_boxes: Tensor,
+    stage_scores: Tensor,
+    highlighted: Sequence[int],
+) -> Image:
+    """Draws the proposals after each stage in a panel of its own, to show how they are refined.
+
+    A highlighted proposal has the same colour in every panel, labelled with its score; the others are grey.
+
+    Args:
+        image_rgb: (H,W,3) uint8.
+        stage_boxes: (S+1,P,4) absolute xyxy pixels of this image; row 0 holds the initial proposals.
+        stage_scores: (S,P) score of each proposal after each stage.
+        highlighted: indices of the proposals to follow.
+
+    Returns:
+        (H',W',3) uint8.
+
+    Raises:
+        ValueError: the image or the tensors have other shapes, or an index is out of range.
+    """
+    _check_image(image_rgb)
+    _check_stages(stage_boxes, stage_scores, highlighted)
+    scale = _readable_scale(image_rgb)
+    enlarged = _resized(image_rgb, scale)
+    colours = _distinct_colours(len(highlighted))
+    scores = _to_numpy(stage_scores)
+    panels = []
+    for stage, boxes in enumerate(_to_numpy(stage_boxes) * scale):
+        canvas = Visualizer(enlarged)
+        for index in set(range(len(boxes))) - set(highlighted):
+            canvas.draw_box(boxes[index], alpha=0.35, edge_color=_GREY)
+        labels = [f"{scores[stage - 1, index]:.2f}" if stage else "" for index in highlighted]
+        _draw_boxes(canvas, boxes[list(highlighted)], colours, labels)
+        panels.append(_with_caption(canvas.output.get_image(), f"stage {stage}" if stage else "proposals"))
+    return image_grid(panels, columns=_STAGES_A_ROW)
+
+
+def image_grid(images: Sequence[Image], columns: int) -> Image:
+    """Puts images side by side, ``columns`` a row, on white; smaller ones at the top left of their cell.
+
+    Raises:
+        ValueError: there is no image or no column, or an image has another shape or type than (H,W,3) uint8.
+    """
+    if not images or columns < 1:
+        raise ValueError(f"image_grid needs at least 1 image and 1 column, got {len(images)} and {columns}")
+    for image in images:
+        _check_image(image)
+    columns = min(columns, len(images))
+    rows = -(-len(images) // columns)
+    cell_height = max(image.shape[0] for image in images) + _GAP
+    cell_width = max(image.shape[1] for image in images) + _GAP
+    grid = np.full((rows * cell_height - _GAP, columns * cell_width - _GAP, 3), _WHITE, np.uint8)
+    for index, image in enumerate(images):
+        top, left = index // columns * cell_height, index % columns * cell_width
+        grid[top : top + image.shape[0], left : left + image.shape[1]] = image
+    return grid
+
+
+def _draw_boxes(canvas: Visualizer, boxes: FloatArray, colours: Sequence[Colour], labels: Sequence[str]) -> None:
+    for box, colour in zip(boxes, colours, strict=True):
+        canvas.draw_box(box, alpha=1.0, edge_color=colour)
+    # Labels come last, so that no box hides them, and stay within the image where the box does not.
+    lowest = np.array([canvas.output.width - 40, canvas.output.height - 20])
+    for box, label in zip(boxes, labels, strict=True):
+        if label:
+            corner = np.clip(box[:2], 0, lowest)
+            canvas.draw_text(label, tuple(corner), color="white", horizontal_alignment="left")
+
+
+def _with_caption(image: Image, caption: str) -> Image:
+    captioned = cv2.copyMakeBorder(image, _CAPTION_HEIGHT, 0, 0, 0, cv2.BORDER_CONSTANT, value=(_WHITE, _WHITE, _WHITE))
+    cv2.putText(captioned, caption, (4, _CAPTION_HEIGHT - 9), cv2.FONT_HERSHEY_SIMPLEX, 0.6, (0, 0, 0), 1, cv2.LINE_AA)
+    return captioned.astype(np.uint8, copy=False)
+
+
+def _resized(image: Image, scale: float) -> Image:
+    height, width = (max(1, round(side * scale)) for side in image.shape[:2])
+    interpolation = cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC
+    return cv2.resize(image, (width, height), interpolation=interpolation).astype(np.uint8, copy=False)
+
+
+def _to_numpy(tensor: Tensor) -> FloatArray:
+    return tensor.detach().cpu().double().numpy()
+
+
+def _readable_scale(image: Image) -> float:
+    return max(1.0, _READABLE_SIDE / min(image.shape[:2]))
+
+
+def _distinct_colours(count: int) -> list[Colour]:
+    return [tuple(hsv_to_rgb((index / count, 0.85, 1.0)).tolist()) for index in range(count)]
+
+
+def _check_image(image: Image) -> None:
+    if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
+        raise ValueError(f"an image must be (H,W,3) uint8, got {image.shape} {image.dtype}")
+
+
+def _check_classes(classes: Iterable[int], class_names: Sequence[str]) -> None:
+    unnamed = sorted({index for index in classes if not 0 <= index < len(class_names)})
+    if unnamed:
+        raise ValueError(f"classes {unnamed} have no name: class_names has {len(class_names)} entries")
+
+
+def _check_stages(stage_boxes: Tensor, stage_scores: Tensor, highlighted: Sequence[int]) -> None:
+    num_proposals = stage_scores.shape[-1]
+    if stage_scores.ndim != 2 or stage_boxes.shape != (len(stage_scores) + 1, num_proposals, 4):
+        raise ValueError(
+            f"stage_boxes must be (S+1,P,4) and stage_scores (S,P), "
+            f"got {tuple(stage_boxes.shape)} and {tuple(stage_scores.shape)}"
+        )
+    outside = [index for index in highlighted if not 0 <= index < num_proposals]
+    if outside:
+        raise ValueError(f"highlighted proposals {outside} are out of range: there are {num_proposals}")

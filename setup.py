@@ -1,0 +1,72 @@
+"""Package definition. Linting, typing and tests are configured in pyproject.toml."""
+
+import re
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+ROOT = Path(__file__).parent
+PROJECT = "projects/DynamicSparseRCNN"
+PACKAGE = "dynamic_sparse_rcnn"
+CONFIGS = f"{PACKAGE}.configs"  # the top-level configs/ folder, as a package of data
+
+
+def read_version() -> str:
+    source = (ROOT / PROJECT / PACKAGE / "__init__.py").read_text(encoding="utf-8")
+    match = re.search(r'^__version__ = "([^"]+)"$', source, re.MULTILINE)
+    if match is None:
+        raise RuntimeError(f'{PROJECT}/{PACKAGE}/__init__.py has no line __version__ = "..."')
+    return match.group(1)
+
+
+def read_readme() -> str:
+    readme = ROOT / "README.md"
+    return readme.read_text(encoding="utf-8") if readme.is_file() else ""
+
+
+setup(
+    name="dynamic-sparse-rcnn",
+    version=read_version(),
+    description="Sparse R-CNN and Dynamic Sparse R-CNN for detectron2",
+    long_description=read_readme(),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    python_requires=">=3.10",
+    package_dir={"": PROJECT, CONFIGS: "configs"},
+    packages=[*find_packages(PROJECT), CONFIGS],
+    package_data={PACKAGE: ["py.typed"], CONFIGS: ["**/*.yaml", "**/*.py"]},
+    # detectron2 is needed too, but cannot be named here: it is not on the package index under its own name.
+    # Who has none runs tools/install_detectron2.py. constraints.txt holds the versions that are tested.
+    install_requires=[
+        "torch>=2.4",
+        "torchvision>=0.19",
+        "numpy>=1.26",
+        "scipy>=1.11",
+        "opencv-python>=4.8",
+        "fvcore>=0.1.5",
+        "pycocotools>=2.0.8",
+        "tabulate>=0.9",
+        "tqdm>=4.60",
+        "tensorboard>=2.12",
+    ],
+    extras_require={
+        "dev": [
+            "hypothesis",
+            "mypy",
+            "POT",
+            "pytest",
+            "ruff",
+            "setuptools",
+            "types-setuptools",
+            "types-tabulate",
+            "types-tqdm",
+        ],
+    },
+    classifiers=[
+        "Programming Language :: Python :: 3.10",
+        "Programming Language :: Python :: 3.11",
+        "Programming Language :: Python :: 3.12",
+        "Programming Language :: Python :: 3.13",
+        "Topic :: Scientific/Engineering :: Image Recognition",
+    ],
+)

@@ -1,0 +1,105 @@
+"""Small configs, instances and predictions that the tests share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import pytest
+import torch
+from detectron2.config import CfgNode, get_cfg
+from detectron2.structures import Boxes, Instances
+
+from dynamic_sparse_rcnn import StagePredictions, add_dynamic_sparse_rcnn_config
+
+
+@pytest.fixture(autouse=True)
+def _seeded() -> None:
+    torch.manual_seed(0)
+
+
+@pytest.fixture
+def tiny_cfg() -> CfgNode:
+    """A detector that runs in milliseconds: ResNet-18, 32 channels, 2 stages, 8 proposals, 3 classes."""
+    cfg = get_cfg()
+    add_dynamic_sparse_rcnn_config(cfg)
+    cfg.MODEL.DEVICE = "cpu"
+    cfg.MODEL.META_ARCHITECTURE = "SparseRCNN"
+    cfg.MODEL.WEIGHTS = ""
+    cfg.MODEL.BACKBONE.NAME = "build_resnet_fpn_backbone"
+    cfg.MODEL.BACKBONE.FREEZE_AT = 0
+    cfg.MODEL.RESNETS.DEPTH = 18
+    cfg.MODEL.RESNETS.RES2_OUT_CHANNELS = 64
+    cfg.MODEL.RESNETS.NORM = "BN"
+    cfg.MODEL.RESNETS.OUT_FEATURES = ["res2", "res3", "res4", "res5"]
+    cfg.MODEL.FPN.IN_FEATURES = ["res2", "res3", "res4", "res5"]
+    cfg.MODEL.FPN.OUT_CHANNELS = 32
+    cfg.MODEL.ROI_HEADS.IN_FEATURES = ["p2", "p3", "p4", "p5"]
+    cfg.MODEL.ROI_BOX_HEAD.POOLER_TYPE = "ROIAlignV2"
+    cfg.MODEL.ROI_BOX_HEAD.POOLER_RESOLUTION = 7
+    cfg.MODEL.ROI_BOX_HEAD.POOLER_SAMPLING_RATIO = 2
+    node = cfg.MODEL.SparseRCNN
+    node.NUM_CLASSES, node.NUM_PROPOSALS, node.NUM_HEADS, node.NHEADS = 3, 8, 2, 4
+    node.HIDDEN_DIM, node.DIM_FEEDFORWARD, node.DIM_DYNAMIC = 32, 64, 16
+    return cfg
+
+
+def random_boxes(number: int, height: int, width: int) -> torch.Tensor:
+    """(number, 4) float32 XYXY inside the image, at least 2 pixels wide and high."""
+    size = torch.tensor([width, height], dtype=torch.float32)
+    extent = 2 + torch.rand(number, 2) * (size / 2 - 2)
+    left_top = torch.rand(number, 2) * (size - extent)
+    return torch.cat([left_top, left_top + extent], dim=1)
+
+
+@pytest.fixture
+def make_instances() -> Callable[..., Instances]:
+    """Makes the ground truths of one image: random boxes inside it, random classes."""
+
+    def make(number: int, image_size: tuple[int, int] = (64, 96), num_classes: int = 3) -> Instances:
+        return Instances(
+            image_size,
+            gt_boxes=Boxes(random_boxes(number, *image_size)),
+            gt_classes=torch.randint(num_classes, (number,)),
+        )
+
+    return make
+
+
+@pytest.fixture
+def make_predictions() -> Callable[..., StagePredictions]:
+    """Makes predictions of random logits and boxes inside the images, with gradients on request."""
+
+    def make(
+        stages: int,
+        image_sizes: Sequence[tuple[int, int]],
+        proposals: int,
+        num_classes: int = 3,
+        requires_grad: bool = False,
+    ) -> StagePredictions:
+        logits = torch.randn(stages, len(image_sizes), proposals, num_classes)
+        boxes = torch.stack(
+            [torch.stack([random_boxes(proposals, *size) for size in image_sizes]) for _ in range(stages)]
+        )
+        return StagePredictions(logits.requires_grad_(requires_grad), boxes.requires_grad_(requires_grad))
+
+    return make
+
+
+@pytest.fixture
+def make_inputs(make_instances: Callable[..., Instances]) -> Callable[..., list[dict]]:
+    """Makes detectron2's input dicts with as many ground truths as ``counts`` says, on mixed sizes."""
+
+    def make(counts: Sequence[int], sizes: Sequence[tuple[int, int]] | None = None) -> list[dict]:
+        sizes = sizes or [(64 + 16 * (i % 3), 96 - 8 * (i % 2)) for i in range(len(counts))]
+        return [
+            {
+                "image": torch.randint(0, 256, (3, *size), dtype=torch.uint8),
+                "instances": make_instances(count, size),
+                "file_name": f"image_{i}.png",
+                "height": size[0],
+                "width": size[1],
+            }
+            for i, (count, size) in enumerate(zip(counts, sizes, strict=True))
+        ]
+
+    return make

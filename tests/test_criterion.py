@@ -1,0 +1,98 @@
+"""The losses of all stages and images at once equal those of a plain loop."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from scipy.optimize import linear_sum_assignment
+from torchvision.ops import generalized_box_iou
+
+from dynamic_sparse_rcnn import BatchedTargets, SetCriterion, StagePredictions
+
+CPU = torch.device("cpu")
+
+
+def focal_terms(logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Focal loss (arXiv 1708.02002, eq. 5) of each logit as a positive and as a negative."""
+    p = logits.sigmoid()
+    return -0.25 * (1 - p) ** 2 * F.logsigmoid(logits), -0.75 * p**2 * F.logsigmoid(-logits)
+
+
+def plain_losses(predictions: StagePredictions, instances: list) -> dict[str, float]:
+    """DETR's way with Sparse R-CNN's terms, in float64: a loop over stages, in it one over images."""
+    losses = {}
+    stages = len(predictions.logits)
+    ground_truths = max(1, sum(len(x) for x in instances))
+    for stage in range(stages):
+        class_loss = l1_loss = giou_loss = torch.zeros((), dtype=torch.float64)
+        for image, target in enumerate(instances):
+            logits = predictions.logits[stage, image].double()
+            boxes = predictions.boxes[stage, image].double()
+            wanted = target.gt_boxes.tensor.double()
+            height, width = target.image_size
+            scale = torch.tensor([width, height, width, height], dtype=torch.float64)
+            positive, negative = focal_terms(logits)
+            distance = torch.cdist(boxes / scale, wanted / scale, p=1)
+            giou = generalized_box_iou(boxes, wanted)
+            cost = 2 * (positive - negative)[:, target.gt_classes] + 5 * distance - 2 * giou
+            rows, columns = map(torch.from_numpy, linear_sum_assignment(cost.detach().numpy()))
+            is_positive = torch.zeros_like(logits, dtype=torch.bool)
+            is_positive[rows, target.gt_classes[columns]] = True
+            class_loss = class_loss + torch.where(is_positive, positive, negative).sum()
+            l1_loss = l1_loss + distance[rows, columns].sum()
+            giou_loss = giou_loss + (1 - giou[rows, columns]).sum()
+        end = "" if stage == stages - 1 else f"_{stage}"
+        losses[f"loss_ce{end}"] = 2 * class_loss.item() / ground_truths
+        losses[f"loss_bbox{end}"] = 5 * l1_loss.item() / ground_truths
+        losses[f"loss_giou{end}"] = 2 * giou_loss.item() / ground_truths
+    return losses
+
+
+@pytest.mark.parametrize("counts", [[3, 0, 6], [1], [0, 0], [12, 2]])
+def test_losses_equal_a_float64_loop_over_stages_and_images(tiny_cfg, make_instances, make_predictions, counts):
+    sizes = [(64 + 8 * i, 96 - 4 * i) for i in range(len(counts))]
+    instances = [make_instances(n, size) for n, size in zip(counts, sizes, strict=True)]
+    predictions = make_predictions(6, sizes, 10, requires_grad=True)
+    losses = SetCriterion(tiny_cfg)(predictions, BatchedTargets.from_instances(instances, CPU))
+    expected = plain_losses(predictions, instances)
+    assert losses.keys() == expected.keys()
+    assert len(losses) == 18
+    for name, value in expected.items():
+        assert losses[name].item() == pytest.approx(value, rel=1e-5, abs=1e-6), name
+
+
+@pytest.mark.parametrize("counts", [[3, 0], [0, 0]])
+def test_gradients_are_finite_and_reach_all_predictions(tiny_cfg, make_instances, make_predictions, counts):
+    predictions = make_predictions(2, [(64, 96)] * 2, 5, requires_grad=True)
+    targets = BatchedTargets.from_instances([make_instances(n) for n in counts], CPU)
+    sum(SetCriterion(tiny_cfg)(predictions, targets).values()).backward()
+    assert predictions.logits.grad.isfinite().all()
+    assert predictions.logits.grad.abs().amin() > 0
+    assert predictions.boxes.grad.isfinite().all()
+    learning = (predictions.boxes.grad.abs().sum(-1) > 0).sum((0, 2))
+    assert learning.tolist() == [2 * n for n in counts]
+
+
+def test_without_deep_supervision_only_the_last_stage_learns(tiny_cfg, make_instances, make_predictions):
+    tiny_cfg.MODEL.SparseRCNN.DEEP_SUPERVISION = False
+    predictions = make_predictions(3, [(64, 96)], 5, requires_grad=True)
+    instances = [make_instances(2)]
+    losses = SetCriterion(tiny_cfg)(predictions, BatchedTargets.from_instances(instances, CPU))
+    assert set(losses) == {"loss_ce", "loss_bbox", "loss_giou"}
+    sum(losses.values()).backward()
+    assert not predictions.logits.grad[:2].any()
+    last = plain_losses(predictions, instances)
+    assert losses["loss_ce"].item() == pytest.approx(last["loss_ce"], rel=1e-5)
+
+
+def test_half_precision_logits_give_float32_losses(tiny_cfg, make_instances, make_predictions):
+    predictions = make_predictions(2, [(64, 96)], 5)
+    half = StagePredictions(predictions.logits.bfloat16(), predictions.boxes)
+    targets = BatchedTargets.from_instances([make_instances(2)], CPU)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        losses = SetCriterion(tiny_cfg)(half, targets)
+    exact = SetCriterion(tiny_cfg)(StagePredictions(half.logits.float(), half.boxes), targets)
+    assert {loss.dtype for loss in losses.values()} == {torch.float32}
+    for name, loss in exact.items():
+        torch.testing.assert_close(losses[name], loss)

@@ -1,0 +1,174 @@
+"""The detector in detectron2's contract: training and inference on batches as they really are."""
+
+from __future__ import annotations
+
+import logging
+
+import pytest
+import torch
+from detectron2.modeling import build_model
+from detectron2.structures import Boxes, Instances
+from detectron2.utils.events import EventStorage
+from torchvision.ops import box_iou
+
+from dynamic_sparse_rcnn import SparseRCNN, StagePredictions
+from dynamic_sparse_rcnn.engine.solver import build_optimizer
+
+NAMES = {"loss_ce", "loss_bbox", "loss_giou", "loss_ce_0", "loss_bbox_0", "loss_giou_0"}
+
+
+@pytest.mark.parametrize("counts", [[3, 1, 5], [2, 0], [0, 0], [1], [30, 2]])
+def test_training_on_mixed_sizes_and_any_number_of_ground_truths(tiny_cfg, make_inputs, counts):
+    model = build_model(tiny_cfg)
+    losses = model(make_inputs(counts))
+    assert set(losses) == NAMES
+    sum(losses.values()).backward()
+    for name, parameter in model.named_parameters():
+        # Boxes are detached before each stage, as published: no gradient reaches the learned ones.
+        if not name.endswith("init_proposal_boxes.weight"):
+            assert parameter.grad is not None, name
+            assert parameter.grad.isfinite().all(), name
+
+
+def test_degenerate_boxes_are_as_if_they_were_not_there(tiny_cfg, make_inputs):
+    model = build_model(tiny_cfg)
+    inputs = make_inputs([2, 1])
+    clean = model(inputs)
+    instances = inputs[0]["instances"]
+    boxes = torch.cat([instances.gt_boxes.tensor, torch.tensor([[5.0, 5, 5, 20], [9, 9, 9, 9]])])
+    inputs[0]["instances"] = Instances(
+        instances.image_size,
+        gt_boxes=Boxes(boxes),
+        gt_classes=torch.cat([instances.gt_classes, torch.tensor([0, 1])]),
+    )
+    for name, loss in model(inputs).items():
+        torch.testing.assert_close(loss, clean[name])
+
+
+def test_more_ground_truths_than_proposals_are_counted_in_the_log(tiny_cfg, make_inputs, caplog, monkeypatch):
+    monkeypatch.setattr("detectron2.utils.logger._LOG_TIMER", {})  # as if nothing had been logged yet
+    model = build_model(tiny_cfg)
+    with caplog.at_level(logging.WARNING), EventStorage() as storage:
+        model(make_inputs([8, 11, 9]))
+    assert storage.latest()["ground_truths_without_proposal"][0] == 4
+    assert "4 ground truths of this batch have no proposal" in caplog.text
+    assert "MODEL.SparseRCNN.NUM_PROPOSALS 8" in caplog.text
+
+
+def test_inference_gives_sorted_detections_inside_the_requested_size(tiny_cfg, make_inputs):
+    model = build_model(tiny_cfg).eval()
+    inputs = make_inputs([0, 0, 0])
+    inputs[1] |= {"height": 128, "width": 176}
+    with torch.no_grad():
+        outputs = model(inputs)
+    for given, output in zip(inputs, outputs, strict=True):
+        detections = output["instances"]
+        assert detections.image_size == (given["height"], given["width"])
+        assert len(detections) <= 8 * 3
+        assert (detections.scores.diff() <= 0).all()
+        assert set(detections.pred_classes.tolist()) <= {0, 1, 2}
+        x1, y1, x2, y2 = detections.pred_boxes.tensor.unbind(1)
+        assert (x1.min() >= 0) and (y1.min() >= 0)
+        assert (x2.max() <= given["width"]) and (y2.max() <= given["height"])
+
+
+def test_detections_are_the_best_pairs_of_proposal_and_class(tiny_cfg, make_inputs):
+    tiny_cfg.TEST.DETECTIONS_PER_IMAGE = 5
+    model = build_model(tiny_cfg).eval()
+    inputs = make_inputs([0])
+    with torch.no_grad():
+        predictions = model.predict(model.preprocess_image(inputs))
+        (detections,) = model(inputs, do_postprocess=False)
+    scores = predictions.logits[-1, 0].sigmoid()
+    pairs = sorted(((scores[p, c].item(), p, c) for p in range(8) for c in range(3)), reverse=True)[:5]
+    assert detections.scores.tolist() == pytest.approx([score for score, _, _ in pairs])
+    assert detections.pred_classes.tolist() == [c for _, _, c in pairs]
+    torch.testing.assert_close(
+        detections.pred_boxes.tensor, torch.stack([predictions.boxes[-1, 0, p] for _, p, _ in pairs])
+    )
+
+
+def test_nms_keeps_one_of_equal_boxes_of_a_class(tiny_cfg, make_inputs):
+    inputs = make_inputs([0])
+    model = build_model(tiny_cfg).eval()
+    for stage in model.head.head_series:
+        torch.nn.init.zeros_(stage.bboxes_delta.weight)
+        torch.nn.init.zeros_(stage.bboxes_delta.bias)
+    with torch.no_grad():
+        (every,) = model(inputs, do_postprocess=False)
+        model.nms_threshold = 0.7
+        (kept,) = model(inputs, do_postprocess=False)
+    assert len(every) == 24
+    best = {label: every.scores[every.pred_classes == label].max().item() for label in range(3)}
+    assert dict(zip(kept.pred_classes.tolist(), kept.scores.tolist(), strict=True)) == best
+
+
+def test_nms_replaces_what_it_drops_up_to_the_number_of_detections(tiny_cfg, make_inputs):
+    tiny_cfg.TEST.DETECTIONS_PER_IMAGE = 4
+    tiny_cfg.MODEL.SparseRCNN.NMS_THRESHOLD = 0.7
+    model = build_model(tiny_cfg).eval()
+    boxes = torch.tensor([[0.0, 0, 9, 9], [0, 0, 9, 9], [20, 0, 40, 9], [0, 20, 9, 40], [40, 40, 60, 60]])
+    scores = torch.tensor([0.9, 0.8, 0.7, 0.6, 0.5])
+    logits = torch.full((1, 1, 5, 1), -9.0)
+    logits[0, 0, :, 0] = scores.logit()
+    (detections,) = model._detect(StagePredictions(logits, boxes[None, None]), [(64, 64)])
+    assert detections.scores.tolist() == pytest.approx([0.9, 0.7, 0.6, 0.5])
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_predictions_that_are_not_finite_name_stage_image_and_iteration(tiny_cfg, make_inputs, value, training):
+    model = build_model(tiny_cfg).train(training)
+    with torch.no_grad():
+        model.head.head_series[1].class_logits.bias[0] = value
+    with EventStorage(41), pytest.raises(FloatingPointError) as error:
+        model(make_inputs([1, 2]))
+    assert "stage 2 of 2" in str(error.value)
+    assert "iteration 41" in str(error.value)
+    assert "image_0.png, image_1.png" in str(error.value)
+
+
+def test_only_the_image_with_bad_predictions_is_named(tiny_cfg, make_inputs):
+    model = build_model(tiny_cfg).eval()
+    inputs = make_inputs([1, 1])
+    inputs[1]["image"] = torch.full((3, 64, 64), float("nan"))
+    with pytest.raises(FloatingPointError, match=r"stage 1 of 2.*no training loop.*image_1.png\.") as error:
+        model(inputs)
+    assert "image_0.png" not in str(error.value)
+
+
+def test_public_configs_that_name_no_generator_get_the_learned_one(tiny_cfg):
+    assert tiny_cfg.MODEL.PROPOSAL_GENERATOR.NAME == "RPN"
+    model = build_model(tiny_cfg)
+    assert isinstance(model, SparseRCNN)
+    assert type(model.proposal_generator).__name__ == "LearnedProposalGenerator"
+
+
+def test_bfloat16_autocast_gives_losses_near_float32s(tiny_cfg, make_inputs):
+    model = build_model(tiny_cfg)
+    inputs = make_inputs([3, 2])
+    exact = model(inputs)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        rough = model(inputs)
+    for name, loss in rough.items():
+        assert loss.dtype == torch.float32
+        assert loss.item() == pytest.approx(exact[name].item(), rel=0.1), name
+
+
+def test_one_image_is_learned_by_heart(tiny_cfg, make_inputs):
+    tiny_cfg.MODEL.SparseRCNN.INIT_BOXES = "grid"
+    tiny_cfg.SOLVER.BASE_LR = 1e-3
+    model = build_model(tiny_cfg)
+    inputs = make_inputs([3])
+    optimizer = build_optimizer(tiny_cfg, model)
+    for _ in range(150):
+        optimizer.zero_grad()
+        sum(model(inputs).values()).backward()
+        optimizer.step()
+    with torch.no_grad():
+        (output,) = model.eval()(inputs)
+    detections, wanted = output["instances"][:3], inputs[0]["instances"]
+    iou, found = box_iou(wanted.gt_boxes.tensor, detections.pred_boxes.tensor).max(1)
+    assert sorted(found.tolist()) == [0, 1, 2]
+    assert iou.min() > 0.7
+    assert detections.pred_classes[found].tolist() == wanted.gt_classes.tolist()

@@ -1,0 +1,145 @@
+"""The dynamic head: initialisation by name, interaction, refinement, precision."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from detectron2.layers import ShapeSpec
+
+from dynamic_sparse_rcnn import DynamicConv, DynamicHead
+
+SHAPES = {f"p{level}": ShapeSpec(channels=32, stride=2**level) for level in range(2, 6)}
+
+
+def make_features(images: int = 2, size: int = 64) -> dict[str, torch.Tensor]:
+    return {name: torch.randn(images, 32, size // s.stride, size // s.stride) for name, s in SHAPES.items()}
+
+
+def make_proposals(images: int = 2, proposals: int = 8) -> tuple[torch.Tensor, torch.Tensor]:
+    left_top = 30 * torch.rand(images, proposals, 2)
+    boxes = torch.cat([left_top, left_top + 4 + 30 * torch.rand(images, proposals, 2)], dim=-1)
+    return boxes, torch.randn(images, proposals, 32)
+
+
+@pytest.mark.parametrize("num_classes", [1, 3, 4, 32, 64, 80, 256])
+def test_parameters_are_initialised_by_name_whatever_the_number_of_classes(tiny_cfg, num_classes):
+    tiny_cfg.MODEL.SparseRCNN.NUM_CLASSES = num_classes
+    head = DynamicHead(tiny_cfg, SHAPES)
+    bias = -math.log(0.99 / 0.01)
+    for name, parameter in head.named_parameters():
+        if name.endswith("class_logits.bias"):
+            assert parameter.tolist() == pytest.approx([bias] * num_classes), name
+            continue
+        assert not torch.isclose(parameter, torch.tensor(bias)).any(), name
+        if parameter.dim() == 2:
+            fan_out, fan_in = parameter.shape
+            bound = math.sqrt(6 / (fan_in + fan_out))
+            assert parameter.abs().max() <= bound, name
+            assert parameter.std().item() == pytest.approx(bound / math.sqrt(3), rel=0.25), name
+        elif "norm" in name and name.endswith("weight"):
+            assert (parameter == 1).all(), name
+
+
+def test_dynamic_convolution_equals_each_proposal_filtering_its_own_roi():
+    convolution = DynamicConv(channels=6, dynamic_channels=4, pooler_resolution=3).double()
+    proposals, rois = torch.randn(5, 6, dtype=torch.float64), torch.randn(5, 9, 6, dtype=torch.float64)
+    filters = convolution.dynamic_layer(proposals)
+    expected = []
+    for proposal in range(5):
+        first, second = filters[proposal, :24].view(6, 4), filters[proposal, 24:].view(4, 6)
+        cells = []
+        for cell in rois[proposal]:
+            cell = convolution.norm1(cell @ first).relu()
+            cells.append(convolution.norm2(cell @ second).relu())
+        expected.append(convolution.norm3(convolution.out_layer(torch.cat(cells))).relu())
+    torch.testing.assert_close(convolution(proposals, rois), torch.stack(expected))
+
+
+def test_a_head_that_predicts_no_change_returns_the_proposal_boxes(tiny_cfg):
+    head = DynamicHead(tiny_cfg, SHAPES)
+    for stage in head.head_series:
+        torch.nn.init.zeros_(stage.bboxes_delta.weight)
+        torch.nn.init.zeros_(stage.bboxes_delta.bias)
+    boxes, features = make_proposals()
+    predictions = head(make_features(), boxes, features)
+    assert predictions.logits.shape == (2, 2, 8, 3)
+    for stage_boxes in predictions.boxes:
+        torch.testing.assert_close(stage_boxes, boxes)
+
+
+def test_deltas_move_and_scale_boxes_by_the_published_weights(tiny_cfg):
+    head = DynamicHead(tiny_cfg, SHAPES)
+    refined = head._refine(torch.tensor([[[10.0, 20, 30, 60]]]), torch.tensor([[[2.0, -1, math.log(2), 100]]]))
+    x1, y1, x2, y2 = refined[0, 0].tolist()
+    assert (x1 + x2) / 2 == pytest.approx(20 + 2 / 2 * 20)
+    assert (y1 + y2) / 2 == pytest.approx(40 - 1 / 2 * 40)
+    assert x2 - x1 == pytest.approx(2 * 20)
+    assert y2 - y1 == pytest.approx(100000 / 16 * 40, rel=1e-5)
+
+
+def test_boxes_are_detached_between_stages_and_features_are_not(tiny_cfg):
+    head = DynamicHead(tiny_cfg, SHAPES)
+    boxes, features = make_proposals()
+    boxes.requires_grad_()
+    features.requires_grad_()
+    predictions = head(make_features(), boxes, features)
+    predictions.boxes[1].sum().backward()
+    assert boxes.grad is None
+    assert features.grad is not None
+    assert features.grad.abs().sum() > 0
+    assert not any(p.grad is not None and p.grad.any() for p in head.head_series[0].bboxes_delta.parameters())
+
+
+def test_images_of_a_batch_do_not_see_each_other(tiny_cfg):
+    head = DynamicHead(tiny_cfg, SHAPES).eval()
+    features, (boxes, proposal_features) = make_features(), make_proposals()
+    together = head(features, boxes, proposal_features)
+    for image in range(2):
+        one = slice(image, image + 1)
+        alone = head({k: v[one] for k, v in features.items()}, boxes[one], proposal_features[one])
+        torch.testing.assert_close(alone.logits, together.logits[:, one], rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(alone.boxes, together.boxes[:, one], rtol=1e-4, atol=1e-3)
+
+
+def test_under_autocast_boxes_stay_float32_and_pooling_is_not_rounded(tiny_cfg):
+    head = DynamicHead(tiny_cfg, SHAPES).eval()
+    features, (boxes, proposal_features) = make_features(), make_proposals()
+    pooled: list[torch.Tensor] = []
+    head.box_pooler.register_forward_hook(lambda module, inputs, output: pooled.append(output))
+    with torch.no_grad():
+        head(features, boxes, proposal_features)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            predictions = head(features, boxes, proposal_features)
+    assert predictions.boxes.dtype == torch.float32
+    assert predictions.logits.dtype == torch.bfloat16
+    torch.testing.assert_close(pooled[2], pooled[0])
+
+
+def test_dropout_and_activation_follow_the_config(tiny_cfg):
+    tiny_cfg.MODEL.SparseRCNN.DROPOUT = 0.5
+    tiny_cfg.MODEL.SparseRCNN.ACTIVATION = "gelu"
+    head = DynamicHead(tiny_cfg, SHAPES)
+    arguments = make_features(), *make_proposals()
+    assert head.head_series[0].activation is F.gelu
+    assert not torch.equal(head(*arguments).logits, head(*arguments).logits)
+    head.eval()
+    torch.testing.assert_close(head(*arguments).logits, head(*arguments).logits)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("NUM_CLASSES", 0), ("USE_FOCAL", False), ("NUM_DYNAMIC", 3), ("ACTIVATION", "glu"), ("HIDDEN_DIM", 64)],
+)
+def test_what_is_not_supported_is_refused_by_the_name_of_its_key(tiny_cfg, key, value):
+    tiny_cfg.MODEL.SparseRCNN[key] = value
+    with pytest.raises(ValueError, match=f"MODEL.SparseRCNN.{key}"):
+        DynamicHead(tiny_cfg, SHAPES)
+
+
+def test_a_feature_map_that_the_backbone_lacks_is_named(tiny_cfg):
+    tiny_cfg.MODEL.ROI_HEADS.IN_FEATURES = ["p2", "p9"]
+    with pytest.raises(ValueError, match=r"'p9'.*choose from"):
+        DynamicHead(tiny_cfg, SHAPES)

@@ -1,0 +1,99 @@
+"""Small data sets that the tests write, in both formats, and how detectron2 reads them."""
+
+import json
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.structures import BoxMode
+
+from dynamic_sparse_rcnn.data.datasets import register_dataset
+
+WIDTH, HEIGHT = 120, 80
+
+
+@dataclass(frozen=True)
+class Box:
+    """A class name and 0-based, exclusive corners in pixels."""
+
+    name: str
+    corners: tuple[int, int, int, int]
+    difficult: int = 0
+
+
+# Written in both formats. The box of 1 x 1 pixel in "b" is what a click leaves, and no object.
+CONTENT = {
+    "a": [Box("cell", (0, 0, WIDTH, HEIGHT)), Box("ant", (10, 20, 40, 60)), Box("cell", (50, 5, 110, 70))],
+    "b": [Box("bee", (3, 4, 4, 5)), Box("bee", (30, 30, 90, 75), difficult=1)],
+    "c": [],
+}
+
+
+def table(name: str) -> dict[str, Counter]:
+    """Image -> its boxes as (class name, corners), counted, as detectron2 gets them."""
+    names = MetadataCatalog.get(name).thing_classes
+    return {
+        Path(record["file_name"]).stem: Counter(
+            (
+                names[obj["category_id"]],
+                tuple(BoxMode.convert(list(obj["bbox"]), obj["bbox_mode"], BoxMode.XYXY_ABS)),
+            )
+            for obj in record["annotations"]
+        )
+        for record in DatasetCatalog.get(name)
+    }
+
+
+def voc_object(box: Box) -> str:
+    x1, y1, x2, y2 = box.corners
+    return (
+        f"<object><name>{box.name}</name><difficult>{box.difficult}</difficult><bndbox><xmin>{x1 + 1}</xmin>"
+        f"<ymin>{y1 + 1}</ymin><xmax>{x2}</xmax><ymax>{y2}</ymax></bndbox></object>"
+    )
+
+
+def write_voc(folder: Path, content: dict[str, list[Box]], suffix: str = ".jpg") -> None:
+    for path in ("Annotations", "ImageSets/Main", "JPEGImages"):
+        (folder / path).mkdir(parents=True, exist_ok=True)
+    size = f"<size><width>{WIDTH}</width><height>{HEIGHT}</height></size>"
+    for stem, boxes in content.items():
+        objects = "".join(voc_object(box) for box in boxes)
+        (folder / "Annotations" / f"{stem}.xml").write_text(f"<annotation>{size}{objects}</annotation>")
+        (folder / "JPEGImages" / f"{stem}{suffix}").touch()
+    write_split(folder, "train", list(content))
+
+
+def write_split(folder: Path, split: str, lines: Sequence[str]) -> None:
+    (folder / "ImageSets" / "Main" / f"{split}.txt").write_text("".join(f"{line}\n" for line in lines))
+
+
+def coco_content(content: dict[str, list[Box]]) -> dict[str, Any]:
+    """Categories neither sorted nor contiguous, annotations without area and iscrowd, their ids from 0."""
+    ids = {"cell": 7, "bee": 9, "ant": 2}
+    annotations: list[dict[str, Any]] = []
+    for image_id, boxes in enumerate(content.values(), start=1):
+        for box in boxes:
+            x1, y1, x2, y2 = box.corners
+            identity = {"id": len(annotations), "image_id": image_id, "category_id": ids[box.name]}
+            annotations.append({**identity, "bbox": [x1, y1, x2 - x1, y2 - y1]})
+    images = [
+        {"id": i, "file_name": f"{stem}.jpg", "width": WIDTH, "height": HEIGHT}
+        for i, stem in enumerate(content, start=1)
+    ]
+    categories = [{"id": i, "name": name} for name, i in ids.items()]
+    return {"images": images, "annotations": annotations, "categories": categories}
+
+
+def write_coco(folder: Path, coco: dict[str, Any]) -> str:
+    """Writes the file beside a folder of images, returns the data set's name."""
+    (folder / "images").mkdir(parents=True, exist_ok=True)
+    (folder / "boxes.json").write_text(json.dumps(coco))
+    return f"coco:{folder}/boxes.json:{folder}/images"
+
+
+def registered(name: str) -> str:
+    register_dataset(name)
+    return name
