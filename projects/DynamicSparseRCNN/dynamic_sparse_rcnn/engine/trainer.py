@@ -6,6 +6,7 @@ import argparse
 import itertools
 import logging
 from pathlib import Path
+from typing import Any
 
 import torch
 from detectron2.config import CfgNode, get_cfg
@@ -34,12 +35,29 @@ class Trainer(DefaultTrainer):
     registration.
     """
 
+    _trainer: SimpleTrainer
+
     def __init__(self, cfg: CfgNode) -> None:
-        super().__init__(cfg)
-        amp: SimpleTrainer = self._trainer
-        if cfg.SOLVER.AMP.ENABLED and next(amp.model.parameters()).device.type == "cpu":
-            # detectron2's AMPTrainer is for CUDA alone.
-            self._trainer = CPUAutocastTrainer(amp.model, amp.data_loader, amp.optimizer)
+        autocast_on_cpu = cfg.SOLVER.AMP.ENABLED and torch.device(cfg.MODEL.DEVICE).type == "cpu"
+        # detectron2's own mixed precision is for CUDA alone.
+        super().__init__(_without_amp(cfg) if autocast_on_cpu else cfg)
+        if autocast_on_cpu:
+            plain = self._trainer
+            self._trainer = CPUAutocastTrainer(plain.model, plain.data_loader, plain.optimizer)
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint keeps of the run: iteration, hooks, and optimiser, which detectron2 0.6 forgets."""
+        return super().state_dict() | {"_trainer": self._trainer.state_dict()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """The reverse of :meth:`state_dict`."""
+        super().load_state_dict(state_dict)
+        self._trainer.load_state_dict(state_dict["_trainer"])
+
+    @property
+    def last_results(self) -> dict[str, dict[str, float]]:
+        """The metrics of the last evaluation, by task and name; empty before the first."""
+        return getattr(self, "_last_eval_results", {})
 
     @classmethod
     def build_optimizer(cls, cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
@@ -78,6 +96,14 @@ class CPUAutocastTrainer(SimpleTrainer):
         """One step of ``SimpleTrainer``, under autocast."""
         with torch.autocast("cpu", dtype=torch.bfloat16):
             super().run_step()
+
+
+def _without_amp(cfg: CfgNode) -> CfgNode:
+    cfg = cfg.clone()
+    cfg.defrost()
+    cfg.SOLVER.AMP.ENABLED = False
+    cfg.freeze()
+    return cfg
 
 
 def setup(args: argparse.Namespace) -> CfgNode:

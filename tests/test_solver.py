@@ -1,0 +1,105 @@
+"""The optimiser's groups and clipping, and the scaling of the schedule to the batch."""
+
+from __future__ import annotations
+
+import logging
+
+import pytest
+import torch
+from detectron2.modeling import build_model
+
+from dynamic_sparse_rcnn.engine.solver import build_optimizer, scale_to_batch_size
+
+
+def make_model() -> torch.nn.ModuleDict:
+    return torch.nn.ModuleDict({"backbone": torch.nn.Linear(3, 4), "head": torch.nn.Linear(4, 2)})
+
+
+def clip_full_model(cfg, value=1.0):
+    cfg.SOLVER.CLIP_GRADIENTS.ENABLED = True
+    cfg.SOLVER.CLIP_GRADIENTS.CLIP_TYPE = "full_model"
+    cfg.SOLVER.CLIP_GRADIENTS.CLIP_VALUE = value
+
+
+def test_the_backbone_has_its_own_learning_rate_and_every_parameter_is_in_one_group(tiny_cfg):
+    tiny_cfg.SOLVER.BASE_LR = 1e-3
+    tiny_cfg.SOLVER.BACKBONE_MULTIPLIER = 0.1
+    model = build_model(tiny_cfg)
+    optimizer = build_optimizer(tiny_cfg, model)
+    rates = {id(p): group["lr"] for group in optimizer.param_groups for p in group["params"]}
+    assert len(rates) == sum(len(group["params"]) for group in optimizer.param_groups)
+    for name, parameter in model.named_parameters():
+        assert rates[id(parameter)] == pytest.approx(1e-4 if name.startswith("backbone.") else 1e-3), name
+    assert {group["weight_decay"] for group in optimizer.param_groups} == {tiny_cfg.SOLVER.WEIGHT_DECAY}
+
+
+def test_frozen_parameters_are_left_out(tiny_cfg):
+    model = make_model()
+    model["backbone"].requires_grad_(False)
+    (group,) = build_optimizer(tiny_cfg, model).param_groups
+    assert len(group["params"]) == 2
+
+
+@pytest.mark.parametrize("norm", [0.5, 100.0])
+def test_full_model_clipping_bounds_the_norm_of_all_gradients_together(tiny_cfg, norm):
+    clip_full_model(tiny_cfg, norm)
+    tiny_cfg.SOLVER.OPTIMIZER = "SGD"
+    tiny_cfg.SOLVER.BASE_LR = 1.0
+    tiny_cfg.SOLVER.MOMENTUM = 0.0
+    tiny_cfg.SOLVER.WEIGHT_DECAY = 0.0
+    model = make_model()
+    optimizer = build_optimizer(tiny_cfg, model)
+    before = torch.cat([p.detach().flatten() for p in model.parameters()])
+    gradients = [torch.randn_like(p) for p in model.parameters()]
+    for parameter, gradient in zip(model.parameters(), gradients, strict=True):
+        parameter.grad = gradient.clone()
+    optimizer.step()
+    step = before - torch.cat([p.detach().flatten() for p in model.parameters()])
+    gradient = torch.cat([g.flatten() for g in gradients])
+    expected = gradient * min(1.0, norm / gradient.norm().item())
+    torch.testing.assert_close(step, expected, rtol=1e-4, atol=1e-6)
+
+
+def test_a_gradient_scaler_has_unscaled_before_the_clipping(tiny_cfg):
+    clip_full_model(tiny_cfg)
+    tiny_cfg.SOLVER.OPTIMIZER = "SGD"
+    results = []
+    for scale in (None, 1024.0):
+        torch.manual_seed(0)
+        model = make_model()
+        optimizer = build_optimizer(tiny_cfg, model)
+        loss = model["head"](model["backbone"](torch.ones(5, 3))).square().sum()
+        scaler = torch.amp.GradScaler("cpu", init_scale=scale or 1.0, enabled=scale is not None)
+        scaler.scale(loss).backward()
+        scaler.step(optimizer)
+        results.append([p.detach() for p in model.parameters()])
+    torch.testing.assert_close(results[0], results[1])
+
+
+def test_an_unknown_optimizer_is_refused_by_name(tiny_cfg):
+    tiny_cfg.SOLVER.OPTIMIZER = "LION"
+    with pytest.raises(ValueError, match=r"SOLVER.OPTIMIZER is 'LION'.*ADAMW or SGD"):
+        build_optimizer(tiny_cfg, make_model())
+
+
+def test_the_schedule_is_scaled_to_the_batch_once_and_says_so(tiny_cfg, caplog):
+    solver = tiny_cfg.SOLVER
+    solver.BASE_LR, solver.STEPS, solver.MAX_ITER, solver.WARMUP_ITERS = 2.5e-5, (210000, 250000), 270000, 1000
+    solver.CHECKPOINT_PERIOD, tiny_cfg.TEST.EVAL_PERIOD, solver.IMS_PER_BATCH = 5000, 7330, 8
+    with caplog.at_level(logging.INFO):
+        scale_to_batch_size(tiny_cfg)
+        scale_to_batch_size(tiny_cfg)
+    assert pytest.approx(1.25e-5) == solver.BASE_LR
+    assert (solver.STEPS, solver.MAX_ITER, solver.WARMUP_ITERS) == ((420000, 500000), 540000, 2000)
+    assert (solver.CHECKPOINT_PERIOD, tiny_cfg.TEST.EVAL_PERIOD) == (10000, 14660)
+    assert len(caplog.records) == 1
+    assert "Batch 8 instead of the reference 16" in caplog.text
+
+
+@pytest.mark.parametrize(("reference", "batch"), [(0, 4), (16, 16)])
+def test_the_schedule_stays_as_written_when_switched_off_or_at_the_reference_batch(tiny_cfg, reference, batch):
+    tiny_cfg.SOLVER.REFERENCE_BATCH_SIZE = reference
+    tiny_cfg.SOLVER.IMS_PER_BATCH = batch
+    before = tiny_cfg.dump()
+    scale_to_batch_size(tiny_cfg)
+    assert tiny_cfg.dump() == before
