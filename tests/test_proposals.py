@@ -51,10 +51,12 @@ def test_an_unknown_start_is_refused_by_key_and_value():
         initial_boxes("centre", 5)
 
 
-def test_gradients_reach_features(tiny_cfg, make_inputs):
+def test_boxes_and_features_learn(tiny_cfg, make_inputs):
     model = build_model(tiny_cfg)
     sum(model(make_inputs([2, 1])).values()).backward()
-    assert model.proposal_generator.init_proposal_features.weight.grad.abs().sum() > 0
+    generator = model.proposal_generator
+    assert generator.init_proposal_features.weight.grad.abs().sum() > 0
+    assert generator.init_proposal_boxes.weight.grad.abs().sum() > 0
 
 
 def test_detectron2_builds_and_runs_it_in_its_own_proposal_network(tiny_cfg, make_inputs):

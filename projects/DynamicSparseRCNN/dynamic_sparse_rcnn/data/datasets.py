@@ -159,15 +159,19 @@ def _class_names(name: str) -> list[str]:
 def ensure_coco_json(name: str, output_dir: str) -> None:
     """Make ``json_file`` of the data set's metadata a file that ``COCOEvaluator`` can evaluate against.
 
-    A data set that has no COCO file gets one, written to ``output_dir``. One that has a file keeps it, unless
-    that contains boxes which are no ground truth (``find_box_problems``) or lacks keys that COCO's evaluation
-    needs: then a corrected copy is written and used. To be called by all processes; the main one writes.
+    A ``voc:`` set gets one, written to ``output_dir``. A ``coco:`` set keeps its own, unless that contains
+    boxes which are no ground truth (``find_box_problems``) or lacks keys that COCO's evaluation needs: then a
+    corrected copy is written and used. Sets that were registered otherwise, such as ``coco_2017_val``, are left
+    to detectron2, so that results on them stay comparable. To be called by all processes; the main one writes.
 
     Raises:
         FileNotFoundError, ValueError: see ``register_dataset``; or if a ``bbox`` is not four numbers.
     """
+    source = parse_dataset_name(name)
+    if source is None:
+        return
     register_dataset(name)
-    json_file = _source_json(name)
+    json_file = source.json_file if isinstance(source, CocoSource) else None
     coco = read_coco_json(json_file) if json_file else convert_to_coco_dict(name)
     annotations = evaluable_annotations(coco, json_file or name)
     dropped = len(coco.get("annotations", [])) - len(annotations)
@@ -180,14 +184,6 @@ def ensure_coco_json(name: str, output_dir: str) -> None:
     metadata = MetadataCatalog.get(name)
     vars(metadata).pop("json_file", None)  # a metadata value cannot be changed otherwise
     metadata.json_file = json_file
-
-
-def _source_json(name: str) -> str | None:
-    source = parse_dataset_name(name)
-    if isinstance(source, CocoSource):
-        return source.json_file
-    json_file: str | None = None if source else MetadataCatalog.get(name).get("json_file")
-    return json_file
 
 
 def _file_name(name: str) -> str:

@@ -210,13 +210,14 @@ class DynamicHead(nn.Module):
         maps = [features[name].float() for name in self.in_features]
         boxes, logits_by_stage, boxes_by_stage = proposal_boxes, [], []
         for stage in self.head_series:
-            boxes = boxes.detach()
             with torch.autocast(boxes.device.type, enabled=False):
                 roi_features = self.box_pooler(maps, [Boxes(image_boxes) for image_boxes in boxes])
             logits, deltas, proposal_features = stage(proposal_features, roi_features.flatten(2).transpose(1, 2))
-            boxes = self._refine(boxes, deltas)
+            refined = self._refine(boxes, deltas)
             logits_by_stage.append(logits)
-            boxes_by_stage.append(boxes)
+            boxes_by_stage.append(refined)
+            # Each stage learns to correct the boxes it gets, not to please the stages after it.
+            boxes = refined.detach()
         return StagePredictions(torch.stack(logits_by_stage), torch.stack(boxes_by_stage))
 
     def _refine(self, boxes: Tensor, deltas: Tensor) -> Tensor:
