@@ -12,6 +12,10 @@ from detectron2.structures import Boxes, Instances
 from dynamic_sparse_rcnn import StagePredictions, add_dynamic_sparse_rcnn_config
 
 
+# The models are so small that threads cost more than they give, most of all beside other processes.
+torch.set_num_threads(1)
+
+
 @pytest.fixture(autouse=True)
 def _seeded() -> None:
     torch.manual_seed(0)
