@@ -4,10 +4,17 @@ __version__ = "0.1.0"
 
 from .config import add_dynamic_sparse_rcnn_config
 from .modeling.costs import MatchCostModel
-from .modeling.criterion import CRITERION_REGISTRY, SetCriterion, build_criterion
+from .modeling.criterion import CRITERION_REGISTRY, DLACriterion, SetCriterion, build_criterion
 from .modeling.detector import SparseRCNN
 from .modeling.head import DynamicConv, DynamicHead, DynamicStage
-from .modeling.matcher import MATCHER_REGISTRY, HungarianMatcher, Matcher, build_matcher
+from .modeling.matcher import (
+    MATCHER_REGISTRY,
+    HungarianMatcher,
+    Matcher,
+    OptimalTransportMatcher,
+    UnitSchedule,
+    build_matcher,
+)
 from .modeling.proposals import LearnedProposalGenerator
 from .modeling.structures import BACKGROUND, Assignment, BatchedTargets, MatchCosts, StagePredictions
 
@@ -17,6 +24,7 @@ __all__ = [
     "MATCHER_REGISTRY",
     "Assignment",
     "BatchedTargets",
+    "DLACriterion",
     "DynamicConv",
     "DynamicHead",
     "DynamicStage",
@@ -25,9 +33,11 @@ __all__ = [
     "MatchCostModel",
     "MatchCosts",
     "Matcher",
+    "OptimalTransportMatcher",
     "SetCriterion",
     "SparseRCNN",
     "StagePredictions",
+    "UnitSchedule",
     "add_dynamic_sparse_rcnn_config",
     "build_criterion",
     "build_matcher",

@@ -50,6 +50,22 @@ def add_dynamic_sparse_rcnn_config(cfg: CfgNode) -> None:
     # IoU of the class-wise NMS on the detections; 1: none, as one-to-one matching needs none.
     node.NMS_THRESHOLD = 1.0
 
+    # Dynamic label assignment, of OptimalTransportMatcher and DLACriterion.
+    node.DLA = dla = CfgNode()
+    # Units of each ground truth; 0: dynamic, the sum of its TOP_Q largest IoUs.
+    dla.K = 0
+    dla.TOP_Q = 8
+    # Units that each stage gets more than the one before it.
+    dla.UNIT_STEP = 0.5
+    # Largest share of the proposals that may learn from ground truths.
+    dla.MAX_POSITIVE_RATIO = 0.8
+    # sinkhorn: all problems at once on their device; exact: one after the other on the host.
+    dla.SOLVER = "sinkhorn"
+    dla.SINKHORN_EPS = 0.1
+    dla.SINKHORN_ITERS = 50
+    # What the losses of a stage are divided by: its positives, or the number of ground truths (num_gt).
+    dla.NORMALIZER = "positives"
+
     # ADAMW or SGD.
     cfg.SOLVER.OPTIMIZER = "ADAMW"
     # Learning rate of the backbone, in units of BASE_LR.

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from detectron2.config import CfgNode, configurable
 from detectron2.utils import comm
@@ -10,6 +12,7 @@ from fvcore.nn import sigmoid_focal_loss
 from torch import Tensor, nn
 
 from .costs import MatchCostModel, box_iou_and_giou
+from .events import current_event_storage
 from .matcher import Matcher, build_matcher
 from .structures import Assignment, BatchedTargets, StagePredictions
 
@@ -71,7 +74,7 @@ class SetCriterion(nn.Module):
         at the end of the name those of the stages before it; float32 scalars, already weighted.
         """
         supervised = predictions if self.deep_supervision else predictions.last
-        assignment = self.matcher(self.cost_model(supervised, targets))
+        assignment = self._match(supervised, targets)
         with torch.autocast(supervised.boxes.device.type, enabled=False):
             normalizer = self._normalizer(assignment, targets)
             losses = {
@@ -80,12 +83,19 @@ class SetCriterion(nn.Module):
             }
             return _name_by_stage({name: loss / normalizer for name, loss in losses.items()})
 
+    def _match(self, predictions: StagePredictions, targets: BatchedTargets) -> Assignment:
+        return self.matcher(self.cost_model(predictions, targets))
+
     def _normalizer(self, assignment: Assignment, targets: BatchedTargets) -> Tensor:
-        """(S,) number of ground truths an average rank, at least 1."""
-        number = targets.valid.sum().float().expand(assignment.gt_index.shape[0]).clone()
+        """(S,) what :meth:`_count` counts on an average rank, at least 1."""
+        number = self._count(assignment, targets)
         if comm.get_world_size() > 1:
             torch.distributed.all_reduce(number)
         return (number / comm.get_world_size()).clamp(min=1)
+
+    def _count(self, assignment: Assignment, targets: BatchedTargets) -> Tensor:
+        """(S,) float32 number of ground truths, the same for all stages."""
+        return targets.valid.sum().float().repeat(assignment.gt_index.shape[0])
 
     def _class_loss(self, logits: Tensor, assignment: Assignment, targets: BatchedTargets) -> Tensor:
         """(S,) sum of the focal loss over images, proposals and classes."""
@@ -105,6 +115,63 @@ class SetCriterion(nn.Module):
             "loss_bbox": self.l1_weight * (distance * positive).sum((1, 2)),
             "loss_giou": self.giou_weight * ((1 - giou) * positive).sum((1, 2)),
         }
+
+
+@CRITERION_REGISTRY.register()
+class DLACriterion(SetCriterion):
+    """The criterion of dynamic label assignment (Dynamic Sparse R-CNN, arXiv 2205.02101, section 3.2).
+
+    As :class:`SetCriterion`, for matchers that give a ground truth several proposals: a stage's losses are
+    divided by the number of its positives, and what the matcher did goes to detectron2's ``EventStorage``.
+    """
+
+    @configurable
+    def __init__(self, *, normalizer: str, **arguments: Any) -> None:
+        """
+        Args:
+            normalizer: ``positives`` or ``num_gt``.
+            arguments: those of :class:`SetCriterion`.
+        """
+        super().__init__(**arguments)
+        if normalizer not in ("positives", "num_gt"):
+            raise ValueError(f"MODEL.SparseRCNN.DLA.NORMALIZER is {normalizer!r}: use positives or num_gt")
+        self.normalizer = normalizer
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode) -> dict[str, object]:
+        return super().from_config(cfg) | {"normalizer": cfg.MODEL.SparseRCNN.DLA.NORMALIZER}
+
+    def _count(self, assignment: Assignment, targets: BatchedTargets) -> Tensor:
+        if self.normalizer == "num_gt":
+            return super()._count(assignment, targets)
+        return assignment.positive.sum((1, 2)).float()
+
+    def _match(self, predictions: StagePredictions, targets: BatchedTargets) -> Assignment:
+        assignment = super()._match(predictions, targets)
+        storage = current_event_storage()
+        if storage is not None:
+            storage.put_scalars(**_assignment_scalars(assignment, targets))
+        return assignment
+
+
+def _assignment_scalars(assignment: Assignment, targets: BatchedTargets) -> dict[str, float]:
+    """What to log of an assignment; one copy to the host, at a time when the trainer waits for it anyway."""
+    ground_truths = targets.valid.sum().clamp(min=1)
+    positives = assignment.positive.sum((1, 2)) / ground_truths
+    gt_index = assignment.gt_index.clamp(min=0)
+    owned = torch.zeros((*gt_index.shape[:2], targets.valid.shape[1]), device=gt_index.device)
+    owned.scatter_add_(2, gt_index, assignment.positive.float())
+    scalars = {
+        "dla/positives_per_gt_first_stage": positives[0],
+        "dla/positives_per_gt_last_stage": positives[-1],
+        "dla/gt_without_proposal": ((owned == 0) & targets.valid).sum() / len(gt_index),
+    }
+    if assignment.supply is not None:
+        scalars["dla/mean_supply"] = assignment.supply.sum() / (ground_truths * len(gt_index))
+    if assignment.residual is not None:
+        scalars["dla/sinkhorn_residual"] = assignment.residual.max()
+    values = torch.stack([value.float() for value in scalars.values()]).tolist()
+    return dict(zip(scalars, values, strict=True))
 
 
 def _gather_ground_truth(values: Tensor, assignment: Assignment) -> Tensor:

@@ -11,12 +11,12 @@ from detectron2.layers import batched_nms
 from detectron2.modeling import META_ARCH_REGISTRY, PROPOSAL_GENERATOR_REGISTRY, Backbone, build_backbone
 from detectron2.modeling.postprocessing import detector_postprocess
 from detectron2.structures import Boxes, ImageList, Instances
-from detectron2.utils.events import EventStorage, get_event_storage
 from detectron2.utils.logger import log_every_n_seconds
 from torch import Tensor, nn
 
 from .checkpoint import use_public_names
 from .criterion import build_criterion
+from .events import current_event_storage
 from .head import DynamicHead
 from .structures import BatchedTargets, StagePredictions
 
@@ -159,7 +159,7 @@ class SparseRCNN(nn.Module):
         # The one look of the host at the predictions: without it, NaN would pass for a silent zero AP.
         if finite.all():
             return
-        storage = _event_storage()
+        storage = current_event_storage()
         stage = int((~finite).any(1).nonzero()[0])
         images = [
             str(inputs.get("file_name", f"number {number} of the batch"))
@@ -176,7 +176,7 @@ class SparseRCNN(nn.Module):
 
 def _report_excess_ground_truths(instances: list[Instances], num_proposals: int) -> None:
     excess = sum(max(0, len(x) - num_proposals) for x in instances)
-    storage = _event_storage()
+    storage = current_event_storage()
     if storage is not None:
         storage.put_scalar("ground_truths_without_proposal", excess)
     if excess:
@@ -186,10 +186,3 @@ def _report_excess_ground_truths(instances: list[Instances], num_proposals: int)
             f"MODEL.SparseRCNN.NUM_PROPOSALS {num_proposals}. Raise it.",
             n=60,
         )
-
-
-def _event_storage() -> EventStorage | None:
-    try:
-        return get_event_storage()
-    except AssertionError:  # detectron2's way to say that no training loop is running
-        return None

@@ -9,8 +9,9 @@ import torch
 from detectron2.config import CfgNode, configurable
 from detectron2.utils.registry import Registry
 from scipy.optimize import linear_sum_assignment
-from torch import nn
+from torch import Tensor, nn
 
+from .sinkhorn import sinkhorn
 from .structures import BACKGROUND, Assignment, MatchCosts
 
 MATCHER_REGISTRY = Registry("MATCHER")
@@ -55,6 +56,162 @@ class HungarianMatcher(Matcher):
             proposal, ground_truth = linear_sum_assignment(cost[stage, image][:, column])
             gt_index[stage, image, proposal] = column[ground_truth]
         return Assignment(torch.from_numpy(gt_index).to(costs.cost.device))
+
+
+class UnitSchedule:
+    """How many proposals each ground truth should teach, stage by stage (Dynamic Sparse R-CNN, section 3.2).
+
+    ``k`` units a ground truth: fixed, or dynamic, as the sum of its ``top_q`` largest IoUs with the proposals,
+    rounded down. Stage t of T gets ``k - unit_step * (T - t)``, so that later stages never get fewer for the
+    same IoUs. No ground truth gets less than 1, unless all together would get more than ``max_positive_ratio``
+    of the proposals: then all are scaled down to that share, and the rest stays background.
+    """
+
+    def __init__(self, *, fixed_k: int, top_q: int, unit_step: float, max_positive_ratio: float) -> None:
+        """
+        Args:
+            fixed_k: k of every ground truth; 0: dynamic.
+            top_q: how many of the largest IoUs count.
+            unit_step: units that one stage gets more than the one before it.
+            max_positive_ratio: largest share of the proposals that may learn from ground truths, in (0, 1].
+        """
+        if fixed_k < 0 or top_q < 1 or unit_step < 0 or not 0 < max_positive_ratio <= 1:
+            raise ValueError(
+                "MODEL.SparseRCNN.DLA needs K >= 0, TOP_Q >= 1, UNIT_STEP >= 0 and MAX_POSITIVE_RATIO in (0, 1], "
+                f"got {fixed_k}, {top_q}, {unit_step}, {max_positive_ratio}"
+            )
+        self.fixed_k = fixed_k
+        self.top_q = top_q
+        self.unit_step = unit_step
+        self.max_positive_ratio = max_positive_ratio
+
+    def __call__(self, costs: MatchCosts) -> Tensor:
+        """(S, B, G) float32 units of each ground truth; 0 in the padding."""
+        stages, _, proposals, _ = costs.iou.shape
+        units = self._base_units(costs.iou)
+        later = torch.arange(stages - 1, -1, -1, device=units.device)
+        units = (units - self.unit_step * later[:, None, None]).clamp(min=1) * costs.valid
+        most = self.max_positive_ratio * proposals
+        return units * (most / units.sum(-1, keepdim=True).clamp(min=1)).clamp(max=1)
+
+    def _base_units(self, iou: Tensor) -> Tensor:
+        if self.fixed_k:
+            return torch.full_like(iou[:, :, 0], self.fixed_k)
+        best = iou.topk(min(self.top_q, iou.shape[2]), dim=2).values
+        # Whole units: what is rounded down, as the sum of float32 IoUs, must not depend on their last bit.
+        return (best.sum(2) + 1e-4).floor().clamp(min=1)
+
+
+@MATCHER_REGISTRY.register()
+class OptimalTransportMatcher(Matcher):
+    """One-to-many matching as optimal transport (Dynamic Sparse R-CNN, section 3.2; as OTA, arXiv 2103.14259).
+
+    Ground truths supply the units of a :class:`UnitSchedule`, background supplies the rest, each proposal
+    demands one. Two solvers: ``sinkhorn`` solves the problems of all stages and images at once, on their
+    device and without waiting for it; ``exact`` solves one after the other on the host, in whole units.
+    Then every ground truth without a proposal gets its cheapest one, while proposals suffice.
+    """
+
+    @configurable
+    def __init__(self, *, schedule: UnitSchedule, solver: str, epsilon: float, num_iters: int) -> None:
+        """
+        Args:
+            schedule: the units of each ground truth.
+            solver: ``sinkhorn`` or ``exact``.
+            epsilon: of Sinkhorn's entropy, in units of the cost.
+            num_iters: of Sinkhorn's iteration.
+        """
+        super().__init__()
+        if solver not in ("sinkhorn", "exact"):
+            raise ValueError(f"MODEL.SparseRCNN.DLA.SOLVER is {solver!r}: use sinkhorn or exact")
+        self.schedule = schedule
+        self.solver = solver
+        self.epsilon = epsilon
+        self.num_iters = num_iters
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode) -> dict[str, object]:
+        node = cfg.MODEL.SparseRCNN.DLA
+        return {
+            "schedule": UnitSchedule(
+                fixed_k=node.K,
+                top_q=node.TOP_Q,
+                unit_step=node.UNIT_STEP,
+                max_positive_ratio=node.MAX_POSITIVE_RATIO,
+            ),
+            "solver": node.SOLVER,
+            "epsilon": node.SINKHORN_EPS,
+            "num_iters": node.SINKHORN_ITERS,
+        }
+
+    @torch.no_grad()
+    def forward(self, costs: MatchCosts) -> Assignment:
+        """Assigns, and reports supply and (with ``sinkhorn``) residual in the assignment."""
+        supply = self.schedule(costs)
+        if self.solver == "exact":
+            gt_index, residual = _assign_exactly(costs, supply), None
+        else:
+            gt_index, residual = self._assign_by_sinkhorn(costs, supply)
+        return Assignment(_give_each_ground_truth_one(gt_index, costs), supply, residual)
+
+    def _assign_by_sinkhorn(self, costs: MatchCosts, supply: Tensor) -> tuple[Tensor, Tensor]:
+        stages, images, proposals, ground_truths = costs.cost.shape
+        # Rows of the problems: the ground truths, then background, which costs 0 and supplies the rest.
+        rows = torch.cat([costs.cost.transpose(2, 3), costs.cost.new_zeros(stages, images, 1, proposals)], dim=2)
+        row_mass = torch.cat([supply, proposals - supply.sum(-1, keepdim=True)], dim=2)
+        transport = sinkhorn(
+            rows.flatten(0, 1),
+            row_mass.flatten(0, 1),
+            rows.new_ones(stages * images, proposals),
+            epsilon=self.epsilon,
+            num_iters=self.num_iters,
+        )
+        # As OTA decodes: each row relative to its largest entry, so that small supplies are heard as well.
+        relative = transport.plan / transport.plan.amax(2, keepdim=True).clamp(min=torch.finfo(torch.float32).tiny)
+        best = _first_argmax(relative.view(stages, images, ground_truths + 1, proposals), dim=2)
+        gt_index = torch.where(best == ground_truths, BACKGROUND, best)
+        return gt_index, transport.residual.view(stages, images)
+
+
+def _assign_exactly(costs: MatchCosts, supply: Tensor) -> Tensor:
+    """The optimum for the whole units of the supply: an assignment with each ground truth repeated."""
+    cost, units = costs.cost.cpu().numpy(), supply.floor().long().cpu().numpy()
+    valid = costs.valid.cpu().numpy()
+    gt_index = np.full(cost.shape[:3], BACKGROUND, dtype=np.int64)
+    for stage, image in np.ndindex(*cost.shape[:2]):
+        column = np.repeat(np.arange(cost.shape[3]), np.maximum(units[stage, image], 1) * valid[image])
+        proposal, chosen = linear_sum_assignment(cost[stage, image][:, column])
+        gt_index[stage, image, proposal] = column[chosen]
+    return torch.from_numpy(gt_index).to(costs.cost.device)
+
+
+def _give_each_ground_truth_one(gt_index: Tensor, costs: MatchCosts) -> Tensor:
+    """Gives each ground truth without a proposal its cheapest one that no other ground truth needs.
+
+    A loop over the ground truths, bounded by their number, each step of which serves all stages and images.
+    """
+    ground_truths = costs.cost.shape[3]
+    gt_index = gt_index.clone()
+    owned = torch.zeros_like(costs.cost[:, :, 0], dtype=torch.int64)
+    owned.scatter_add_(2, gt_index.clamp(min=0), (gt_index != BACKGROUND).long())
+    for g in range(ground_truths):
+        # Free: background, and what its ground truth can spare.
+        spare = owned.gather(2, gt_index.clamp(min=0)) > 1
+        free = (gt_index == BACKGROUND) | spare
+        wanting = (owned[:, :, g] == 0) & costs.valid[:, g] & free.any(2)
+        cheapest = _first_argmax(-costs.cost[..., g].masked_fill(~free, torch.inf), dim=2)[..., None]
+        former = gt_index.gather(2, cheapest)
+        owned.scatter_add_(2, former.clamp(min=0), -((former != BACKGROUND) & wanting[..., None]).long())
+        owned[:, :, g] += wanting
+        gt_index.scatter_(2, cheapest, torch.where(wanting[..., None], g, former))
+    return gt_index
+
+
+def _first_argmax(values: Tensor, dim: int) -> Tensor:
+    """Index of the largest value, the first of equal ones: torch.argmax promises no order."""
+    length = values.shape[dim]
+    index = torch.arange(length, device=values.device).view([-1 if d == dim else 1 for d in range(values.dim())])
+    return torch.where(values == values.amax(dim, keepdim=True), index, length - 1).amin(dim)
 
 
 def build_matcher(cfg: CfgNode) -> Matcher:

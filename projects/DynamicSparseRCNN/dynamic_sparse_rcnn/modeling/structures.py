@@ -121,9 +121,14 @@ class Assignment:
 
     Attributes:
         gt_index: (S, B, P) int64 in [0, G), or ``BACKGROUND``.
+        supply: (S, B, G) float32, how many proposals the matcher meant for each ground truth; None where
+            it means one for each.
+        residual: (S, B) float32, by how many units the solution misses the supply; None where it is exact.
     """
 
     gt_index: Tensor
+    supply: Tensor | None = None
+    residual: Tensor | None = None
 
     def __post_init__(self) -> None:
         if self.gt_index.dim() != 3 or self.gt_index.dtype != torch.int64:
