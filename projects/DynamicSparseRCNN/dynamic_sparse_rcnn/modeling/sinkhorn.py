@@ -40,7 +40,7 @@ def sinkhorn(cost: Tensor, row_mass: Tensor, column_mass: Tensor, *, epsilon: fl
         kernel = cost.float() / -epsilon
         log_rows, log_columns = row_mass.float().log(), column_mass.float().log()
         # Columns first: a constant in all costs of a column is gone before it can slow the convergence.
-        columns = log_columns - kernel.logsumexp(1)
+        columns = log_columns - (kernel + (row_mass > 0).float().log()[:, :, None]).logsumexp(1)
         for _ in range(num_iters):
             rows = log_rows - (kernel + columns[:, None]).logsumexp(2)
             columns = log_columns - (kernel + rows[:, :, None]).logsumexp(1)
