@@ -1,0 +1,73 @@
+# make env    .venv with everything; make demo, make test and make lint make it when it is not there
+# make demo   train a small detector on generated images, evaluate it, draw its detections
+# make test   all tests that need no GPU; ARGS="-m gpu" for those that do
+# make lint   ruff and mypy
+# make clean  remove build products, caches and output/; make distclean removes .venv too
+
+PYTHON ?= python3
+ARGS ?= -m "not gpu"
+
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLING := $(VENV)/.installing
+READY := $(VENV)/.ready
+PIP_INSTALL := $(BIN)/python -m pip install --quiet --constraint constraints.txt
+
+# builds the two or three packages that come as source as newer pips do, without complaints from older ones
+export PIP_USE_PEP517 := 1
+
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+.ONESHELL:
+.PHONY: env demo test lint clean distclean
+
+env: $(READY)
+
+demo: env
+	@$(BIN)/python tools/demo_shapes.py
+
+test: env
+	@$(BIN)/python -m pytest $(ARGS)
+
+lint: env
+	@$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+clean:
+	@rm -rf build dist output .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	find . -path ./$(VENV) -prune -o \( -name __pycache__ -o -name '*.egg-info' \) -prune -exec rm -rf {} +
+
+distclean: clean
+	@rm -rf $(VENV)
+
+# $(INSTALLING) stays behind when the installation is interrupted, and may then have left a package in part:
+# the next run starts afresh. After an ordinary failure (no network, say) the next run continues.
+$(READY): setup.py constraints.txt $(wildcard tools/*detectron2*.py)
+	@trap 'exit 130' INT TERM
+	failed() { rm -f $(INSTALLING); echo "error: $$1" >&2; exit 1; }
+	if [ -e $(INSTALLING) ]; then
+	    echo "the last installation was interrupted: starting afresh"
+	    rm -rf $(VENV)
+	fi
+	if [ ! -x $(BIN)/pip ]; then
+	    $(PYTHON) -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 13))' ||
+	        failed "Python 3.10 to 3.13 is needed, '$(PYTHON)' is not one: make env PYTHON=python3.12"
+	    echo "1/4 creating $(VENV) with $$($(PYTHON) --version)"
+	    $(PYTHON) -m venv --clear $(VENV) || failed "venv does not work: on Debian, apt install python3-venv"
+	fi
+	touch $(INSTALLING)
+	echo "2/4 installing torch and the other packages (several GB, takes minutes)"
+	$(PIP_INSTALL) --editable '.[dev]' || failed "the packages could not be installed, pip says why above"
+	echo "3/4 checking OpenCV"
+	if ! $(BIN)/python -c 'import cv2' 2>/dev/null; then
+	    echo "    opencv-python needs libraries of a desktop (libGL): using opencv-python-headless instead"
+	    $(BIN)/python -m pip uninstall --quiet --yes opencv-python opencv-python-headless
+	    $(PIP_INSTALL) opencv-python-headless && $(BIN)/python -c 'import cv2' || failed "OpenCV cannot be used"
+	fi
+	echo "4/4 installing detectron2"
+	$(BIN)/python tools/install_detectron2.py --constraint constraints.txt || failed "detectron2 is missing"
+	$(BIN)/python -c 'import dynamic_sparse_rcnn' || failed "the package was installed, but cannot be imported"
+	rm $(INSTALLING)
+	touch $(READY)
+	echo "ready: $(BIN)/python"
