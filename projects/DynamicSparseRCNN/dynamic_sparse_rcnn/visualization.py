@@ -107,6 +107,46 @@ def draw_proposal_stages(
     return image_grid(panels, columns=_STAGES_A_ROW)
 
 
+def draw_assignment(image_rgb: Image, gt_boxes: Tensor, stage_boxes: Tensor, gt_index: Tensor, caption: str) -> Image:
+    """Draws which proposals of each stage learn from which ground truth, in a panel a stage.
+
+    A ground truth, which has a label, and the proposals that learn from it share a colour; those that
+    learn to be background are grey.
+
+    Args:
+        image_rgb: (H,W,3) uint8.
+        gt_boxes: (G,4) absolute xyxy pixels of this image.
+        stage_boxes: (S,P,4) likewise, predictions of each stage.
+        gt_index: (S,P) int64 in [0, G), or -1 for background.
+        caption: stands before the stage's number and positives.
+
+    Returns:
+        (H',W',3) uint8, one row of S panels.
+
+    Raises:
+        ValueError: the image or the tensors have other shapes.
+    """
+    _check_image(image_rgb)
+    if gt_boxes.shape[1:] != (4,) or stage_boxes.shape != (*gt_index.shape, 4):
+        raise ValueError(
+            f"gt_boxes must be (G,4), stage_boxes (S,P,4) and gt_index (S,P), "
+            f"got {tuple(gt_boxes.shape)}, {tuple(stage_boxes.shape)} and {tuple(gt_index.shape)}"
+        )
+    scale = _readable_scale(image_rgb)
+    enlarged = _resized(image_rgb, scale)
+    colours = _distinct_colours(len(gt_boxes))
+    panels = []
+    for stage, (boxes, indices) in enumerate(zip(_to_numpy(stage_boxes) * scale, gt_index.tolist(), strict=True), 1):
+        canvas = Visualizer(enlarged)
+        # Background first, so that it hides nothing.
+        for box, index in sorted(zip(boxes, indices, strict=True), key=lambda pair: pair[1]):
+            canvas.draw_box(box, alpha=1.0 if index >= 0 else 0.25, edge_color=colours[index] if index >= 0 else _GREY)
+        counts = [indices.count(index) for index in range(len(gt_boxes))]
+        _draw_boxes(canvas, _to_numpy(gt_boxes) * scale, colours, [f"learned by {count}" for count in counts])
+        panels.append(_with_caption(canvas.output.get_image(), f"{caption}, stage {stage}: {sum(counts)} positive"))
+    return image_grid(panels, columns=len(panels))
+
+
 def image_grid(images: Sequence[Image], columns: int) -> Image:
     """Puts images side by side, ``columns`` a row, on white; smaller ones at the top left of their cell.
 
