@@ -13,7 +13,7 @@ from __future__ import annotations
 import argparse
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import torch
 from detectron2.structures import Boxes, Instances
@@ -81,7 +81,7 @@ def transport(solver: str, args: argparse.Namespace) -> torch.nn.Module:
     return OptimalTransportMatcher(schedule=schedule, solver=solver, epsilon=args.epsilon, num_iters=args.iterations)
 
 
-def time_alternating(calls: dict[str, Callable[[], None]], repeats: int, device: str) -> dict[str, float]:
+def time_alternating(calls: Mapping[str, Callable[[], object]], repeats: int, device: str) -> dict[str, float]:
     """Median seconds of each call, the calls taking turns."""
     seconds: dict[str, list[float]] = {name: [] for name in calls}
     for repeat in range(repeats + 1):

@@ -1,0 +1,108 @@
+#!/usr/bin/env python3
+"""Trains each variant of a plan with each seed, evaluates it, and prints mean and spread of the AP as a table.
+
+A plan is a yaml file (see benchmarks/ablations): a config, seeds, options common to all runs, variants, and
+evaluations, the last three as lists of KEY VALUE. Runs that are finished already are not repeated.
+
+    python tools/ablate.py benchmarks/ablations/dla_shapes.yaml --output output/dla_shapes
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from tabulate import tabulate
+from tqdm import tqdm
+
+TRAIN_NET = Path(__file__).parent / "train_net.py"
+METRICS = ("AP", "AP50", "AP75")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a plan file says: options are lists of KEY VALUE, by the name of the variant or evaluation."""
+
+    config: str
+    seeds: list[int]
+    common: list[Any]
+    variants: dict[str, list[Any]]
+    evaluations: dict[str, list[Any]]
+
+
+def main() -> None:
+    """Runs what is missing, then prints the table and writes it to ``results.json``."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("plan", type=Path)
+    parser.add_argument("--output", type=Path, required=True)
+    args = parser.parse_args()
+    plan = Plan(**yaml.safe_load(args.plan.read_text()))
+    runs = [(seed, variant) for seed in plan.seeds for variant in plan.variants]
+    results = {
+        (variant, seed): run_variant(plan, variant, seed, args.output)
+        for seed, variant in tqdm(runs, desc="training", unit="run")
+    }
+    rows = summarise(plan, results)
+    print(tabulate(rows, ("variant", "evaluation", *METRICS)))
+    (args.output / "results.json").write_text(
+        json.dumps({f"{v}, seed {s}": r for (v, s), r in results.items()}, indent=1)
+    )
+
+
+def run_variant(plan: Plan, variant: str, seed: int, output: Path) -> dict[str, dict[str, float]]:
+    """Trains one variant with one seed, unless it is done, and gives the metrics of each evaluation."""
+    folder = output / f"{variant}, seed {seed}"
+    done = folder / "evaluations.json"
+    if not done.exists():
+        options = [*plan.common, *plan.variants[variant], "SEED", seed]
+        call(plan, options, folder)
+        weights = ["MODEL.WEIGHTS", folder / "model_final.pth"]
+        evaluations = {}
+        for name, extra in plan.evaluations.items():
+            call(plan, [*options, *weights, *extra], folder / name, "--eval-only")
+            evaluations[name] = read_metrics(folder / name)
+        done.write_text(json.dumps(evaluations))
+    metrics: dict[str, dict[str, float]] = json.loads(done.read_text())
+    return metrics
+
+
+def call(plan: Plan, options: list[Any], folder: Path, *flags: str) -> None:
+    """Runs ``tools/train_net.py``; what it prints goes to ``stdout.txt`` in the folder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    command = [sys.executable, TRAIN_NET, "--config-file", plan.config, *flags, *options, "OUTPUT_DIR", folder]
+    log = folder / "stdout.txt"
+    with log.open("w") as file:
+        code = subprocess.run([str(part) for part in command], stdout=file, stderr=subprocess.STDOUT).returncode
+    if code:
+        raise SystemExit(f"error: the run failed, its output is in {log}")
+
+
+def read_metrics(folder: Path) -> dict[str, float]:
+    """The AP that an evaluation printed in detectron2's lines for copying."""
+    lines = [line for line in (folder / "stdout.txt").read_text().splitlines() if "copypaste: " in line]
+    names, values = (line.split("copypaste: ")[1].split(",") for line in lines[-2:])
+    return dict(zip(names, map(float, values), strict=True))
+
+
+def summarise(plan: Plan, results: dict[tuple[str, int], dict[str, dict[str, float]]]) -> list[list[str]]:
+    """A row a variant and evaluation: mean and standard deviation over the seeds."""
+    rows = []
+    for variant in plan.variants:
+        for evaluation in plan.evaluations:
+            runs = [results[variant, seed][evaluation] for seed in plan.seeds]
+            cells = [[run[metric] for run in runs] for metric in METRICS]
+            spread = [statistics.stdev(values) if len(values) > 1 else 0.0 for values in cells]
+            means = [f"{statistics.mean(v):.1f} ± {s:.1f}" for v, s in zip(cells, spread, strict=True)]
+            rows.append([variant, evaluation, *means])
+    return rows
+
+
+if __name__ == "__main__":
+    main()
