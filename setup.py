@@ -34,7 +34,7 @@ setup(
     python_requires=">=3.10",
     package_dir={"": PROJECT, CONFIGS: "configs"},
     packages=[*find_packages(PROJECT), CONFIGS],
-    package_data={PACKAGE: ["py.typed"], CONFIGS: ["**/*.yaml", "**/*.py"]},
+    package_data={CONFIGS: ["**/*.yaml", "**/*.py"]},
     # detectron2 is needed too, but cannot be named here: it is not on the package index under its own name.
     # Who has none runs tools/install_detectron2.py. constraints.txt holds the versions that are tested.
     install_requires=[
