@@ -12,7 +12,6 @@ from detectron2.structures import Boxes, Instances
 
 from dynamic_sparse_rcnn import StagePredictions, add_dynamic_sparse_rcnn_config
 
-
 # The models are so small that threads cost more than they give, most of all beside other processes.
 torch.set_num_threads(1)
 
