@@ -45,6 +45,7 @@ setup(
         "opencv-python>=4.8",
         "fvcore>=0.1.5",
         "pycocotools>=2.0.8",
+        "matplotlib>=3.7",
         "tabulate>=0.9",
         "tqdm>=4.60",
         "tensorboard>=2.12",
@@ -53,6 +54,7 @@ setup(
         "dev": [
             "hypothesis",
             "mypy",
+            "packaging",
             "POT",
             "pytest",
             "ruff",

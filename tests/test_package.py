@@ -33,6 +33,18 @@ def test_every_config_loads(config):
     assert cfg.MODEL.META_ARCHITECTURE == "SparseRCNN"
 
 
+def test_every_key_of_the_public_sparse_rcnn_is_known():
+    cfg = get_cfg()
+    add_dynamic_sparse_rcnn_config(cfg)
+    model = (
+        "NUM_CLASSES NUM_PROPOSALS NHEADS DROPOUT DIM_FEEDFORWARD ACTIVATION HIDDEN_DIM NUM_CLS NUM_REG NUM_HEADS "
+        "NUM_DYNAMIC DIM_DYNAMIC CLASS_WEIGHT GIOU_WEIGHT L1_WEIGHT DEEP_SUPERVISION NO_OBJECT_WEIGHT USE_FOCAL "
+        "ALPHA GAMMA PRIOR_PROB"
+    )
+    assert set(model.split()) <= cfg.MODEL.SparseRCNN.keys()
+    assert {"OPTIMIZER", "BACKBONE_MULTIPLIER"} <= cfg.SOLVER.keys()
+
+
 @pytest.mark.parametrize(
     ("depth", "proposals", "crop"), [(50, 100, False), (50, 300, True), (101, 100, False), (101, 300, True)]
 )
@@ -40,7 +52,7 @@ def test_coco_configs_hold_the_published_recipe(depth, proposals, crop):
     cfg = get_cfg()
     add_dynamic_sparse_rcnn_config(cfg)
     cfg.merge_from_file(str(ROOT / f"configs/coco/sparse_rcnn_R_{depth}_FPN_{proposals}pro_3x.yaml"))
-    assert (cfg.MODEL.RESNETS.DEPTH, cfg.MODEL.SparseRCNN.NUM_PROPOSALS) == (depth, proposals)
+    assert (depth, proposals) == (cfg.MODEL.RESNETS.DEPTH, cfg.MODEL.SparseRCNN.NUM_PROPOSALS)
     assert cfg.MODEL.WEIGHTS.endswith(f"R-{depth}.pkl")
     assert crop == cfg.INPUT.CROP.ENABLED
     solver = cfg.SOLVER
