@@ -35,8 +35,9 @@ lint: env
 	$(BIN)/mypy
 
 clean:
-	@rm -rf build dist output .hypothesis .mypy_cache .pytest_cache .ruff_cache
-	find . -path ./$(VENV) -prune -o \( -name __pycache__ -o -name '*.egg-info' \) -prune -exec rm -rf {} +
+	@rm -rf build dist output .hypothesis
+	find . -path ./$(VENV) -prune -o -path ./.git -prune -o \
+	    \( -name __pycache__ -o -name '.*_cache' -o -name '*.egg-info' \) -prune -exec rm -rf {} +
 
 distclean: clean
 	@rm -rf $(VENV)

@@ -34,7 +34,7 @@ setup(
     python_requires=">=3.10",
     package_dir={"": PROJECT, CONFIGS: "configs"},
     packages=[*find_packages(PROJECT), CONFIGS],
-    package_data={PACKAGE: ["py.typed"], CONFIGS: ["**/*.yaml", "**/*.py"]},
+    package_data={CONFIGS: ["**/*.yaml", "**/*.py"]},
     # detectron2 is needed too, but cannot be named here: it is not on the package index under its own name.
     # Who has none runs tools/install_detectron2.py. constraints.txt holds the versions that are tested.
     install_requires=[
@@ -45,6 +45,7 @@ setup(
         "opencv-python>=4.8",
         "fvcore>=0.1.5",
         "pycocotools>=2.0.8",
+        "matplotlib>=3.7",
         "tabulate>=0.9",
         "tqdm>=4.60",
         "tensorboard>=2.12",
@@ -53,6 +54,7 @@ setup(
         "dev": [
             "hypothesis",
             "mypy",
+            "packaging",
             "POT",
             "pytest",
             "ruff",

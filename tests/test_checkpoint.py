@@ -38,6 +38,7 @@ def build_published_model() -> torch.nn.Module:
     return build_model(cfg)
 
 
+@pytest.mark.slow
 def test_a_public_checkpoint_loads_strictly_and_saves_with_the_same_names(public_state_dict, tmp_path):
     assert len(public_state_dict) == 523
     model = build_published_model()
@@ -50,6 +51,7 @@ def test_a_public_checkpoint_loads_strictly_and_saves_with_the_same_names(public
     assert torch.equal(boxes, public_state_dict["init_proposal_boxes.weight"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("prefix", ["", "module."])
 def test_detectron2s_checkpointer_loads_a_public_file_completely(public_state_dict, tmp_path, prefix):
     path = tmp_path / "public.pth"
@@ -70,6 +72,22 @@ def test_checkpoints_round_trip_through_detectron2(tiny_cfg, tmp_path):
     DetectionCheckpointer(other).load(str(tmp_path / "model.pth"))
     for name, value in other.state_dict().items():
         assert torch.equal(value, model.state_dict()[name]), name
+
+
+def test_a_checkpoint_with_other_numbers_of_proposals_and_classes_loads_all_the_rest(tiny_cfg, tmp_path):
+    model = build_model(tiny_cfg)
+    DetectionCheckpointer(model, str(tmp_path)).save("model")
+    tiny_cfg.MODEL.SparseRCNN.NUM_PROPOSALS, tiny_cfg.MODEL.SparseRCNN.NUM_CLASSES = 5, 7
+    other = build_model(tiny_cfg)
+    DetectionCheckpointer(other).load(str(tmp_path / "model.pth"))
+    loaded = other.state_dict()
+    same = {name for name, value in model.state_dict().items() if torch.equal(value, loaded[name])}
+    changed = model.state_dict().keys() - same
+    assert changed == {
+        "init_proposal_boxes.weight",
+        "init_proposal_features.weight",
+        *(f"head.head_series.{stage}.class_logits.{kind}" for stage in range(2) for kind in ("weight", "bias")),
+    }
 
 
 def test_loading_does_not_change_the_callers_state_dict(tiny_cfg):

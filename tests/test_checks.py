@@ -1,6 +1,7 @@
 import copy
 import logging
 import math
+import os
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dynamic_sparse_rcnn.data.annotations import BoxProblem, find_box_problems
-from dynamic_sparse_rcnn.data.checks import check_dataset, load_checked_dataset
+from dynamic_sparse_rcnn.data.checks import check_dataset, load_checked_dataset, report_dataset
 
-BCCD = Path(__file__).parents[2] / "shared" / "data" / "bccd"
+BCCD = Path(os.environ.get("BCCD_FOLDER", "-"))
 CLASSES = ("ant", "bee", "cell")
 
 
@@ -205,12 +206,13 @@ def test_loading_logs_the_summary_and_returns_the_usable_boxes(folder: Path, log
     dicts = records(folder, [annotation([5, 5, 25, 25], i) for i in range(3)], [annotation([5, 5, 5, 5])])
     DatasetCatalog.register(name, lambda: dicts)
     MetadataCatalog.get(name).thing_classes = list(CLASSES)
-    loaded = load_checked_dataset(name, num_classes=3, num_proposals=10)
+    loaded = report_dataset(name, num_classes=3, num_proposals=10)
+    assert loaded == load_checked_dataset(name, num_classes=3)
     assert [len(record["annotations"]) for record in loaded] == [3, 0]
     assert log.records[-1].levelname == "WARNING"
     assert "first in 1.jpg" in log.records[-1].getMessage()
     del dicts[1]
-    load_checked_dataset(name, num_classes=3, num_proposals=10)
+    report_dataset(name, num_classes=3, num_proposals=10)
     assert log.records[-1].levelname == "INFO"
 
 
@@ -218,16 +220,16 @@ def test_empty_and_unknown_data_sets_are_errors(folder: Path) -> None:
     name = f"nothing in {folder}"
     DatasetCatalog.register(name, list)
     with pytest.raises(ValueError, match="has no images"):
-        load_checked_dataset(name, num_classes=3, num_proposals=10)
+        load_checked_dataset(name, num_classes=3)
     with pytest.raises(KeyError, match="not registered"):
-        load_checked_dataset("never_registered", num_classes=3, num_proposals=10)
+        load_checked_dataset("never_registered", num_classes=3)
 
 
-@pytest.mark.skipif(not BCCD.is_dir(), reason="the blood cell images are not there")
+@pytest.mark.skipif(not BCCD.is_dir(), reason="BCCD_FOLDER does not name the folder of the BCCD data set")
 @pytest.mark.parametrize(("split", "culprit"), [("train", "BloodImage_00343"), ("val", "BloodImage_00338")])
 @pytest.mark.parametrize("form", ["voc:{0}:{1}", "coco:{0}/annotations_coco/{1}.json:{0}/JPEGImages"])
 def test_degenerate_boxes_of_real_annotations_are_named(
     split: str, culprit: str, form: str, log: pytest.LogCaptureFixture
 ) -> None:
-    load_checked_dataset(form.format(BCCD, split), num_classes=3, num_proposals=30)
+    report_dataset(form.format(BCCD, split), num_classes=3, num_proposals=30)
     assert f"1 degenerate (no area, or a single point), first in {culprit}.jpg" in log.records[-1].getMessage()

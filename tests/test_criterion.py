@@ -19,7 +19,7 @@ def focal_terms(logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     return -0.25 * (1 - p) ** 2 * F.logsigmoid(logits), -0.75 * p**2 * F.logsigmoid(-logits)
 
 
-def plain_losses(predictions: StagePredictions, instances: list) -> dict[str, float]:
+def plain_losses(predictions: StagePredictions, instances: list) -> dict[str, torch.Tensor]:
     """DETR's way with Sparse R-CNN's terms, in float64: a loop over stages, in it one over images."""
     losses = {}
     stages = len(predictions.logits)
@@ -43,9 +43,9 @@ def plain_losses(predictions: StagePredictions, instances: list) -> dict[str, fl
             l1_loss = l1_loss + distance[rows, columns].sum()
             giou_loss = giou_loss + (1 - giou[rows, columns]).sum()
         end = "" if stage == stages - 1 else f"_{stage}"
-        losses[f"loss_ce{end}"] = 2 * class_loss.item() / ground_truths
-        losses[f"loss_bbox{end}"] = 5 * l1_loss.item() / ground_truths
-        losses[f"loss_giou{end}"] = 2 * giou_loss.item() / ground_truths
+        losses[f"loss_ce{end}"] = 2 * class_loss / ground_truths
+        losses[f"loss_bbox{end}"] = 5 * l1_loss / ground_truths
+        losses[f"loss_giou{end}"] = 2 * giou_loss / ground_truths
     return losses
 
 
@@ -59,7 +59,20 @@ def test_losses_equal_a_float64_loop_over_stages_and_images(tiny_cfg, make_insta
     assert losses.keys() == expected.keys()
     assert len(losses) == 18
     for name, value in expected.items():
-        assert losses[name].item() == pytest.approx(value, rel=1e-5, abs=1e-6), name
+        assert losses[name].item() == pytest.approx(value.item(), rel=1e-5, abs=1e-6), name
+
+
+def test_gradients_equal_those_of_the_float64_loop(tiny_cfg, make_instances, make_predictions):
+    instances = [make_instances(3), make_instances(1)]
+    predictions = make_predictions(2, [(64, 96)] * 2, 6, requires_grad=True)
+    losses = SetCriterion(tiny_cfg)(predictions, BatchedTargets.from_instances(instances, CPU))
+    sum(losses.values()).backward()
+    expected = StagePredictions(
+        *(x.detach().double().requires_grad_() for x in (predictions.logits, predictions.boxes))
+    )
+    sum(plain_losses(expected, instances).values()).backward()
+    torch.testing.assert_close(predictions.logits.grad.double(), expected.logits.grad, rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(predictions.boxes.grad.double(), expected.boxes.grad, rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize("counts", [[3, 0], [0, 0]])
@@ -83,7 +96,7 @@ def test_without_deep_supervision_only_the_last_stage_learns(tiny_cfg, make_inst
     sum(losses.values()).backward()
     assert not predictions.logits.grad[:2].any()
     last = plain_losses(predictions, instances)
-    assert losses["loss_ce"].item() == pytest.approx(last["loss_ce"], rel=1e-5)
+    assert losses["loss_ce"].item() == pytest.approx(last["loss_ce"].item(), rel=1e-5)
 
 
 def test_half_precision_logits_give_float32_losses(tiny_cfg, make_instances, make_predictions):

@@ -9,7 +9,7 @@ import torch
 from detectron2.modeling import build_model
 from detectron2.structures import Boxes, Instances
 from detectron2.utils.events import EventStorage
-from torchvision.ops import box_iou
+from torchvision.ops import box_iou, clip_boxes_to_image
 
 from dynamic_sparse_rcnn import SparseRCNN, StagePredictions
 from dynamic_sparse_rcnn.engine.solver import build_optimizer
@@ -47,8 +47,12 @@ def test_degenerate_boxes_are_as_if_they_were_not_there(tiny_cfg, make_inputs):
 def test_more_ground_truths_than_proposals_are_counted_in_the_log(tiny_cfg, make_inputs, caplog, monkeypatch):
     monkeypatch.setattr("detectron2.utils.logger._LOG_TIMER", {})  # as if nothing had been logged yet
     model = build_model(tiny_cfg)
+    inputs = make_inputs([8, 11, 9])
+    boxes = inputs[0]["instances"].gt_boxes.tensor
+    empty = Instances((64, 96), gt_boxes=Boxes(boxes[:, [0, 1, 0, 1]]), gt_classes=torch.zeros(8, dtype=torch.int64))
+    inputs[0]["instances"] = Instances.cat([inputs[0]["instances"], empty])  # these need no proposal
     with caplog.at_level(logging.WARNING), EventStorage() as storage:
-        model(make_inputs([8, 11, 9]))
+        model(inputs)
     assert storage.latest()["ground_truths_without_proposal"][0] == 4
     assert "4 ground truths of this batch have no proposal" in caplog.text
     assert "MODEL.SparseRCNN.NUM_PROPOSALS 8" in caplog.text
@@ -83,7 +87,10 @@ def test_detections_are_the_best_pairs_of_proposal_and_class(tiny_cfg, make_inpu
     assert detections.scores.tolist() == pytest.approx([score for score, _, _ in pairs])
     assert detections.pred_classes.tolist() == [c for _, _, c in pairs]
     torch.testing.assert_close(
-        detections.pred_boxes.tensor, torch.stack([predictions.boxes[-1, 0, p] for _, p, _ in pairs])
+        detections.pred_boxes.tensor,
+        clip_boxes_to_image(
+            torch.stack([predictions.boxes[-1, 0, p] for _, p, _ in pairs]), inputs[0]["image"].shape[1:]
+        ),
     )
 
 
@@ -100,6 +107,20 @@ def test_nms_keeps_one_of_equal_boxes_of_a_class(tiny_cfg, make_inputs):
     assert len(every) == 24
     best = {label: every.scores[every.pred_classes == label].max().item() for label in range(3)}
     assert dict(zip(kept.pred_classes.tolist(), kept.scores.tolist(), strict=True)) == best
+
+
+def test_nms_sees_clipped_boxes_and_other_objects_behind_many_duplicates(tiny_cfg):
+    tiny_cfg.MODEL.SparseRCNN.NMS_THRESHOLD = 0.7
+    tiny_cfg.TEST.DETECTIONS_PER_IMAGE = 10
+    model = build_model(tiny_cfg).eval()
+    # 40 boxes that are the whole image once they are clipped, all sure of both classes, then 5 apart.
+    reach = 100 + 50 * torch.arange(40.0)[:, None]
+    apart = torch.tensor([[12.0 * i, 0, 12 * i + 10, 10] for i in range(5)])
+    boxes = torch.cat([torch.cat([-reach, -reach, reach, reach], dim=1), apart])
+    logits = torch.cat([torch.full((40, 2), 3.0), torch.tensor([[1.0, -9.0]]).repeat(5, 1)])
+    (detections,) = model._detect(StagePredictions(logits[None, None], boxes[None, None]), [(64, 64)])
+    assert detections.pred_boxes.tensor[:2].tolist() == [[0, 0, 64, 64]] * 2
+    assert sorted(detections.pred_boxes.tensor[2:7].tolist()) == apart.tolist()
 
 
 def test_nms_replaces_what_it_drops_up_to_the_number_of_detections(tiny_cfg, make_inputs):
@@ -125,6 +146,43 @@ def test_predictions_that_are_not_finite_name_stage_image_and_iteration(tiny_cfg
     assert "stage 2 of 2" in str(error.value)
     assert "iteration 41" in str(error.value)
     assert "image_0.png, image_1.png" in str(error.value)
+
+
+def test_boxes_that_grow_beyond_all_bounds_name_stage_and_image(tiny_cfg, make_inputs):
+    tiny_cfg.MODEL.SparseRCNN.NUM_HEADS = 6
+    model = build_model(tiny_cfg)
+    with torch.no_grad():
+        for stage in model.head.head_series:
+            stage.bboxes_delta.bias[2:] = 20.0
+    with pytest.raises(FloatingPointError, match=r"stage \d of 6.*image_0\.png"):
+        model(make_inputs([2]))
+
+
+def test_a_class_that_the_model_does_not_have_names_image_and_key(tiny_cfg, make_inputs):
+    inputs = make_inputs([1, 2])
+    inputs[1]["instances"].gt_classes[:] = 7
+    with pytest.raises(ValueError, match=r"image_1\.png.*\[7\].*NUM_CLASSES is 3"):
+        build_model(tiny_cfg)(inputs)
+
+
+def test_inference_needs_no_no_grad(tiny_cfg, make_inputs):
+    (output,) = build_model(tiny_cfg).eval()(make_inputs([1]))
+    assert not output["instances"].pred_boxes.tensor.requires_grad
+
+
+def test_the_backbone_sees_normalised_and_zero_padded_images(tiny_cfg, make_inputs):
+    tiny_cfg.MODEL.PIXEL_MEAN, tiny_cfg.MODEL.PIXEL_STD = [100.0, 110.0, 120.0], [50.0, 60.0, 70.0]
+    model = build_model(tiny_cfg).eval()
+    seen: list[torch.Tensor] = []
+    model.backbone.register_forward_pre_hook(lambda module, arguments: seen.append(arguments[0]))
+    inputs = make_inputs([0, 0], [(64, 96), (40, 50)])
+    model(inputs)
+    assert seen[0].shape == (2, 3, 64, 96)
+    for image, given, (height, width) in zip(seen[0], inputs, [(64, 96), (40, 50)], strict=True):
+        for channel, (mean, std) in enumerate([(100, 50), (110, 60), (120, 70)]):
+            expected = (given["image"][channel].float() - mean) / std
+            torch.testing.assert_close(image[channel, :height, :width], expected)
+            assert not image[channel, height:].any() and not image[channel, :, width:].any()
 
 
 def test_only_the_image_with_bad_predictions_is_named(tiny_cfg, make_inputs):
@@ -154,6 +212,7 @@ def test_bfloat16_autocast_gives_losses_near_float32s(tiny_cfg, make_inputs):
         assert loss.item() == pytest.approx(exact[name].item(), rel=0.1), name
 
 
+@pytest.mark.slow
 def test_one_image_is_learned_by_heart(tiny_cfg, make_inputs):
     tiny_cfg.MODEL.SparseRCNN.INIT_BOXES = "grid"
     tiny_cfg.SOLVER.BASE_LR = 1e-3

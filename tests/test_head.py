@@ -8,6 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from detectron2.layers import ShapeSpec
+from detectron2.structures import Boxes
 
 from dynamic_sparse_rcnn import DynamicConv, DynamicHead
 
@@ -95,6 +96,21 @@ def test_boxes_are_detached_between_stages_and_features_are_not(tiny_cfg, stage)
     assert not any(p.grad is not None and p.grad.any() for p in other.parameters())
 
 
+def test_each_stage_starts_from_the_features_and_boxes_of_the_one_before_it(tiny_cfg):
+    tiny_cfg.MODEL.SparseRCNN.NUM_HEADS = 3
+    head = DynamicHead(tiny_cfg, SHAPES).eval()
+    features, (boxes, proposal_features) = make_features(), make_proposals()
+    predictions = head(features, boxes, proposal_features)
+    for index, stage in enumerate(head.head_series):
+        pooled = torch.cat(
+            [head.box_pooler([features[n][i : i + 1] for n in SHAPES], [Boxes(boxes[i])]) for i in range(2)]
+        )
+        logits, deltas, proposal_features = stage(proposal_features, pooled.flatten(2).transpose(1, 2))
+        boxes = torch.stack([head.box_transform.apply_deltas(deltas[i], boxes[i]) for i in range(2)])
+        torch.testing.assert_close(predictions.logits[index], logits, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(predictions.boxes[index], boxes, rtol=1e-4, atol=1e-2)
+
+
 def test_images_of_a_batch_do_not_see_each_other(tiny_cfg):
     head = DynamicHead(tiny_cfg, SHAPES).eval()
     features, (boxes, proposal_features) = make_features(), make_proposals()
@@ -133,7 +149,16 @@ def test_dropout_and_activation_follow_the_config(tiny_cfg):
 
 @pytest.mark.parametrize(
     ("key", "value"),
-    [("NUM_CLASSES", 0), ("USE_FOCAL", False), ("NUM_DYNAMIC", 3), ("ACTIVATION", "glu"), ("HIDDEN_DIM", 64)],
+    [
+        ("NUM_CLASSES", 0),
+        ("NUM_HEADS", 0),
+        ("PRIOR_PROB", 0.0),
+        ("USE_FOCAL", False),
+        ("NUM_DYNAMIC", 3),
+        ("ACTIVATION", "glu"),
+        ("HIDDEN_DIM", 64),
+        ("HIDDEN_DIM", 30),
+    ],
 )
 def test_what_is_not_supported_is_refused_by_the_name_of_its_key(tiny_cfg, key, value):
     tiny_cfg.MODEL.SparseRCNN[key] = value

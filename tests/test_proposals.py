@@ -51,6 +51,11 @@ def test_an_unknown_start_is_refused_by_key_and_value():
         initial_boxes("centre", 5)
 
 
+def test_no_proposals_are_refused_by_key():
+    with pytest.raises(ValueError, match=r"MODEL\.SparseRCNN\.NUM_PROPOSALS is 0"):
+        LearnedProposalGenerator(num_proposals=0, channels=8)
+
+
 def test_boxes_and_features_learn(tiny_cfg, make_inputs):
     model = build_model(tiny_cfg)
     sum(model(make_inputs([2, 1])).values()).backward()

@@ -76,6 +76,23 @@ def test_a_gradient_scaler_has_unscaled_before_the_clipping(tiny_cfg):
     torch.testing.assert_close(results[0], results[1])
 
 
+@pytest.mark.gpu
+def test_on_cuda_mixed_precision_clips_unscaled_gradients_of_adamw(tiny_cfg):
+    clip_full_model(tiny_cfg)
+    model = make_model().cuda()
+    optimizer = build_optimizer(tiny_cfg, model)
+    norms = []
+    optimizer.register_step_pre_hook(
+        lambda *_: norms.append(torch.nn.utils.get_total_norm([p.grad for p in model.parameters()]).item())
+    )
+    scaler = torch.amp.GradScaler("cuda", init_scale=1024.0)
+    with torch.autocast("cuda"):
+        loss = 100 * model["head"](model["backbone"](torch.ones(5, 3, device="cuda"))).float().square().sum()
+    scaler.scale(loss).backward()
+    scaler.step(optimizer)
+    assert norms == [pytest.approx(1.0, rel=1e-3)]
+
+
 def test_an_unknown_optimizer_is_refused_by_name(tiny_cfg):
     tiny_cfg.SOLVER.OPTIMIZER = "LION"
     with pytest.raises(ValueError, match=r"SOLVER.OPTIMIZER is 'LION'.*ADAMW or SGD"):
@@ -94,6 +111,12 @@ def test_the_schedule_is_scaled_to_the_batch_once_and_says_so(tiny_cfg, caplog):
     assert (solver.CHECKPOINT_PERIOD, tiny_cfg.TEST.EVAL_PERIOD) == (10000, 14660)
     assert len(caplog.records) == 1
     assert "Batch 8 instead of the reference 16" in caplog.text
+
+
+def test_scaling_never_makes_a_period_zero_and_leaves_zero_as_never(tiny_cfg):
+    tiny_cfg.SOLVER.CHECKPOINT_PERIOD, tiny_cfg.TEST.EVAL_PERIOD, tiny_cfg.SOLVER.IMS_PER_BATCH = 1, 0, 64
+    scale_to_batch_size(tiny_cfg)
+    assert (tiny_cfg.SOLVER.CHECKPOINT_PERIOD, tiny_cfg.TEST.EVAL_PERIOD) == (1, 0)
 
 
 @pytest.mark.parametrize(("reference", "batch"), [(0, 4), (16, 16)])

@@ -7,13 +7,22 @@ import logging
 import re
 from pathlib import Path
 
+import cv2
+import demo_shapes
+import numpy as np
 import pytest
 import torch
 import train_net
 import yaml
+from detectron2.config import get_cfg
+from detectron2.data import DatasetCatalog
+from detectron2.data.detection_utils import read_image
 from detectron2.engine import default_argument_parser
+from written_datasets import HEIGHT, WIDTH, Box, write_voc
 
+from dynamic_sparse_rcnn import SparseRCNN, add_dynamic_sparse_rcnn_config
 from dynamic_sparse_rcnn.data.shapes import ShapesConfig, generate_shapes
+from dynamic_sparse_rcnn.engine.trainer import Trainer
 
 ROOT = Path(__file__).parents[1]
 CONFIG = ROOT / "configs/shapes/sparse_rcnn_R_18_FPN_20pro.yaml"
@@ -78,14 +87,96 @@ def test_resuming_goes_on_after_the_last_checkpoint(run, tmp_path):
 
 def test_evaluating_a_checkpoint_gives_the_training_runs_own_result(run, tmp_path):
     run()
-    trained = read_metrics(tmp_path / "run")[-1]
-    results = run("--eval-only", "MODEL.WEIGHTS", str(tmp_path / "run/model_final.pth"))
-    for name in ("AP", "AP50", "AP75"):
-        assert results["bbox"][name] == pytest.approx(trained[f"bbox/{name}"], nan_ok=True)
+    detections = tmp_path / "run/inference/coco_instances_results.json"
+    trained = json.loads(detections.read_text())
+    detections.unlink()
+    run("--eval-only", "MODEL.WEIGHTS", str(tmp_path / "run/model_final.pth"), "SEED", "7")
+    evaluated = json.loads(detections.read_text())
+    assert len(trained) > 20
+    assert [x["score"] for x in evaluated] == pytest.approx([x["score"] for x in trained], abs=1e-5)
+    assert [x["image_id"] for x in evaluated] == [x["image_id"] for x in trained]
 
 
-def test_mixed_precision_trains_with_finite_losses_and_float32_weights(run, tmp_path):
+def test_evaluation_needs_no_training_annotations(run, tmp_path):
+    run("SOLVER.MAX_ITER", "1")
+    weights = str(tmp_path / "run/model_final.pth")
+    nowhere = "('coco:nowhere.json:nowhere',)"
+    results = run(
+        "--eval-only", "MODEL.WEIGHTS", weights, "DATASETS.TRAIN", nowhere, "MODEL.SparseRCNN.NUM_CLASSES", "5"
+    )
+    assert "AP" in results["bbox"]
+
+
+def test_a_test_set_that_cannot_be_used_stops_the_run_before_the_training(run, shapes, tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"nowhere\.json"):
+        run("DATASETS.TEST", "('coco:nowhere.json:nowhere',)")
+    _, json_path, images = shapes.split(":")
+    content = json.loads(Path(json_path).read_text())
+    for category in content["categories"]:
+        category["id"] = 6 - category["id"]
+    other = tmp_path / "other.json"
+    other.write_text(json.dumps(content))
+    with pytest.raises(ValueError, match="different classes"):
+        run("DATASETS.TEST", f"('coco:{other}:{images}',)")
+    assert not list(tmp_path.glob("run/*.pth"))
+
+
+def test_images_without_objects_are_trained_on_unless_the_config_leaves_them_out(run, shapes, tmp_path):
+    _, json_path, images = shapes.split(":")
+    content = json.loads(Path(json_path).read_text())
+    content["annotations"] = [x for x in content["annotations"] if x["image_id"] == 1]
+    few = tmp_path / "few.json"
+    few.write_text(json.dumps(content))
+    few_objects = ["DATASETS.TRAIN", f"('coco:{few}:{images}',)", "SOLVER.MAX_ITER", "1"]
+    run(*few_objects)
+    log = tmp_path / "run/log.txt"
+    assert log.read_text().count("Serializing 6 elements") == 2  # for training and evaluation
+    run(*few_objects, "DATALOADER.FILTER_EMPTY_ANNOTATIONS", "True", "OUTPUT_DIR", str(tmp_path / "without"))
+    assert "Serializing 1 elements" in (tmp_path / "without/log.txt").read_text()
+
+
+def test_a_voc_folder_is_trained_on_and_evaluated(run, tmp_path):
+    content = {name: [Box("ant", (10, 20, 40, 60)), Box("bee", (50, 5, 110, 70))] for name in ("a", "b")}
+    write_voc(tmp_path / "voc", content)
+    for name in content:
+        cv2.imwrite(str(tmp_path / f"voc/JPEGImages/{name}.jpg"), np.zeros((HEIGHT, WIDTH, 3), np.uint8))
+    voc = f"('voc:{tmp_path / 'voc'}:train',)"
+    run("DATASETS.TRAIN", voc, "DATASETS.TEST", voc, "SOLVER.MAX_ITER", "1")
+    assert "bbox/AP" in read_metrics(tmp_path / "run")[-1]
+
+
+def test_test_images_are_neither_flipped_nor_shuffled(run, shapes, tmp_path):
+    run("SOLVER.MAX_ITER", "1")
+    cfg = get_cfg()
+    add_dynamic_sparse_rcnn_config(cfg)
+    cfg.merge_from_file(str(tmp_path / "run/config.yaml"))
+    for inputs, record in zip(Trainer.build_test_loader(cfg, shapes), DatasetCatalog.get(shapes), strict=True):
+        pixels = read_image(record["file_name"], format="RGB")
+        assert np.array_equal(inputs[0]["image"].numpy(), pixels.transpose(2, 0, 1))
+
+
+def test_the_demo_trains_evaluates_draws_and_ends_with_the_ap(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(demo_shapes, "NUM_TRAIN_IMAGES", 4)
+    monkeypatch.setattr(demo_shapes, "NUM_VAL_IMAGES", 2)
+    demo_shapes.main(demo_shapes.parse_args([*TINY, "SOLVER.MAX_ITER", "1"]))
+    assert re.fullmatch(r"bbox AP [\d.]+ AP50 [\d.]+ AP75 [\d.]+", capsys.readouterr().out.splitlines()[-1])
+    for name in ("detections.png", "stages.png"):
+        assert cv2.imread(str(tmp_path / "output/demo" / name)) is not None
+
+
+def test_mixed_precision_trains_with_finite_losses_and_float32_weights(run, tmp_path, monkeypatch):
+    seen = []
+    predict = SparseRCNN.predict
+
+    def spy(detector, images):
+        predictions = predict(detector, images)
+        seen.append((detector.training, predictions.logits.dtype, predictions.boxes.dtype))
+        return predictions
+
+    monkeypatch.setattr(SparseRCNN, "predict", spy)
     run("SOLVER.AMP.ENABLED", "True")
+    assert set(seen) == {(True, torch.bfloat16, torch.float32), (False, torch.float32, torch.float32)}
     metrics = read_metrics(tmp_path / "run")
     assert all(torch.tensor(row["total_loss"]).isfinite() for row in metrics if "total_loss" in row)
     weights = torch.load(tmp_path / "run/model_final.pth")["model"]

@@ -8,6 +8,7 @@ config, and ``KEY VALUE`` pairs, can be given as to ``tools/train_net.py``.
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -95,8 +96,14 @@ def draw_stages(detector: SparseRCNN, inputs: dict[str, Any]) -> Image:
     )
 
 
-if __name__ == "__main__":
+def parse_args(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """The command line's options, as :func:`setup` wants them."""
     parser = argparse.ArgumentParser(description=__doc__)
+    parser.set_defaults(eval_only=False)
     parser.add_argument("--config-file", default=str(CONFIG), metavar="FILE")
     parser.add_argument("opts", nargs=argparse.REMAINDER, help="KEY VALUE pairs that override the config")
-    main(parser.parse_args())
+    return parser.parse_args(arguments)
+
+
+if __name__ == "__main__":
+    main(parse_args())

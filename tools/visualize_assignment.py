@@ -39,7 +39,7 @@ def main(args: argparse.Namespace) -> None:
     add_dynamic_sparse_rcnn_config(cfg)
     cfg.merge_from_file(args.config_file)
     cfg.merge_from_list(args.opts)
-    prepare_config(cfg)
+    prepare_config(cfg, is_train=False)
     # The training mapper keeps the annotations; its augmentations would only change the image.
     mapper = DetectionMapper(cfg, is_train=True)
     mapper.augmentations = DetectionMapper(cfg, is_train=False).augmentations

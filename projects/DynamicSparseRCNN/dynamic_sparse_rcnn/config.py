@@ -7,7 +7,16 @@ from detectron2.config import CfgNode
 
 def add_dynamic_sparse_rcnn_config(cfg: CfgNode) -> None:
     """Adds the keys of Sparse R-CNN and ours. Public Sparse R-CNN yaml files load as they are."""
-    cfg.MODEL.SparseRCNN = node = CfgNode()
+    cfg.MODEL.SparseRCNN = CfgNode()
+    _add_model(cfg.MODEL.SparseRCNN)
+    _add_learning(cfg.MODEL.SparseRCNN)
+    # Of OptimalTransportMatcher and DLACriterion.
+    cfg.MODEL.SparseRCNN.DLA = CfgNode()
+    _add_dynamic_label_assignment(cfg.MODEL.SparseRCNN.DLA)
+    _add_solver(cfg.SOLVER)
+
+
+def _add_model(node: CfgNode) -> None:
     # Number of classes; 0: as many as DATASETS.TRAIN has (tools/train_net.py looks it up).
     node.NUM_CLASSES = 80
     node.NUM_PROPOSALS = 300
@@ -30,6 +39,11 @@ def add_dynamic_sparse_rcnn_config(cfg: CfgNode) -> None:
     node.NUM_DYNAMIC = 2
     node.DIM_DYNAMIC = 64
 
+    # IoU of the class-wise NMS on the detections; 1: none, as one-to-one matching needs none.
+    node.NMS_THRESHOLD = 1.0
+
+
+def _add_learning(node: CfgNode) -> None:
     # Chosen from CRITERION_REGISTRY and MATCHER_REGISTRY.
     node.CRITERION = "SetCriterion"
     node.MATCHER = "HungarianMatcher"
@@ -47,11 +61,9 @@ def add_dynamic_sparse_rcnn_config(cfg: CfgNode) -> None:
     # weight is not read.
     node.USE_FOCAL = True
     node.NO_OBJECT_WEIGHT = 0.1
-    # IoU of the class-wise NMS on the detections; 1: none, as one-to-one matching needs none.
-    node.NMS_THRESHOLD = 1.0
 
-    # Dynamic label assignment, of OptimalTransportMatcher and DLACriterion.
-    node.DLA = dla = CfgNode()
+
+def _add_dynamic_label_assignment(dla: CfgNode) -> None:
     # Units of each ground truth; 0: dynamic, the sum of its TOP_Q largest IoUs.
     dla.K = 0
     dla.TOP_Q = 8
@@ -66,10 +78,12 @@ def add_dynamic_sparse_rcnn_config(cfg: CfgNode) -> None:
     # What the losses of a stage are divided by: its positives, or the number of ground truths (num_gt).
     dla.NORMALIZER = "positives"
 
+
+def _add_solver(node: CfgNode) -> None:
     # ADAMW or SGD.
-    cfg.SOLVER.OPTIMIZER = "ADAMW"
+    node.OPTIMIZER = "ADAMW"
     # Learning rate of the backbone, in units of BASE_LR.
-    cfg.SOLVER.BACKBONE_MULTIPLIER = 1.0
+    node.BACKBONE_MULTIPLIER = 1.0
     # The batch size for which learning rate, warm-up, steps, length and periods are written. With another
     # IMS_PER_BATCH all are scaled to it; 0: never.
-    cfg.SOLVER.REFERENCE_BATCH_SIZE = 16
+    node.REFERENCE_BATCH_SIZE = 16

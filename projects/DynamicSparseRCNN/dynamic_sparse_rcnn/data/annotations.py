@@ -22,15 +22,16 @@ class BoxProblem(IntEnum):
     OUTSIDE = 3
 
 
-def find_box_problems(boxes: np.ndarray, image_sizes: np.ndarray) -> np.ndarray:
+def find_box_problems(boxes: np.ndarray, image_sizes: np.ndarray, max_point_side: float = MAX_POINT_SIDE) -> np.ndarray:
     """Sort boxes into usable ones and the kinds of ``BoxProblem``.
 
     A box is degenerate if a side is zero or negative, or if it is a single point: both sides are at most
-    ``MAX_POINT_SIDE``. A line one pixel wide is kept. Boxes partly outside of the image are kept as well.
+    ``max_point_side``. A line one pixel wide is kept. Boxes partly outside of the image are kept as well.
 
     Args:
         boxes: (N, 4) float, absolute xyxy pixels.
         image_sizes: (N, 2) float, width and height of each box's image; infinite where unknown.
+        max_point_side: in pixels.
 
     Returns:
         (N,) int64, values of ``BoxProblem``: the first that applies, in the order of the enumeration.
@@ -38,7 +39,7 @@ def find_box_problems(boxes: np.ndarray, image_sizes: np.ndarray) -> np.ndarray:
     with np.errstate(invalid="ignore", over="ignore"):
         sides = boxes[:, 2:] - boxes[:, :2]
         non_finite = ~(np.isfinite(boxes).all(axis=1) & np.isfinite(sides).all(axis=1))
-        degenerate = (sides <= 0).any(axis=1) | (sides <= MAX_POINT_SIDE + _ROUNDING).all(axis=1)
+        degenerate = (sides <= 0).any(axis=1) | (sides <= max_point_side + _ROUNDING).all(axis=1)
         outside = ((boxes[:, 2:] <= 0) | (boxes[:, :2] >= image_sizes)).any(axis=1)
     return np.select(
         [non_finite, degenerate, outside],

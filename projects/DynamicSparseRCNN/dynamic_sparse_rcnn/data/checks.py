@@ -262,25 +262,42 @@ def _without(dicts: list[dict[str, Any]], image: np.ndarray, unusable: np.ndarra
     return cleaned
 
 
-def load_checked_dataset(name: str, *, num_classes: int, num_proposals: int) -> list[dict[str, Any]]:
-    """The dictionaries of a data set without unusable boxes; what was found is logged.
+def report_dataset(name: str, *, num_classes: int, num_proposals: int) -> list[dict[str, Any]]:
+    """As :func:`load_checked_dataset`, and logs what was found.
+
+    Args:
+        name: see there.
+        num_classes: see there.
+        num_proposals: number of proposals an image, for the warning about images with more boxes.
+
+    Raises:
+        FileNotFoundError, KeyError, ValueError: see there.
+    """
+    cleaned, report = _load(name, num_classes)
+    level = logging.WARNING if report.warnings(num_proposals) else logging.INFO
+    logger.log(level, report.summary(num_proposals))
+    return cleaned
+
+
+def load_checked_dataset(name: str, *, num_classes: int) -> list[dict[str, Any]]:
+    """The dictionaries of a data set without unusable boxes.
 
     Args:
         name: a ``coco:`` or ``voc:`` name, registered on first use, or one that is registered already.
         num_classes: number of classes of the model.
-        num_proposals: number of proposals an image, for the warning about images with more boxes.
 
     Raises:
         FileNotFoundError: if the annotations or images are missing.
         KeyError: if no data set of that name is registered.
         ValueError: if the data set is empty, or cannot be used as it is (``check_dataset``).
     """
+    return _load(name, num_classes)[0]
+
+
+def _load(name: str, num_classes: int) -> tuple[list[dict[str, Any]], DatasetReport]:
     register_dataset(name)
     dicts = DatasetCatalog.get(name)
     if not dicts:
         raise ValueError(f"Data set {name} has no images. Name another one, or add images to it.")
     class_names = MetadataCatalog.get(name).get("thing_classes") or ()
-    cleaned, report = check_dataset(dicts, name=name, class_names=class_names, num_classes=num_classes)
-    level = logging.WARNING if report.warnings(num_proposals) else logging.INFO
-    logger.log(level, report.summary(num_proposals))
-    return cleaned
+    return check_dataset(dicts, name=name, class_names=class_names, num_classes=num_classes)

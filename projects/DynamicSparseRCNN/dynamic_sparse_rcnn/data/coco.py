@@ -112,7 +112,8 @@ def load_coco(json_file: str, image_root: str, name: str) -> list[dict[str, Any]
 def evaluable_annotations(coco: dict[str, Any], origin: str) -> list[dict[str, Any]]:
     """The annotations of COCO content that can count as ground truth, in the form COCO's evaluation needs.
 
-    Annotations with an unusable box are left out (see ``find_box_problems``). A missing ``area`` (of the box)
+    Left out are boxes that no detection could ever match: not finite, without area, or outside of the image.
+    Single pixels stay, so that the result is that of any COCO evaluation. A missing ``area`` (of the box)
     and ``iscrowd`` (0) are filled in. All ``id`` are renumbered from 1 if some are no positive integers:
     COCO's evaluation takes an id of 0 for "not matched". The input is not changed.
 
@@ -137,7 +138,7 @@ def _usable(coco: dict[str, Any], annotations: list[dict[str, Any]], where: Call
     image_sizes = np.array([sizes.get(a.get("image_id"), unknown) for a in annotations], dtype=np.float64)
     with np.errstate(invalid="ignore", over="ignore"):
         boxes = BoxMode.convert(box_column(annotations, where), BoxMode.XYWH_ABS, BoxMode.XYXY_ABS)
-    usable: np.ndarray = find_box_problems(boxes, image_sizes.reshape(-1, 2)) == BoxProblem.NONE
+    usable: np.ndarray = find_box_problems(boxes, image_sizes.reshape(-1, 2), max_point_side=0.0) == BoxProblem.NONE
     return usable
 
 

@@ -4,6 +4,7 @@ import hashlib
 import logging
 import os
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -106,14 +107,26 @@ def _require_folder(folder: str, content: str) -> None:
         raise FileNotFoundError(f"The folder {content}, {folder}, does not exist. Correct the path.")
 
 
-def register_config_datasets(cfg: CfgNode) -> None:
-    """Register all data sets that ``DATASETS.TRAIN`` and ``DATASETS.TEST`` name by their files.
+def check_same_classes(names: Sequence[str]) -> None:
+    """Register data sets and make sure that a class id means the same in all of them.
+
+    Data sets without class names are passed over.
 
     Raises:
-        FileNotFoundError, ValueError: see ``register_dataset``.
+        FileNotFoundError, ValueError: see ``register_dataset``; or if two sets disagree in names or order.
     """
-    for name in (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST):
+    first: tuple[str, list[str]] | None = None
+    for name in names:
         register_dataset(name)
+        classes = MetadataCatalog.get(name).get("thing_classes")
+        if not classes:
+            continue
+        first = first or (name, list(classes))
+        if list(classes) != first[1]:
+            raise ValueError(
+                f"The data sets have different classes: {first[0]}: {first[1][:20]}; {name}: {list(classes)[:20]}. "
+                "Give all the same names in the same order (in a COCO file, the order of the category ids)."
+            )
 
 
 def resolve_num_classes(cfg: CfgNode) -> int:
@@ -133,15 +146,9 @@ def resolve_num_classes(cfg: CfgNode) -> int:
             "MODEL.SparseRCNN.NUM_CLASSES 0 takes the classes from the training set, but DATASETS.TRAIN is "
             "empty. Name a training set, or set the number of classes."
         )
-    first, *others = cfg.DATASETS.TRAIN
-    names = _class_names(first)
-    for other in others:
-        if _class_names(other) != names:
-            raise ValueError(
-                f"The training sets have different classes: {first}: {names[:20]}; {other}: "
-                f"{_class_names(other)[:20]}. Give both the same names in the same order."
-            )
-    return len(names)
+    class_names = [_class_names(name) for name in cfg.DATASETS.TRAIN]
+    check_same_classes(cfg.DATASETS.TRAIN)
+    return len(class_names[0])
 
 
 def _class_names(name: str) -> list[str]:
@@ -160,7 +167,7 @@ def ensure_coco_json(name: str, output_dir: str) -> None:
     """Make ``json_file`` of the data set's metadata a file that ``COCOEvaluator`` can evaluate against.
 
     A ``voc:`` set gets one, written to ``output_dir``. A ``coco:`` set keeps its own, unless that contains
-    boxes which are no ground truth (``find_box_problems``) or lacks keys that COCO's evaluation needs: then a
+    boxes that no detection could match (``evaluable_annotations``) or lacks keys that COCO's evaluation needs: then a
     corrected copy is written and used. Sets that were registered otherwise, such as ``coco_2017_val``, are left
     to detectron2, so that results on them stay comparable. To be called by all processes; the main one writes.
 

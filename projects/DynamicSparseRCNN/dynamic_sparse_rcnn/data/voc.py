@@ -1,6 +1,6 @@
 """Folders in Pascal VOC's layout: ``Annotations/*.xml``, ``ImageSets/Main/<split>.txt``, ``JPEGImages/``.
 
-detectron2 0.6's own ``load_voc_instances`` does not run on NumPy >= 1.24 and knows .jpg images only, hence
+detectron2's own ``load_voc_instances`` knows .jpg images only and does not name the file that is wrong, hence
 this reader. Boxes, image ids and the treatment of ``difficult`` objects are the same.
 """
 

@@ -19,6 +19,9 @@ _SCALED_COUNTS = ("SOLVER.MAX_ITER", "SOLVER.WARMUP_ITERS", "SOLVER.CHECKPOINT_P
 def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
     """AdamW or SGD, with the backbone's own learning rate and the configured gradient clipping.
 
+    All parameters have ``SOLVER.WEIGHT_DECAY``, as published: ``WEIGHT_DECAY_NORM``, ``WEIGHT_DECAY_BIAS``,
+    ``BIAS_LR_FACTOR`` and ``NESTEROV`` are not read.
+
     ``SOLVER.CLIP_GRADIENTS.CLIP_TYPE full_model`` clips the norm of all gradients together, which
     detectron2 leaves to projects; its other types are detectron2's.
     """
@@ -27,7 +30,7 @@ def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
         # Fused on the CPU alone: on CUDA a gradient scaler hands a fused step gradients not yet unscaled,
         # which clipping would see.
         on_cpu = all(parameter.device.type == "cpu" for parameter in model.parameters())
-        optimizer: torch.optim.Optimizer = torch.optim.AdamW(groups, cfg.SOLVER.BASE_LR, fused=on_cpu)
+        optimizer: torch.optim.Optimizer = torch.optim.AdamW(groups, cfg.SOLVER.BASE_LR, fused=True if on_cpu else None)
     elif cfg.SOLVER.OPTIMIZER == "SGD":
         optimizer = torch.optim.SGD(groups, cfg.SOLVER.BASE_LR, momentum=cfg.SOLVER.MOMENTUM)
     else:
@@ -78,7 +81,9 @@ def scale_to_batch_size(cfg: CfgNode) -> None:
     cfg.SOLVER.STEPS = tuple(round(step * reference / batch) for step in cfg.SOLVER.STEPS)
     for key in _SCALED_COUNTS:
         section, name = key.split(".")
-        cfg[section][name] = round(cfg[section][name] * reference / batch)
+        written = cfg[section][name]
+        # Not to 0, which means "never" or fails where a period is meant.
+        cfg[section][name] = max(1, round(written * reference / batch)) if written > 0 else written
     cfg.SOLVER.REFERENCE_BATCH_SIZE = batch
     if frozen:
         cfg.freeze()

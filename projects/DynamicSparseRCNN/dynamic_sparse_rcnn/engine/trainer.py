@@ -20,8 +20,8 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from ..config import add_dynamic_sparse_rcnn_config
-from ..data.checks import load_checked_dataset
-from ..data.datasets import ensure_coco_json, register_config_datasets, resolve_num_classes
+from ..data.checks import load_checked_dataset, report_dataset
+from ..data.datasets import check_same_classes, ensure_coco_json, resolve_num_classes
 from ..data.mapper import DetectionMapper
 from .solver import build_optimizer, scale_to_batch_size
 
@@ -66,8 +66,8 @@ class Trainer(DefaultTrainer):
 
     @classmethod
     def build_train_loader(cls, cfg: CfgNode) -> DataLoader:
-        """The checked images of all ``DATASETS.TRAIN``, through :class:`DetectionMapper`."""
-        dicts = list(itertools.chain.from_iterable(_load(cfg, name) for name in cfg.DATASETS.TRAIN))
+        """The checked images of all ``DATASETS.TRAIN``, through :class:`DetectionMapper`; logs what they hold."""
+        dicts = list(itertools.chain.from_iterable(_report(cfg, name) for name in cfg.DATASETS.TRAIN))
         if cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS:
             dicts = filter_images_with_only_crowd_annotations(dicts)
         return build_detection_train_loader(cfg, dataset=dicts, mapper=DetectionMapper(cfg, is_train=True))
@@ -76,7 +76,7 @@ class Trainer(DefaultTrainer):
     def build_test_loader(cls, cfg: CfgNode, dataset_name: str) -> DataLoader:
         """The checked images of one data set, each once."""
         return build_detection_test_loader(
-            _load(cfg, dataset_name),
+            load_checked_dataset(dataset_name, num_classes=cfg.MODEL.SparseRCNN.NUM_CLASSES),
             mapper=DetectionMapper(cfg, is_train=False),
             num_workers=cfg.DATALOADER.NUM_WORKERS,
         )
@@ -93,9 +93,13 @@ class CPUAutocastTrainer(SimpleTrainer):
     """Mixed precision on the CPU: bfloat16, which needs no gradient scaler."""
 
     def run_step(self) -> None:
-        """One step of ``SimpleTrainer``, under autocast."""
-        with torch.autocast("cpu", dtype=torch.bfloat16):
+        """One step of ``SimpleTrainer``, its forward pass under autocast."""
+        forward = self.model.forward
+        self.model.forward = torch.autocast("cpu", dtype=torch.bfloat16)(forward)
+        try:
             super().run_step()
+        finally:
+            del self.model.forward  # the instance's: the class has its own
 
 
 def _without_amp(cfg: CfgNode) -> CfgNode:
@@ -110,29 +114,34 @@ def setup(args: argparse.Namespace) -> CfgNode:
     """Makes the frozen config of a run from detectron2's command line, and does its set-up.
 
     Looks up the number of classes, scales the schedule to the batch, falls back to the CPU where there
-    is no CUDA device; then detectron2's own set-up (logging, seed, ``config.yaml`` in ``OUTPUT_DIR``).
+    is no CUDA device; then detectron2's own set-up (logging, seed, ``config.yaml`` in ``OUTPUT_DIR``), and a
+    look at the test sets, so that what is wrong with them is known before the training and not after it.
     """
+    if not args.config_file:
+        raise SystemExit("error: --config-file is needed: see configs/")
     cfg = get_cfg()
     add_dynamic_sparse_rcnn_config(cfg)
     cfg.merge_from_file(args.config_file)
     cfg.merge_from_list(args.opts)
     setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="dynamic_sparse_rcnn")
-    prepare_config(cfg)
+    prepare_config(cfg, is_train=not args.eval_only)
     cfg.freeze()
     default_setup(cfg, args)
+    for name in cfg.DATASETS.TEST:
+        _report(cfg, name)
     return cfg
 
 
-def prepare_config(cfg: CfgNode) -> None:
-    """Fills in what the config leaves to the data, the batch and the machine."""
-    register_config_datasets(cfg)
+def prepare_config(cfg: CfgNode, is_train: bool) -> None:
+    """Fills in what the config leaves to the data, the batch and the machine; registers the data sets."""
     cfg.MODEL.SparseRCNN.NUM_CLASSES = resolve_num_classes(cfg)
+    check_same_classes([*(cfg.DATASETS.TRAIN if is_train else ()), *cfg.DATASETS.TEST])
     scale_to_batch_size(cfg)
     if cfg.MODEL.DEVICE.startswith("cuda") and not torch.cuda.is_available():
         logger.warning(f"MODEL.DEVICE is {cfg.MODEL.DEVICE}, but there is no CUDA device: using the CPU")
         cfg.MODEL.DEVICE = "cpu"
 
 
-def _load(cfg: CfgNode, name: str) -> list[dict]:
+def _report(cfg: CfgNode, name: str) -> list[dict[str, Any]]:
     node = cfg.MODEL.SparseRCNN
-    return load_checked_dataset(name, num_classes=node.NUM_CLASSES, num_proposals=node.NUM_PROPOSALS)
+    return report_dataset(name, num_classes=node.NUM_CLASSES, num_proposals=node.NUM_PROPOSALS)

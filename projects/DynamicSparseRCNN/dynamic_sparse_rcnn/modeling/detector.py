@@ -21,6 +21,8 @@ from .head import DynamicHead
 from .structures import BatchedTargets, StagePredictions
 
 _DETECTRON2_DEFAULT_GENERATOR = "RPN"
+# Pairs of proposal and class that NMS looks at, the best of an image.
+_NMS_CANDIDATES = 1000
 
 
 @META_ARCH_REGISTRY.register()
@@ -83,6 +85,16 @@ class SparseRCNN(nn.Module):
         }
 
     @property
+    def init_proposal_boxes(self) -> nn.Module:
+        """The learned boxes under their public name, where fvcore looks when a checkpoint's do not fit."""
+        return self.proposal_generator.get_submodule("init_proposal_boxes")
+
+    @property
+    def init_proposal_features(self) -> nn.Module:
+        """Likewise the learned features."""
+        return self.proposal_generator.get_submodule("init_proposal_features")
+
+    @property
     def device(self) -> torch.device:
         """Where the parameters are, and the inputs are brought."""
         return self.pixel_mean.device
@@ -101,13 +113,16 @@ class SparseRCNN(nn.Module):
             a list of ``Instances`` in pixels of the network input.
 
         Raises:
-            FloatingPointError: a prediction is NaN or infinite; names stage, images and iteration.
+            FloatingPointError: a prediction is NaN or infinite, or a box too large for its area to be finite;
+                names stage, images and iteration.
+            ValueError: a ground truth's class is not in [0, K); names the image.
         """
         images = self.preprocess_image(batched_inputs)
         predictions = self.predict(images)
         self._check_finite(predictions, batched_inputs)
         if self.training:
             instances = [x["instances"] for x in batched_inputs]
+            _check_classes(batched_inputs, predictions.logits.shape[3])
             _report_excess_ground_truths(instances, predictions.boxes.shape[2])
             return self.criterion(predictions, BatchedTargets.from_instances(instances, self.device))
         detections = self._detect(predictions.last, images.image_sizes)
@@ -136,16 +151,19 @@ class SparseRCNN(nn.Module):
 
     def _detect(self, predictions: StagePredictions, image_sizes: list[tuple[int, int]]) -> list[Instances]:
         """The best-scored pairs of proposal and class of each image, best first."""
-        scores = predictions.logits[0].float().sigmoid()
+        scores = predictions.logits[0].detach().float().sigmoid()
         _, proposals, classes = scores.shape
-        # NMS needs spare candidates, so that what it drops can be replaced.
-        wanted = self.num_detections if self.nms_threshold >= 1 else max(self.num_detections, proposals)
+        # With NMS more candidates than detections, to replace what it drops.
+        wanted = self.num_detections if self.nms_threshold >= 1 else max(self.num_detections, _NMS_CANDIDATES)
         scores, index = scores.flatten(1).topk(min(wanted, proposals * classes))
-        boxes = predictions.boxes[0].gather(1, (index // classes)[..., None].expand(-1, -1, 4))
-        return [
-            self._suppress(Instances(size, pred_boxes=Boxes(b), scores=s, pred_classes=i % classes))
+        boxes = predictions.boxes[0].detach().gather(1, (index // classes)[..., None].expand(-1, -1, 4))
+        detections = [
+            Instances(size, pred_boxes=Boxes(b), scores=s, pred_classes=i % classes)
             for size, b, s, i in zip(image_sizes, boxes, scores, index, strict=True)
         ]
+        for x in detections:
+            x.pred_boxes.clip(x.image_size)
+        return [self._suppress(x) for x in detections]
 
     def _suppress(self, detections: Instances) -> Instances:
         if self.nms_threshold >= 1:
@@ -155,7 +173,10 @@ class SparseRCNN(nn.Module):
         return detections[keep[: self.num_detections]]
 
     def _check_finite(self, predictions: StagePredictions, batched_inputs: list[dict[str, Any]]) -> None:
-        finite = torch.cat([predictions.logits, predictions.boxes], dim=-1).isfinite().flatten(2).all(-1)
+        # The box from the origin to twice a box's reach is larger than it, and than its hull with any ground truth.
+        reach = 2 * predictions.boxes.detach().abs().unflatten(-1, (2, 2)).amax(-2)
+        area = reach[..., :1] * reach[..., 1:]
+        finite = torch.cat([predictions.logits.detach(), area], dim=-1).isfinite().flatten(2).all(-1)
         # The one look of the host at the predictions: without it, NaN would pass for a silent zero AP.
         if finite.all():
             return
@@ -174,8 +195,21 @@ class SparseRCNN(nn.Module):
         )
 
 
+def _check_classes(batched_inputs: list[dict[str, Any]], num_classes: int) -> None:
+    """Of ground truths on the host alone, where mappers leave them: a look at others would wait for the device."""
+    for number, inputs in enumerate(batched_inputs):
+        classes = inputs["instances"].gt_classes
+        if classes.device.type == "cpu" and ((classes < 0) | (classes >= num_classes)).any():
+            raise ValueError(
+                f"image {inputs.get('file_name', f'number {number} of the batch')} has ground truths of the classes "
+                f"{classes.unique().tolist()}, but MODEL.SparseRCNN.NUM_CLASSES is {num_classes}: correct either"
+            )
+
+
 def _report_excess_ground_truths(instances: list[Instances], num_proposals: int) -> None:
-    excess = sum(max(0, len(x) - num_proposals) for x in instances)
+    # Boxes without extent are no targets. Few images are looked at so closely.
+    crowded = [x for x in instances if len(x) > num_proposals]
+    excess = sum(max(0, int(x.gt_boxes.nonempty().sum()) - num_proposals) for x in crowded)
     storage = current_event_storage()
     if storage is not None:
         storage.put_scalar("ground_truths_without_proposal", excess)

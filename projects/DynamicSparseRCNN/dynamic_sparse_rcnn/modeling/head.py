@@ -235,6 +235,15 @@ def _check_config(cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> None:
             f"MODEL.SparseRCNN.NUM_CLASSES is {node.NUM_CLASSES}: give the number of classes, "
             "or let tools/train_net.py (or resolve_num_classes) take it from DATASETS.TRAIN"
         )
+    if node.NUM_HEADS < 1:
+        raise ValueError(f"MODEL.SparseRCNN.NUM_HEADS, the number of stages, is {node.NUM_HEADS}: at least 1")
+    if node.HIDDEN_DIM % node.NHEADS:
+        raise ValueError(
+            f"MODEL.SparseRCNN.HIDDEN_DIM {node.HIDDEN_DIM} is not a multiple of the number of attention heads, "
+            f"NHEADS {node.NHEADS}"
+        )
+    if not 0 < node.PRIOR_PROB < 1:
+        raise ValueError(f"MODEL.SparseRCNN.PRIOR_PROB is {node.PRIOR_PROB}: it must lie between 0 and 1")
     if not node.USE_FOCAL:
         raise ValueError("MODEL.SparseRCNN.USE_FOCAL False (softmax) is not supported: set it to True")
     if node.NUM_DYNAMIC != 2:

@@ -53,6 +53,8 @@ class LearnedProposalGenerator(nn.Module):
             init_boxes: the ``kind`` of :func:`initial_boxes`.
         """
         super().__init__()
+        if num_proposals < 1:
+            raise ValueError(f"MODEL.SparseRCNN.NUM_PROPOSALS is {num_proposals}: at least 1 is needed")
         self.init_proposal_features = nn.Embedding(num_proposals, channels)
         self.init_proposal_boxes = nn.Embedding(num_proposals, 4)
         with torch.no_grad():

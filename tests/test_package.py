@@ -1,0 +1,82 @@
+"""What is installed: the package, its registrations, and the configs that travel with it."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+from detectron2.config import get_cfg
+from detectron2.modeling import META_ARCH_REGISTRY, PROPOSAL_GENERATOR_REGISTRY
+
+import dynamic_sparse_rcnn
+from dynamic_sparse_rcnn import CRITERION_REGISTRY, MATCHER_REGISTRY, add_dynamic_sparse_rcnn_config
+
+ROOT = Path(__file__).parents[1]
+CONFIGS = sorted(path.relative_to(ROOT).as_posix() for path in ROOT.glob("configs/**/*.yaml"))
+
+
+def test_importing_the_package_registers_its_parts():
+    assert META_ARCH_REGISTRY.get("SparseRCNN") is dynamic_sparse_rcnn.SparseRCNN
+    assert PROPOSAL_GENERATOR_REGISTRY.get("LearnedProposalGenerator")
+    assert CRITERION_REGISTRY.get("SetCriterion")
+    assert MATCHER_REGISTRY.get("HungarianMatcher")
+
+
+@pytest.mark.parametrize("config", CONFIGS)
+def test_every_config_loads(config):
+    cfg = get_cfg()
+    add_dynamic_sparse_rcnn_config(cfg)
+    cfg.merge_from_file(str(ROOT / config))
+    assert cfg.MODEL.META_ARCHITECTURE == "SparseRCNN"
+
+
+def test_every_key_of_the_public_sparse_rcnn_is_known():
+    cfg = get_cfg()
+    add_dynamic_sparse_rcnn_config(cfg)
+    model = (
+        "NUM_CLASSES NUM_PROPOSALS NHEADS DROPOUT DIM_FEEDFORWARD ACTIVATION HIDDEN_DIM NUM_CLS NUM_REG NUM_HEADS "
+        "NUM_DYNAMIC DIM_DYNAMIC CLASS_WEIGHT GIOU_WEIGHT L1_WEIGHT DEEP_SUPERVISION NO_OBJECT_WEIGHT USE_FOCAL "
+        "ALPHA GAMMA PRIOR_PROB"
+    )
+    assert set(model.split()) <= cfg.MODEL.SparseRCNN.keys()
+    assert {"OPTIMIZER", "BACKBONE_MULTIPLIER"} <= cfg.SOLVER.keys()
+
+
+@pytest.mark.parametrize(
+    ("depth", "proposals", "crop"), [(50, 100, False), (50, 300, True), (101, 100, False), (101, 300, True)]
+)
+def test_coco_configs_hold_the_published_recipe(depth, proposals, crop):
+    cfg = get_cfg()
+    add_dynamic_sparse_rcnn_config(cfg)
+    cfg.merge_from_file(str(ROOT / f"configs/coco/sparse_rcnn_R_{depth}_FPN_{proposals}pro_3x.yaml"))
+    assert (depth, proposals) == (cfg.MODEL.RESNETS.DEPTH, cfg.MODEL.SparseRCNN.NUM_PROPOSALS)
+    assert cfg.MODEL.WEIGHTS.endswith(f"R-{depth}.pkl")
+    assert crop == cfg.INPUT.CROP.ENABLED
+    solver = cfg.SOLVER
+    assert (solver.IMS_PER_BATCH, solver.BASE_LR, solver.WEIGHT_DECAY) == (16, 2.5e-5, 1e-4)
+    assert (solver.STEPS, solver.MAX_ITER, solver.WARMUP_ITERS) == ((210000, 250000), 270000, 1000)
+    assert (solver.CLIP_GRADIENTS.CLIP_TYPE, solver.CLIP_GRADIENTS.CLIP_VALUE) == ("full_model", 1.0)
+
+
+def test_a_wheel_has_the_package_and_all_configs(tmp_path):
+    command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation"]
+    # Built in a copy: setuptools leaves its traces beside setup.py.
+    source = tmp_path / "source"
+    files = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True)
+    if files.returncode:
+        pytest.skip("not a git checkout")
+    for name in files.stdout.splitlines():
+        target = source / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_bytes((ROOT / name).read_bytes())
+    subprocess.run([*command, "--wheel-dir", str(tmp_path), str(source)], check=True)
+    (wheel,) = tmp_path.glob("*.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        names = set(archive.namelist())
+    assert f"dynamic_sparse_rcnn-{dynamic_sparse_rcnn.__version__}" in wheel.name
+    assert {f"dynamic_sparse_rcnn/{config}" for config in CONFIGS} <= names
+    assert {"dynamic_sparse_rcnn/modeling/detector.py", "dynamic_sparse_rcnn/engine/trainer.py"} <= names
+    assert not [name for name in names if name.startswith(("tests", "tools", "configs"))]
