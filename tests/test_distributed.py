@@ -25,7 +25,11 @@ def gradients_of_a_rank(rank: int, cfg: CfgNode, inputs: list[list[dict]], folde
 
 
 @pytest.mark.parametrize("counts", [[5, 1, 2, 0], [3, 2, 0, 0]])
-def test_gradients_of_two_ranks_equal_those_of_one_process(tiny_cfg, make_inputs, tmp_path, counts):
+@pytest.mark.parametrize(
+    ("criterion", "matcher"), [("SetCriterion", "HungarianMatcher"), ("DLACriterion", "OptimalTransportMatcher")]
+)
+def test_gradients_of_two_ranks_equal_those_of_one_process(tiny_cfg, make_inputs, tmp_path, counts, criterion, matcher):
+    tiny_cfg.MODEL.SparseRCNN.CRITERION, tiny_cfg.MODEL.SparseRCNN.MATCHER = criterion, matcher
     # Batch statistics would be each rank's own.
     tiny_cfg.MODEL.RESNETS.NORM = "FrozenBN"
     inputs = make_inputs(counts, [(64, 96)] * 4)
