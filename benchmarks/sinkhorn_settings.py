@@ -1,0 +1,99 @@
+#!/usr/bin/env python3
+"""Compares settings of Sinkhorn on real predictions: residual, agreement with the exact optimum, time.
+
+Takes checkpoints of one run, early to late, and the test set of its config:
+
+    python tools/demo_shapes.py --config-file configs/shapes/dynamic_sparse_rcnn_R_18_FPN_20pro.yaml \\
+        SOLVER.CHECKPOINT_PERIOD 250
+    python benchmarks/sinkhorn_settings.py --config-file output/demo_dla/config.yaml output/demo_dla/model_*.pth
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import statistics
+import time
+from pathlib import Path
+
+import torch
+from detectron2.checkpoint import DetectionCheckpointer
+from detectron2.config import CfgNode, get_cfg
+from detectron2.data import DatasetCatalog
+from detectron2.modeling import build_model
+from tabulate import tabulate
+
+from dynamic_sparse_rcnn import (
+    BACKGROUND,
+    BatchedTargets,
+    MatchCostModel,
+    MatchCosts,
+    OptimalTransportMatcher,
+    add_dynamic_sparse_rcnn_config,
+)
+from dynamic_sparse_rcnn.data.mapper import DetectionMapper
+from dynamic_sparse_rcnn.engine.trainer import prepare_config
+
+EPSILONS = (0.5, 0.2, 0.1, 0.05, 0.02)
+ITERATIONS = (20, 50, 100, 200)
+REPEATS = 5
+
+
+def main() -> None:
+    """Prints a table, one row a checkpoint and setting."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--config-file", required=True)
+    parser.add_argument("--images", type=int, default=16)
+    parser.add_argument("checkpoints", nargs="+", type=Path)
+    args = parser.parse_args()
+    cfg = get_cfg()
+    add_dynamic_sparse_rcnn_config(cfg)
+    cfg.merge_from_file(args.config_file)
+    prepare_config(cfg, is_train=False)
+    rows = []
+    for checkpoint in args.checkpoints:
+        costs = costs_of(cfg, checkpoint, args.images)
+        cfg.MODEL.SparseRCNN.DLA.SOLVER = "exact"
+        exact = OptimalTransportMatcher(cfg)(costs).gt_index
+        for epsilon, iterations in itertools.product(EPSILONS, ITERATIONS):
+            rows.append((checkpoint.stem, epsilon, iterations, *measure(cfg, costs, exact, epsilon, iterations)))
+    names = ("checkpoint", "epsilon", "iterations", "mean residual", "largest", "agreement %", "ms")
+    print(tabulate(rows, names, floatfmt=("", "g", "g", ".3f", ".2f", ".1f", ".1f")))
+
+
+@torch.no_grad()
+def costs_of(cfg: CfgNode, checkpoint: Path, num_images: int) -> MatchCosts:
+    """The costs of all stages for the first images of the test set."""
+    mapper = DetectionMapper(cfg, is_train=True)
+    mapper.augmentations = DetectionMapper(cfg, is_train=False).augmentations
+    inputs = [mapper(record) for record in DatasetCatalog.get(cfg.DATASETS.TEST[0])[:num_images]]
+    detector = build_model(cfg).eval()
+    DetectionCheckpointer(detector).load(str(checkpoint))
+    predictions = detector.predict(detector.preprocess_image(inputs))
+    targets = BatchedTargets.from_instances([x["instances"] for x in inputs], detector.device)
+    return MatchCostModel(cfg)(predictions, targets)
+
+
+def measure(
+    cfg: CfgNode, costs: MatchCosts, exact: torch.Tensor, epsilon: float, iterations: int
+) -> tuple[float, float, float, float]:
+    """Mean and largest residual, agreement on the proposals that are positive in either (%), and milliseconds."""
+    node = cfg.MODEL.SparseRCNN.DLA
+    node.SOLVER, node.SINKHORN_EPS, node.SINKHORN_ITERS = "sinkhorn", epsilon, iterations
+    matcher = OptimalTransportMatcher(cfg)
+    seconds = []
+    for _ in range(REPEATS):
+        start = time.perf_counter()
+        assignment = matcher(costs)
+        if costs.cost.is_cuda:
+            torch.cuda.synchronize()
+        seconds.append(time.perf_counter() - start)
+    assert assignment.residual is not None
+    positive = (exact != BACKGROUND) | assignment.positive
+    agreement = (exact == assignment.gt_index)[positive].float().mean()
+    residual = assignment.residual
+    return residual.mean().item(), residual.max().item(), 100 * agreement.item(), 1000 * statistics.median(seconds)
+
+
+if __name__ == "__main__":
+    main()
