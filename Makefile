@@ -2,7 +2,7 @@
 # make demo   train a small detector on generated images, evaluate it, draw its detections
 # make test   all tests that need no GPU; ARGS="-m gpu" for those that do
 # make lint   ruff and mypy
-# make clean  remove build products, caches and output/; make distclean removes .venv too
+# make clean  remove build products, caches and what the demo wrote; make distclean removes .venv too
 
 PYTHON ?= python3
 ARGS ?= -m "not gpu"
@@ -35,7 +35,7 @@ lint: env
 	$(BIN)/mypy
 
 clean:
-	@rm -rf build dist output .hypothesis
+	@rm -rf build dist output/demo* output/shapes .hypothesis
 	find . -path ./$(VENV) -prune -o -path ./.git -prune -o \
 	    \( -name __pycache__ -o -name '.*_cache' -o -name '*.egg-info' \) -prune -exec rm -rf {} +
 

@@ -59,6 +59,7 @@ setup(
             "pytest",
             "ruff",
             "setuptools",
+            "types-PyYAML",
             "types-setuptools",
             "types-tabulate",
             "types-tqdm",

@@ -125,7 +125,7 @@ def test_images_of_a_batch_do_not_see_each_other(tiny_cfg):
 def test_under_autocast_boxes_stay_float32_and_pooling_is_not_rounded(tiny_cfg):
     head = DynamicHead(tiny_cfg, SHAPES).eval()
     features, (boxes, proposal_features) = make_features(), make_proposals()
-    pooled: list[torch.Tensor] = []
+    pooled = []
     head.box_pooler.register_forward_hook(lambda module, inputs, output: pooled.append(output))
     with torch.no_grad():
         head(features, boxes, proposal_features)

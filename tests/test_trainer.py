@@ -97,6 +97,21 @@ def test_evaluating_a_checkpoint_gives_the_training_runs_own_result(run, tmp_pat
     assert [x["image_id"] for x in evaluated] == [x["image_id"] for x in trained]
 
 
+def test_evaluation_without_weights_is_an_error(run):
+    with pytest.raises(SystemExit, match=r"MODEL\.WEIGHTS"):
+        run("--eval-only")
+
+
+def test_resuming_without_a_checkpoint_says_so(run, tmp_path):
+    run("--resume", "SOLVER.MAX_ITER", "1")
+    assert "--resume finds no checkpoint" in (tmp_path / "run/log.txt").read_text()
+
+
+def test_a_data_set_that_is_no_list_is_an_error_that_shows_the_list(run):
+    with pytest.raises(ValueError, match=r"DATASETS\.TRAIN \"\('name',\)\""):
+        run("DATASETS.TRAIN", "coco:a.json:b")
+
+
 def test_evaluation_needs_no_training_annotations(run, tmp_path):
     run("SOLVER.MAX_ITER", "1")
     weights = str(tmp_path / "run/model_final.pth")

@@ -4,6 +4,7 @@ import torch
 from detectron2.structures import Boxes, Instances
 
 from dynamic_sparse_rcnn.visualization import (
+    draw_assignment,
     draw_detections_beside_ground_truth,
     draw_proposal_stages,
     image_grid,
@@ -79,6 +80,16 @@ def test_a_class_has_one_colour_in_both_panels_and_another_than_other_classes():
     colours = [tuple(panel[y, x]) for panel in (left, right) for x, y in ((100, 150), (400, 350))]
     assert colours[0] == colours[3] and colours[1] == colours[2]
     assert colours[0] != colours[1]
+
+
+def test_the_best_of_equal_boxes_is_the_one_that_is_seen():
+    box = [50.0, 50.0, 150.0, 150.0]
+    pictures = [
+        draw_detections_beside_ground_truth(grey_image(), ground_truth([], []), detections(*found), NAMES)
+        for found in (([box], [0.9], [2]), ([box] * 3, [0.9, 0.6, 0.4], [2, 0, 1]))
+    ]
+    alone, together = (split_panels(picture, 500, 2)[1][100, 150] for picture in pictures)
+    assert tuple(alone) == tuple(together)
 
 
 def test_detections_below_the_score_threshold_are_left_out():
@@ -186,6 +197,22 @@ def test_grid_puts_images_in_reading_order_on_white():
     assert (grid[:11, 20 + GAP :] == 1).all()
     assert (grid[12 + GAP :, :20] == 2).all()
     assert (grid[10:12, :20] == 255).all() and (grid[12 + GAP :, 20 + GAP :] == 255).all()
+
+
+def test_an_assignment_has_a_row_of_stages_and_the_colour_of_the_ground_truth():
+    truth = torch.tensor([[50.0, 50, 150, 150], [300, 200, 450, 350]])
+    apart = truth + torch.tensor([0.0, 40, 0, 40])
+    stage_boxes = torch.stack([apart, apart.flip(0)])
+    picture = draw_assignment(grey_image(), truth, stage_boxes, torch.tensor([[0, -1], [-1, 0]]), "any")
+    first, second = split_panels(picture, 500, 2)
+    for panel in (first, second):
+        assert tuple(panel[100, 150]) == tuple(panel[189, 100])  # ground truth 0 and its proposal
+        assert tuple(panel[275, 300]) != tuple(panel[389, 400])  # ground truth 1, which has none
+
+
+def test_an_assignment_of_wrong_shapes_is_refused():
+    with pytest.raises(ValueError, match=r"gt_boxes must be \(G,4\)"):
+        draw_assignment(grey_image(), torch.zeros(1, 4), torch.zeros(2, 3, 4), torch.zeros(2, 4), "any")
 
 
 def test_grid_is_no_wider_than_its_images():

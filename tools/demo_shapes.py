@@ -39,6 +39,7 @@ NUM_FOLLOWED_PROPOSALS = 6
 
 def main(args: argparse.Namespace) -> None:
     """Runs the demo, in this one process."""
+    print("The demo generates images, trains for some minutes, evaluates, draws; much of detectron2's log comes first.")
     generate_shapes(SHAPES_FOLDER, "train", ShapesConfig(num_images=NUM_TRAIN_IMAGES))
     generate_shapes(SHAPES_FOLDER, "val", ShapesConfig(num_images=NUM_VAL_IMAGES))
     cfg = setup(args)

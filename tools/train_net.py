@@ -8,6 +8,7 @@ tools/train_net.py --config-file ... --eval-only MODEL.WEIGHTS model_final.pth
 from __future__ import annotations
 
 import argparse
+import logging
 from collections import OrderedDict
 
 from detectron2.checkpoint import DetectionCheckpointer
@@ -17,14 +18,20 @@ from detectron2.utils import comm
 
 from dynamic_sparse_rcnn.engine.trainer import Trainer, setup
 
+logger = logging.getLogger("dynamic_sparse_rcnn.train_net")
+
 
 def main(args: argparse.Namespace) -> OrderedDict | None:
     """One process of the run: trains, or with ``--eval-only`` evaluates."""
     cfg = setup(args)
     if not args.eval_only:
         trainer = Trainer(cfg)
+        if args.resume and not trainer.checkpointer.has_checkpoint():
+            logger.warning(f"--resume finds no checkpoint in {cfg.OUTPUT_DIR}: this run starts at iteration 0")
         trainer.resume_or_load(resume=args.resume)
         return trainer.train()
+    if not cfg.MODEL.WEIGHTS and not args.resume:
+        raise SystemExit("error: --eval-only needs MODEL.WEIGHTS <checkpoint>, or --resume for the last of OUTPUT_DIR")
     model = Trainer.build_model(cfg)
     DetectionCheckpointer(model, save_dir=cfg.OUTPUT_DIR).resume_or_load(cfg.MODEL.WEIGHTS, resume=args.resume)
     results = Trainer.test(cfg, model)

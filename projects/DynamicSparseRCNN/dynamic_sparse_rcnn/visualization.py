@@ -49,6 +49,7 @@ def draw_detections_beside_ground_truth(
     """
     _check_image(image_rgb)
     detections = detections[detections.scores >= score_threshold]
+    detections = detections[detections.scores.argsort()]  # the best are drawn last, over the others
     true_classes, found_classes = ground_truth.gt_classes.tolist(), detections.pred_classes.tolist()
     _check_classes([*true_classes, *found_classes], class_names)
     colours = _distinct_colours(len(class_names))

@@ -122,7 +122,7 @@ def setup(args: argparse.Namespace) -> CfgNode:
     cfg = get_cfg()
     add_dynamic_sparse_rcnn_config(cfg)
     cfg.merge_from_file(args.config_file)
-    cfg.merge_from_list(args.opts)
+    _merge_options(cfg, args.opts)
     setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="dynamic_sparse_rcnn")
     prepare_config(cfg, is_train=not args.eval_only)
     cfg.freeze()
@@ -130,6 +130,16 @@ def setup(args: argparse.Namespace) -> CfgNode:
     for name in cfg.DATASETS.TEST:
         _report(cfg, name)
     return cfg
+
+
+def _merge_options(cfg: CfgNode, options: list[str]) -> None:
+    try:
+        cfg.merge_from_list(options)
+    except ValueError as error:
+        if "DATASETS." in str(error):
+            remedy = "Data sets are a list, also if there is one: DATASETS.TRAIN \"('name',)\""
+            raise ValueError(f"{error} {remedy}") from error
+        raise
 
 
 def prepare_config(cfg: CfgNode, is_train: bool) -> None:
