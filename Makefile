@@ -23,8 +23,9 @@ SHELL := bash
 
 env: $(READY)
 
+# A thread that waits leaves its core to others: spinning, beside one other busy process, costs many times the time.
 demo: env
-	@$(BIN)/python tools/demo_shapes.py
+	@OMP_WAIT_POLICY=PASSIVE $(BIN)/python tools/demo_shapes.py
 
 test: env
 	@$(BIN)/python -m pytest $(ARGS)
