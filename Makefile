@@ -23,9 +23,9 @@ SHELL := bash
 
 env: $(READY)
 
-# A thread that waits leaves its core to others: spinning, beside one other busy process, costs many times the time.
+# Threads that wait soon leave their core to others: spinning, beside one other busy process, costs many times the time.
 demo: env
-	@OMP_WAIT_POLICY=PASSIVE $(BIN)/python tools/demo_shapes.py
+	@GOMP_SPINCOUNT=10000 $(BIN)/python tools/demo_shapes.py
 
 test: env
 	@$(BIN)/python -m pytest $(ARGS)
