@@ -20,6 +20,8 @@ from dynamic_sparse_rcnn import (
     StagePredictions,
     UnitSchedule,
 )
+from dynamic_sparse_rcnn.modeling.matcher import _give_each_ground_truth_one
+from dynamic_sparse_rcnn.modeling.sinkhorn import sinkhorn
 
 
 def make_schedule(fixed_k: int = 0, top_q: int = 8, unit_step: float = 0.5, ratio: float = 0.8) -> UnitSchedule:
@@ -67,6 +69,14 @@ def test_units_never_exceed_the_largest_share_of_the_proposals(ground_truths, pr
     units = make_schedule(fixed_k=5)(make_costs(6, [ground_truths], proposals))
     assert (units.sum(-1) <= 0.8 * proposals + 1e-3).all()
     assert (units > 0).all()
+
+
+@pytest.mark.parametrize("ground_truths", [2, 5, 9, 16])
+def test_no_ground_truth_gets_less_than_one_unit_while_the_share_allows_it(ground_truths):
+    costs = make_costs(6, [ground_truths], 20)
+    units = make_schedule(top_q=8)(MatchCosts(costs.cost, 0.8 + 0.2 * costs.iou, costs.valid))
+    assert (units >= 1 - 1e-5).all()
+    assert (units.sum(-1) <= 16 + 1e-4).all()
 
 
 def test_padding_gets_no_units():
@@ -139,12 +149,41 @@ def test_every_ground_truth_gets_a_proposal_while_proposals_suffice(solver, grou
     assert ((counts > 0).sum(-1) == min(ground_truths, 12)).all()
 
 
-@pytest.mark.parametrize("solver", ["sinkhorn", "exact"])
-def test_supply_of_ground_truths_and_background_is_the_number_of_proposals(solver):
-    costs = make_costs(6, [30, 3, 0], 20)
-    supply = make_matcher(solver, fixed_k=9)(costs).supply
-    assert (supply >= 0).all()
-    assert (supply.sum(-1) <= 16 + 1e-4).all()
+@pytest.mark.parametrize("ratio", [0.8, 1.0])
+def test_supply_of_ground_truths_and_background_is_the_number_of_proposals(monkeypatch, ratio):
+    masses = []
+
+    def spy(cost, row_mass, column_mass, **settings):
+        masses.append(row_mass)
+        return sinkhorn(cost, row_mass, column_mass, **settings)
+
+    monkeypatch.setattr("dynamic_sparse_rcnn.modeling.matcher.sinkhorn", spy)
+    for ground_truths in range(0, 60, 7):
+        assignment = make_matcher("sinkhorn", fixed_k=0, ratio=ratio)(make_costs(6, [ground_truths, 3], 50))
+        assert assignment.residual.isfinite().all()
+        assert (masses[-1] >= 0).all()
+        torch.testing.assert_close(masses[-1].sum(1), torch.full((12,), 50.0))
+
+
+def test_exact_distributes_the_whole_units_that_it_reports():
+    costs = make_costs(1, [5], 25)
+    assignment = make_matcher("exact", fixed_k=5, unit_step=0)(costs)
+    assert assignment.supply.tolist() == [[[4.0] * 5]]
+    assert counts_of(assignment.gt_index, 5).tolist() == [[[4] * 5]]
+
+
+def test_a_ground_truth_without_a_proposal_takes_the_one_that_raises_the_cost_least():
+    cost = torch.tensor([[-9.0, 0.50], [-1, 3], [-1, 3], [5, 0.51], [5, 0.6]])[None, None]
+    costs = MatchCosts(cost, torch.zeros_like(cost), torch.ones(1, 2, dtype=torch.bool))
+    # Proposal 0 would cost 0.01 less than 3, but ground truth 0 would lose 9.
+    assert _give_each_ground_truth_one(torch.tensor([[[0, 0, 0, -1, -1]]]), costs).tolist() == [[[0, 0, 0, 1, -1]]]
+    # Without background the ground truth that can spare one gives the one it needs least.
+    assert _give_each_ground_truth_one(torch.tensor([[[0, 0, 0, 0, 0]]]), costs).tolist() == [[[0, 0, 0, 1, 0]]]
+
+
+def test_ground_truth_comes_before_background_on_a_tie():
+    costs = MatchCosts(torch.zeros(1, 1, 4, 1), torch.zeros(1, 1, 4, 1), torch.ones(1, 1, dtype=torch.bool))
+    assert make_matcher("sinkhorn", fixed_k=1, unit_step=0)(costs).gt_index.tolist() == [[[0, 0, 0, 0]]]
 
 
 @pytest.mark.parametrize("solver", ["sinkhorn", "exact"])

@@ -77,6 +77,28 @@ def test_a_constant_added_to_a_columns_costs_changes_nothing():
     )
 
 
+@pytest.mark.parametrize("offset", [-1e4, 1e4])
+def test_large_costs_of_all_rows_leave_the_plan_as_it_is(offset):
+    cost, rows, columns = make_problems(2, 4, 9)
+    expected = sinkhorn(cost, rows, columns, epsilon=0.2, num_iters=100)
+    result = sinkhorn(cost + offset, rows, columns, epsilon=0.2, num_iters=100)
+    torch.testing.assert_close(result.plan, expected.plan, rtol=0, atol=0.02)
+    assert result.residual.max() < expected.residual.max() + 0.02
+
+
+def test_costs_spread_over_thousands_of_epsilons_equal_plain_iterations_in_float64():
+    cost, rows, columns = make_problems(2, 4, 12)
+    cost = 100 * cost
+    plan = sinkhorn(cost, rows, columns, epsilon=0.1, num_iters=50).plan
+    kernel = cost.double() / -0.1
+    column_potential = columns.double().log() - kernel.logsumexp(1)
+    for _ in range(51):
+        row_potential = rows.double().log() - (kernel + column_potential[:, None]).logsumexp(2)
+        column_potential = columns.double().log() - (kernel + row_potential[:, :, None]).logsumexp(1)
+    expected = (kernel + row_potential[:, :, None] + column_potential[:, None]).exp()
+    torch.testing.assert_close(plan.double(), expected, rtol=0, atol=0.01)
+
+
 def test_it_is_float32_under_autocast_and_has_no_gradient():
     cost, rows, columns = make_problems(1, 4, 9)
     expected = sinkhorn(cost, rows, columns, epsilon=0.2, num_iters=50).plan

@@ -60,16 +60,23 @@ def run_variant(plan: Plan, variant: str, seed: int, output: Path) -> dict[str, 
     """Trains one variant with one seed, unless it is done, and gives the metrics of each evaluation."""
     folder = output / f"{variant}, seed {seed}"
     done = folder / "evaluations.json"
+    options = [*plan.common, *plan.variants[variant], "SEED", seed]
+    settings = {"config": plan.config, "options": options, "evaluations": plan.evaluations}
+    if done.exists() and json.loads(done.read_text())["settings"] != settings:
+        raise SystemExit(
+            f"error: {done} is of other settings than the plan's: remove its folder, or take another --output"
+        )
     if not done.exists():
-        options = [*plan.common, *plan.variants[variant], "SEED", seed]
         call(plan, options, folder)
         weights = ["MODEL.WEIGHTS", folder / "model_final.pth"]
         evaluations = {}
         for name, extra in plan.evaluations.items():
             call(plan, [*options, *weights, *extra], folder / name, "--eval-only")
             evaluations[name] = read_metrics(folder / name)
-        done.write_text(json.dumps(evaluations))
-    metrics: dict[str, dict[str, float]] = json.loads(done.read_text())
+        partial = done.with_suffix(".partial")
+        partial.write_text(json.dumps({"settings": settings, "metrics": evaluations}))
+        partial.replace(done)
+    metrics: dict[str, dict[str, float]] = json.loads(done.read_text())["metrics"]
     return metrics
 
 

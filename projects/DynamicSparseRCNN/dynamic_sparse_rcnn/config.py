@@ -69,7 +69,7 @@ def _add_dynamic_label_assignment(dla: CfgNode) -> None:
     dla.TOP_Q = 8
     # Units that each stage gets more than the one before it.
     dla.UNIT_STEP = 0.5
-    # Largest share of the proposals that may learn from ground truths.
+    # Largest share of the proposals that ground truths may supply.
     dla.MAX_POSITIVE_RATIO = 0.8
     # sinkhorn: all problems at once on their device; exact: one after the other on the host.
     dla.SOLVER = "sinkhorn"

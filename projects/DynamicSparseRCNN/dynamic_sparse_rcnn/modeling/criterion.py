@@ -155,7 +155,7 @@ class DLACriterion(SetCriterion):
 
 
 def _assignment_scalars(assignment: Assignment, targets: BatchedTargets) -> dict[str, float]:
-    """What to log of an assignment; one copy to the host, at a time when the trainer waits for it anyway."""
+    """What to log of an assignment. One copy to the host, which waits for the device."""
     ground_truths = targets.valid.sum().clamp(min=1)
     positives = assignment.positive.sum((1, 2)) / ground_truths
     gt_index = assignment.gt_index.clamp(min=0)

@@ -62,9 +62,9 @@ class UnitSchedule:
     """How many proposals each ground truth should teach, stage by stage (Dynamic Sparse R-CNN, section 3.2).
 
     ``k`` units a ground truth: fixed, or dynamic, as the sum of its ``top_q`` largest IoUs with the proposals,
-    rounded down. Stage t of T gets ``k - unit_step * (T - t)``, so that later stages never get fewer for the
-    same IoUs. No ground truth gets less than 1, unless all together would get more than ``max_positive_ratio``
-    of the proposals: then all are scaled down to that share, and the rest stays background.
+    rounded down. Stage t of T gets ``k - unit_step * (T - t)``, at least 1, so that later stages never get fewer
+    for the same IoUs. If all together would get more than ``max_positive_ratio`` of the proposals, what they have
+    above 1 is scaled down to that share; only if they are more than that share themselves, they get less than 1.
     """
 
     def __init__(self, *, fixed_k: int, top_q: int, unit_step: float, max_positive_ratio: float) -> None:
@@ -73,7 +73,7 @@ class UnitSchedule:
             fixed_k: k of every ground truth; 0: dynamic.
             top_q: how many of the largest IoUs count.
             unit_step: units that one stage gets more than the one before it.
-            max_positive_ratio: largest share of the proposals that may learn from ground truths, in (0, 1].
+            max_positive_ratio: largest share of the proposals that ground truths may supply, in (0, 1].
         """
         if fixed_k < 0 or top_q < 1 or unit_step < 0 or not 0 < max_positive_ratio <= 1:
             raise ValueError(
@@ -90,9 +90,11 @@ class UnitSchedule:
         stages, _, proposals, _ = costs.iou.shape
         units = self._base_units(costs.iou)
         later = torch.arange(stages - 1, -1, -1, device=units.device)
-        units = (units - self.unit_step * later[:, None, None]).clamp(min=1) * costs.valid
+        above_one = (units - self.unit_step * later[:, None, None] - 1).clamp(min=0) * costs.valid
         most = self.max_positive_ratio * proposals
-        return units * (most / units.sum(-1, keepdim=True).clamp(min=1)).clamp(max=1)
+        number = costs.valid.sum(-1, keepdim=True).clamp(min=1)
+        room = (most - number).clamp(min=0) / above_one.sum(-1, keepdim=True).clamp(min=1e-6)
+        return (most / number).clamp(max=1) * costs.valid + above_one * room.clamp(max=1)
 
     def _base_units(self, iou: Tensor) -> Tensor:
         if self.fixed_k:
@@ -149,6 +151,8 @@ class OptimalTransportMatcher(Matcher):
         """Assigns, and reports supply and (with ``sinkhorn``) residual in the assignment."""
         supply = self.schedule(costs)
         if self.solver == "exact":
+            # Whole units; the slack is for sums of float32 that should be whole.
+            supply = (supply + 1e-4).floor().clamp(min=1) * costs.valid
             gt_index, residual = _assign_exactly(costs, supply), None
         else:
             gt_index, residual = self._assign_by_sinkhorn(costs, supply)
@@ -158,7 +162,8 @@ class OptimalTransportMatcher(Matcher):
         stages, images, proposals, ground_truths = costs.cost.shape
         # Rows of the problems: the ground truths, then background, which costs 0 and supplies the rest.
         rows = torch.cat([costs.cost.transpose(2, 3), costs.cost.new_zeros(stages, images, 1, proposals)], dim=2)
-        row_mass = torch.cat([supply, proposals - supply.sum(-1, keepdim=True)], dim=2)
+        background = (proposals - supply.sum(-1, keepdim=True)).clamp(min=0)
+        row_mass = torch.cat([supply, background], dim=2)
         transport = sinkhorn(
             rows.flatten(0, 1),
             row_mass.flatten(0, 1),
@@ -174,21 +179,21 @@ class OptimalTransportMatcher(Matcher):
 
 
 def _assign_exactly(costs: MatchCosts, supply: Tensor) -> Tensor:
-    """The optimum for the whole units of the supply: an assignment with each ground truth repeated."""
-    cost, units = costs.cost.cpu().numpy(), supply.floor().long().cpu().numpy()
-    valid = costs.valid.cpu().numpy()
+    """The optimum for a supply of whole units: an assignment with each ground truth repeated."""
+    cost, units = costs.cost.cpu().numpy(), supply.long().cpu().numpy()
     gt_index = np.full(cost.shape[:3], BACKGROUND, dtype=np.int64)
     for stage, image in np.ndindex(*cost.shape[:2]):
-        column = np.repeat(np.arange(cost.shape[3]), np.maximum(units[stage, image], 1) * valid[image])
+        column = np.repeat(np.arange(cost.shape[3]), units[stage, image])
         proposal, chosen = linear_sum_assignment(cost[stage, image][:, column])
         gt_index[stage, image, proposal] = column[chosen]
     return torch.from_numpy(gt_index).to(costs.cost.device)
 
 
 def _give_each_ground_truth_one(gt_index: Tensor, costs: MatchCosts) -> Tensor:
-    """Gives each ground truth without a proposal its cheapest one that no other ground truth needs.
+    """Gives each ground truth without a proposal the one that raises the total cost least.
 
-    A loop over the ground truths, bounded by their number, each step of which serves all stages and images.
+    It is taken from background, or from a ground truth that has others. A loop over the ground truths, bounded
+    by their number, each step of which serves all stages and images.
     """
     ground_truths = costs.cost.shape[3]
     gt_index = gt_index.clone()
@@ -199,7 +204,9 @@ def _give_each_ground_truth_one(gt_index: Tensor, costs: MatchCosts) -> Tensor:
         spare = owned.gather(2, gt_index.clamp(min=0)) > 1
         free = (gt_index == BACKGROUND) | spare
         wanting = (owned[:, :, g] == 0) & costs.valid[:, g] & free.any(2)
-        cheapest = _first_argmax(-costs.cost[..., g].masked_fill(~free, torch.inf), dim=2)[..., None]
+        present = costs.cost.gather(3, gt_index.clamp(min=0)[..., None])[..., 0] * (gt_index != BACKGROUND)
+        increase = (costs.cost[..., g] - present).masked_fill(~free, torch.inf)
+        cheapest = _first_argmax(-increase, dim=2)[..., None]
         former = gt_index.gather(2, cheapest)
         owned.scatter_add_(2, former.clamp(min=0), -((former != BACKGROUND) & wanting[..., None]).long())
         owned[:, :, g] += wanting

@@ -17,7 +17,8 @@ class TransportPlan:
 
     Attributes:
         plan: (N, R, C) float32, not negative; its columns sum to the column masses.
-        residual: (N,) float32, the largest difference between a row's sum and its mass: 0 when converged.
+        residual: (N,) float32, the largest difference between a row's or column's sum and its mass: 0 when
+            converged.
     """
 
     plan: Tensor
@@ -44,7 +45,10 @@ def sinkhorn(cost: Tensor, row_mass: Tensor, column_mass: Tensor, *, epsilon: fl
         raise ValueError(f"epsilon must be positive and num_iters at least 1, got {epsilon} and {num_iters}")
     with torch.autocast(cost.device.type, enabled=False):
         row_mass, column_mass = row_mass.float(), column_mass.float()
-        kernel = cost.float() / -epsilon
+        # A constant in all costs of a column changes no plan: without it, float32 is left for the differences.
+        cost = cost.float()
+        least = cost.masked_fill(row_mass[:, :, None] == 0, torch.inf).amin(1, keepdim=True)
+        kernel = (cost - least) / -epsilon
         rows, columns = _first_potentials(kernel, row_mass, column_mass)
         for done in range(0, num_iters, _ITERATIONS_A_BLOCK):
             plan = (kernel + rows[:, :, None] + columns[:, None]).exp()
@@ -52,7 +56,8 @@ def sinkhorn(cost: Tensor, row_mass: Tensor, column_mass: Tensor, *, epsilon: fl
             row_scale, column_scale = _scale(plan, row_mass, column_mass, number)
             rows, columns = rows + row_scale.log(), columns + column_scale.log()
         plan = (kernel + rows[:, :, None] + columns[:, None]).exp()
-    return TransportPlan(plan, (plan.sum(2) - row_mass).abs().amax(1))
+    row_residual, column_residual = (plan.sum(2) - row_mass).abs(), (plan.sum(1) - column_mass).abs()
+    return TransportPlan(plan, torch.cat([row_residual, column_residual], dim=1).amax(1))
 
 
 def _first_potentials(kernel: Tensor, row_mass: Tensor, column_mass: Tensor) -> tuple[Tensor, Tensor]:

@@ -76,7 +76,7 @@ class BatchedTargets:
     @classmethod
     def from_instances(cls, instances: Sequence[Instances], device: torch.device) -> BatchedTargets:
         """Batches detectron2's ground truths (fields ``gt_boxes`` and ``gt_classes``)."""
-        # Numbers of boxes are known on the host: padding needs no synchronisation with the device.
+        # Numbers of boxes are known on the host: padding asks the device nothing.
         counts = torch.tensor([len(x) for x in instances], device=device)
         boxes = [x.gt_boxes.tensor.to(device, torch.float32) for x in instances]
         classes = [x.gt_classes.to(device, torch.int64) for x in instances]
@@ -121,8 +121,8 @@ class Assignment:
 
     Attributes:
         gt_index: (S, B, P) int64 in [0, G), or ``BACKGROUND``.
-        supply: (S, B, G) float32, how many proposals the matcher meant for each ground truth; None where
-            it means one for each.
+        supply: (S, B, G) float32, the units of each ground truth that the matcher distributed; None where it
+            distributes one each.
         residual: (S, B) float32, by how many units the solution misses the supply; None where it is exact.
     """
 
