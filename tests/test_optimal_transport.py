@@ -199,12 +199,10 @@ def test_a_batch_equals_one_image_and_stage_at_a_time_and_padding_is_ignored(sol
 
 
 @pytest.mark.parametrize("solver", ["sinkhorn", "exact"])
-def test_equal_proposals_are_assigned_the_same_way_every_time(solver):
+def test_proposals_with_equal_boxes_leave_no_ground_truth_without_one(solver):
     cost = torch.tensor([-3.0, -2.0]).expand(1, 1, 10, 2).contiguous()
     costs = MatchCosts(cost, torch.full_like(cost, 0.5), torch.ones(1, 2, dtype=torch.bool))
-    first, second = (make_matcher(solver)(costs).gt_index for _ in range(2))
-    assert torch.equal(first, second)
-    assert (counts_of(first, 2) > 0).all()
+    assert (counts_of(make_matcher(solver)(costs).gt_index, 2) > 0).all()
 
 
 def test_costs_from_bfloat16_logits_are_matched_in_float32(make_instances, make_predictions):

@@ -119,7 +119,7 @@ class SparseRCNN(nn.Module):
         """
         images = self.preprocess_image(batched_inputs)
         predictions = self.predict(images)
-        self._check_finite(predictions, batched_inputs)
+        _check_finite(predictions, batched_inputs)
         if self.training:
             instances = [x["instances"] for x in batched_inputs]
             _check_classes(batched_inputs, predictions.logits.shape[3])
@@ -172,27 +172,28 @@ class SparseRCNN(nn.Module):
         keep = batched_nms(boxes, detections.scores, detections.pred_classes, self.nms_threshold)
         return detections[keep[: self.num_detections]]
 
-    def _check_finite(self, predictions: StagePredictions, batched_inputs: list[dict[str, Any]]) -> None:
-        # The box from the origin to twice a box's reach is larger than it, and than its hull with any ground truth.
-        reach = 2 * predictions.boxes.detach().abs().unflatten(-1, (2, 2)).amax(-2)
-        area = reach[..., :1] * reach[..., 1:]
-        finite = torch.cat([predictions.logits.detach(), area], dim=-1).isfinite().flatten(2).all(-1)
-        # The one look of the host at the predictions: without it, NaN would pass for a silent zero AP.
-        if finite.all():
-            return
-        storage = current_event_storage()
-        stage = int((~finite).any(1).nonzero()[0])
-        images = [
-            str(inputs.get("file_name", f"number {number} of the batch"))
-            for number, inputs in enumerate(batched_inputs)
-            if not finite[stage, number]
-        ]
-        raise FloatingPointError(
-            f"NaN or infinite predictions from stage {stage + 1} of {len(finite)} on, at iteration "
-            f"{storage.iter if storage else '(no training loop)'}, image(s) {', '.join(images)}. "
-            "Lower SOLVER.BASE_LR, lengthen the warm-up, or, under mixed precision, try without "
-            "SOLVER.AMP.ENABLED; then look at these images."
-        )
+
+def _check_finite(predictions: StagePredictions, batched_inputs: list[dict[str, Any]]) -> None:
+    # While this is finite, so are the areas of the box and of its hull with any ground truth.
+    reach = 2 * predictions.boxes.detach().abs().unflatten(-1, (2, 2)).amax(-2)
+    area = reach[..., :1] * reach[..., 1:]
+    finite = torch.cat([predictions.logits.detach(), area], dim=-1).isfinite().flatten(2).all(-1)
+    # The one look of the host at the predictions: without it, NaN would pass for a silent zero AP.
+    if finite.all():
+        return
+    storage = current_event_storage()
+    stage = int((~finite).any(1).nonzero()[0])
+    images = [
+        str(inputs.get("file_name", f"number {number} of the batch"))
+        for number, inputs in enumerate(batched_inputs)
+        if not finite[stage, number]
+    ]
+    raise FloatingPointError(
+        f"NaN or infinite predictions from stage {stage + 1} of {len(finite)} on, at iteration "
+        f"{storage.iter if storage else '(no training loop)'}, image(s) {', '.join(images)}. "
+        "Lower SOLVER.BASE_LR, lengthen the warm-up, or, under mixed precision, try without "
+        "SOLVER.AMP.ENABLED; then look at these images."
+    )
 
 
 def _check_classes(batched_inputs: list[dict[str, Any]], num_classes: int) -> None:
