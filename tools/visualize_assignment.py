@@ -18,6 +18,7 @@ import torch
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import CfgNode, get_cfg
 from detectron2.data import DatasetCatalog
+from detectron2.data.detection_utils import convert_image_to_rgb
 from detectron2.modeling import build_model
 
 from dynamic_sparse_rcnn import (
@@ -68,7 +69,7 @@ def draw(cfg: CfgNode, detector: SparseRCNN, inputs: dict[str, Any]) -> Image:
     predictions = detector.predict(detector.preprocess_image([inputs]))
     targets = BatchedTargets.from_instances([inputs["instances"]], detector.device)
     costs = MatchCostModel(cfg)(predictions, targets)
-    image = inputs["image"].permute(1, 2, 0).contiguous().numpy()
+    image = convert_image_to_rgb(inputs["image"].permute(1, 2, 0), cfg.INPUT.FORMAT)
     rows = [
         draw_assignment(
             image,
