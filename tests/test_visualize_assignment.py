@@ -28,7 +28,9 @@ def draw(tmp_path):
         arguments = {"config_file": str(CONFIG), "image": image, "output": output, "opts": [*common, "64", *options]}
         torch.manual_seed(0)  # the untrained model is another each time
         visualize_assignment.main(argparse.Namespace(**arguments))
-        return cv2.imread(str(output))
+        picture = cv2.imread(str(output))
+        assert picture is not None
+        return picture
 
     return run
 
