@@ -4,11 +4,9 @@
 Both solvers are given the same whole units, of which alone there is an exact assignment. Agreement is the share
 of equal assignments among the proposals that are positive in either.
 
-Takes checkpoints of one run, early to late, and the test set of its config:
+Takes checkpoints of one run, early to late, and the test set of its config; after `make demo`:
 
-    python tools/demo_shapes.py --config-file configs/shapes/dynamic_sparse_rcnn_R_18_FPN_20pro.yaml \\
-        SOLVER.CHECKPOINT_PERIOD 250
-    python benchmarks/sinkhorn_settings.py --config-file output/demo_dla/config.yaml output/demo_dla/model_*.pth
+    python benchmarks/sinkhorn_settings.py --config-file output/demo/config.yaml output/demo/model_*.pth
 """
 
 from __future__ import annotations
