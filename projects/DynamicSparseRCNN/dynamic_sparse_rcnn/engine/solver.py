@@ -69,7 +69,7 @@ def _layer_scales(decay: float, model: nn.Module) -> dict[str, float]:
     if decay == 1:
         return {}
     backbone = getattr(model, "backbone", None)
-    if not hasattr(backbone, "layer_decay_scales"):
+    if backbone is None or not hasattr(backbone, "layer_decay_scales"):
         raise ValueError(
             f"SOLVER.LAYER_DECAY is {decay}, but the backbone {type(backbone).__name__} has no such layers: set it 1, "
             "or use MODEL.BACKBONE.NAME build_vit_sfp_backbone"

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Sequence
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import timm
 from detectron2.config import CfgNode
-from torch import nn
 
 from .weights import hub_arguments, wanted_weights
+
+logger = logging.getLogger(__name__)
 
 
 def create_timm_model(
     cfg: CfgNode, in_channels: int, optional: Sequence[dict[str, Any]] = ({},), **arguments: Any
-) -> nn.Module:
+) -> Any:
     """``timm.create_model`` for ``MODEL.TIMM.NAME``; weights of timm's hub are in it if the config wants them.
 
     Args:
@@ -35,7 +38,8 @@ def create_timm_model(
     if cfg.MODEL.TIMM.DROP_PATH:
         arguments["drop_path_rate"] = cfg.MODEL.TIMM.DROP_PATH
     try:
-        return _first_accepted(name, optional, arguments)
+        with _loading_reported(name):
+            return _first_accepted(name, optional, arguments)
     except TypeError as error:
         if "drop_path_rate" in str(error):
             raise ValueError(f"MODEL.TIMM.NAME {name} has no drop path: set MODEL.TIMM.DROP_PATH 0") from error
@@ -56,7 +60,7 @@ def create_timm_model(
         ) from error
 
 
-def _first_accepted(name: str, optional: Sequence[dict[str, Any]], arguments: dict[str, Any]) -> nn.Module:
+def _first_accepted(name: str, optional: Sequence[dict[str, Any]], arguments: dict[str, Any]) -> Any:
     for extra in optional[:-1]:
         try:
             return timm.create_model(name, **extra, **arguments)
@@ -64,6 +68,28 @@ def _first_accepted(name: str, optional: Sequence[dict[str, Any]], arguments: di
             if not any(key in str(error) for key in extra):
                 raise
     return timm.create_model(name, **optional[-1], **arguments)
+
+
+@contextmanager
+def _loading_reported(name: str) -> Iterator[None]:
+    """Passes on which keys timm drops and adds when it loads weights, the classifier's among them."""
+
+    class Reporter(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            if "keys (" in record.getMessage():
+                logger.log(record.levelno, f"MODEL.TIMM.NAME {name}: {record.getMessage()}")
+
+    loader, reporter = logging.getLogger("timm.models._builder"), Reporter()
+    level, propagates = loader.level, loader.propagate
+    loader.setLevel(logging.INFO)
+    loader.propagate = False
+    loader.addHandler(reporter)
+    try:
+        yield
+    finally:
+        loader.removeHandler(reporter)
+        loader.setLevel(level)
+        loader.propagate = propagates
 
 
 def check_name(name: str) -> None:

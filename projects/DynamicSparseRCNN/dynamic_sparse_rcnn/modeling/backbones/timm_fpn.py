@@ -35,7 +35,7 @@ class TimmBackbone(Backbone):
     def __init__(
         self,
         *,
-        model: nn.Module,
+        model: Any,
         normalization: nn.Module,
         freeze_at: int = 0,
         norm_eval: bool = False,
@@ -139,7 +139,7 @@ def build_fpn(cfg: CfgNode, input_shape: ShapeSpec) -> TimmFPN:
 
 
 @torch.no_grad()
-def check_maps(model: nn.Module, name: str, channels: int, size_divisibility: int = 0) -> None:
+def check_maps(model: Any, name: str, channels: int, size_divisibility: int = 0) -> None:
     """Runs a model once, on a small image: some take no size but their own, and say so late and obscurely.
 
     Raises:
@@ -165,12 +165,12 @@ def check_maps(model: nn.Module, name: str, channels: int, size_divisibility: in
         raise ValueError(f"MODEL.TIMM.NAME {name} states maps {stated}, but gives {found}: take another model")
 
 
-def _run(model: nn.Module, images: Tensor, channels_last: bool) -> list[Tensor]:
+def _run(model: Any, images: Tensor, channels_last: bool) -> list[Tensor]:
     maps = model(images)
     return [x.permute(0, 3, 1, 2).contiguous() for x in maps] if channels_last else maps
 
 
-def _is_channels_last(model: nn.Module) -> bool:
+def _is_channels_last(model: Any) -> bool:
     return getattr(getattr(model, "output_fmt", None), "value", "NCHW") == "NHWC"
 
 
@@ -178,15 +178,15 @@ def _index_of_maps(strides: list[int]) -> dict[str, int]:
     return {f"res{int(math.log2(s))}": i for i, s in enumerate(strides) if s >= 4 and math.log2(s).is_integer()}
 
 
-def _last_frozen(model: nn.Module, freeze_at: int) -> str:
+def _last_frozen(model: Any, freeze_at: int) -> str:
     """The name of the last module that ``freeze_at`` freezes."""
     # All maps of the model, not only those that it gives.
     modules = {entry["reduction"]: entry["module"] for entry in model.feature_info.info}
     names = [name for name, _ in model.named_modules()]
     stride = 2**freeze_at
     only_stem = freeze_at == 1 and stride not in modules
-    wanted = modules[min(modules)] if only_stem else modules.get(stride, "")
-    found = [index for index, name in enumerate(names) if _same_module(name, wanted)]
+    wanted = modules[min(modules)] if only_stem else modules.get(stride)
+    found = [index for index, name in enumerate(names) if wanted and _same_module(name, wanted)]
     if not found:
         raise ValueError(
             f"MODEL.TIMM.FREEZE_AT {freeze_at} freezes up to stride {stride}, for which the model has no module of its "
@@ -216,9 +216,9 @@ def _same_module(name: str, wanted: str) -> bool:
     return name.removeprefix("model.").removeprefix("body.").replace(".", "_") == wanted.replace(".", "_")
 
 
-def _checkpoint_gradients(model: nn.Module, name: str) -> None:
-    for candidate in (model, getattr(model, "model", None)):
-        if hasattr(candidate, "set_grad_checkpointing"):
-            candidate.set_grad_checkpointing(True)
-            return
+def _checkpoint_gradients(model: Any, name: str) -> None:
+    inner = model if hasattr(model, "set_grad_checkpointing") else getattr(model, "model", None)
+    if inner is not None and hasattr(inner, "set_grad_checkpointing"):
+        inner.set_grad_checkpointing(True)
+        return
     raise ValueError(f"MODEL.TIMM.NAME {name} cannot: set MODEL.TIMM.GRAD_CHECKPOINTING False")

@@ -122,6 +122,14 @@ class WindowedBlock(nn.Module):
     """
 
     grid: tuple[int, int]  # rows and columns of patches; set before each forward pass
+    norm1: nn.Module
+    attn: nn.Module
+    ls1: nn.Module
+    drop_path1: nn.Module
+    norm2: nn.Module
+    mlp: nn.Module
+    ls2: nn.Module
+    drop_path2: nn.Module
 
     def __init__(self, block: nn.Module, window_size: int) -> None:
         """

@@ -71,7 +71,7 @@ def hub_arguments(name: str) -> dict[str, Any]:
     """
     config = timm.get_pretrained_cfg(name)
     if config is None or not (config.hf_hub_id or config.url):
-        tags = [x for x in timm.list_pretrained(f"{name.split('.')[0]}.*")]
+        tags = timm.list_pretrained(f"{name.split('.')[0]}.*")
         raise RuntimeError(
             f"timm has no pre-trained weights for MODEL.TIMM.NAME {name}: "
             f"{'use one of ' + ', '.join(tags) if tags else 'set MODEL.TIMM.PRETRAINED False'}"
@@ -91,8 +91,6 @@ def _cached_on_hub(config: Any) -> str | None:
     from huggingface_hub import try_to_load_from_cache
 
     repository, _, revision = config.hf_hub_id.partition("@")
-    if repository.endswith("/"):  # the hub id of most configs is that of the organisation
-        repository += f"{config.architecture}.{config.tag}" if config.tag else config.architecture
     names = [config.hf_hub_filename] if config.hf_hub_filename else ["model.safetensors", "pytorch_model.bin"]
     for name in names:
         path = try_to_load_from_cache(repository, name, revision=revision or None)
