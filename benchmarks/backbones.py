@@ -26,7 +26,7 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from dynamic_sparse_rcnn import add_dynamic_sparse_rcnn_config
+from dynamic_sparse_rcnn import SparseRCNN, add_dynamic_sparse_rcnn_config
 
 FOLDER = Path(__file__).parents[1] / "configs/coco"
 CONFIGS = [
@@ -43,7 +43,7 @@ CONFIGS = [
 ]
 
 
-def make_detector(config: Path, device: str) -> nn.Module:
+def make_detector(config: Path, device: str) -> SparseRCNN:
     """A detector of a config with random weights, ready for inference."""
     cfg = get_cfg()
     add_dynamic_sparse_rcnn_config(cfg)
@@ -59,7 +59,7 @@ def make_inputs(size: Sequence[int], device: str) -> list[dict[str, torch.Tensor
 
 
 @torch.no_grad()
-def count_gflops(detector: nn.Module, inputs: list[dict[str, torch.Tensor]]) -> tuple[float, float]:
+def count_gflops(detector: SparseRCNN, inputs: list[dict[str, torch.Tensor]]) -> tuple[float, float]:
     """Those of the backbone with its pyramid, and of the whole detector."""
     images = detector.preprocess_image(inputs).tensor
     totals = []

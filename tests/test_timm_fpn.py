@@ -223,7 +223,7 @@ def test_no_warning_where_config_and_model_agree(tiny_cfg, caplog):
     assert not caplog.records
 
 
-def test_normalisation_follows_the_device_and_the_precision_of_autocast():
+def test_normalisation_maps_white_to_its_value():
     normalization = InputNormalization([0.0] * 3, [1.0] * 3, [127.5] * 3, [127.5] * 3, reverse_channels=False)
     torch.testing.assert_close(normalization(torch.full((1, 3, 2, 2), 255.0)), torch.ones(1, 3, 2, 2))
 
@@ -282,3 +282,16 @@ def test_a_detector_trains_and_detects_with_it(tiny_cfg, make_inputs):
     assert all(loss.isfinite() for loss in losses.values())
     (output, _) = model.eval()(make_inputs([1, 1]))
     assert len(output["instances"]) > 0
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("name", ["resnet18", "swin_tiny_patch4_window7_224", "pvt_v2_b0"])
+def test_on_cuda_half_precision_gives_nearly_the_same_maps_and_finite_gradients(tiny_cfg, name):
+    backbone = build(use_timm(tiny_cfg, name)).eval().cuda()
+    images = torch.randn(1, 3, *SIZE, device="cuda")
+    with torch.autocast("cuda", dtype=torch.float16):
+        outputs = backbone(images)
+        sum(x.float().square().mean() for x in outputs.values()).backward()
+    assert all(parameter.grad.isfinite().all() for parameter in backbone.parameters())
+    for exact, rounded in zip(backbone(images).values(), outputs.values(), strict=True):
+        assert (exact - rounded.float()).abs().max() < 0.05 * exact.abs().max()

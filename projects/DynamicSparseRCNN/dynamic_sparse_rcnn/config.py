@@ -105,7 +105,7 @@ def _add_timm(node: CfgNode) -> None:
     # Batch norms keep their statistics; and their scale and shift. Both: detectron2's FrozenBN.
     node.NORM_EVAL = False
     node.NORM_FROZEN = False
-    # Recompute activations in the backward pass: less memory, more time.
+    # Recompute activations in the backward pass: less memory, more time (some models need timm 1.0.31).
     node.GRAD_CHECKPOINTING = False
     # model: images are normalised (and their channels ordered) as the model's data config says;
     # config: as MODEL.PIXEL_MEAN, MODEL.PIXEL_STD and INPUT.FORMAT say.
