@@ -40,7 +40,7 @@ def test_a_multiplication_and_its_addition_count_as_one_in_attention_too():
 
 def test_each_detector_has_its_own_speed():
     inputs = [{"image": torch.zeros(3, 4, 5, dtype=torch.uint8)}]
-    calls: list[str] = []
+    calls = list[str]()
     detectors = [nn.Identity(), nn.Identity()]
     for name, detector in zip("ab", detectors, strict=True):
         detector.register_forward_hook(lambda *_, name=name: calls.append(name))

@@ -19,7 +19,8 @@ def add_dynamic_sparse_rcnn_config(cfg: CfgNode) -> None:
     # Of build_vit_sfp_backbone.
     cfg.MODEL.VIT = CfgNode()
     _add_vit(cfg.MODEL.VIT)
-    # Whether their pyramids have p6, p5 subsampled by two (detectron2's own FPN always has).
+    # Whether their pyramids have p6, p5 subsampled by two (detectron2's own always have). Of the other keys of
+    # MODEL.FPN, build_vit_sfp_backbone reads OUT_CHANNELS alone.
     cfg.MODEL.FPN.P6 = False
     _add_solver(cfg.SOLVER)
 
@@ -100,7 +101,7 @@ def _add_timm(node: CfgNode) -> None:
     # Rate of stochastic depth.
     node.DROP_PATH = 0.0
     # 0: nothing is frozen; 1: the stem; 2: up to stride 4; .. 5: up to stride 32. With a plain vision
-    # transformer 1: the embeddings; n: n - 1 blocks too.
+    # transformer 1: the embeddings; n: n - 1 blocks too. MODEL.BACKBONE.FREEZE_AT is not read.
     node.FREEZE_AT = 0
     # Batch norms keep their statistics; and their scale and shift. Both: detectron2's FrozenBN.
     node.NORM_EVAL = False
