@@ -11,19 +11,20 @@ from typing import Any
 import timm
 from detectron2.config import CfgNode
 
-from .weights import hub_arguments, wanted_weights
+from .weights import hub_arguments
 
 logger = logging.getLogger(__name__)
 
 
 def create_timm_model(
-    cfg: CfgNode, in_channels: int, optional: Sequence[dict[str, Any]] = ({},), **arguments: Any
+    cfg: CfgNode, in_channels: int, from_hub: bool, optional: Sequence[dict[str, Any]] = ({},), **arguments: Any
 ) -> Any:
-    """``timm.create_model`` for ``MODEL.TIMM.NAME``; weights of timm's hub are in it if the config wants them.
+    """``timm.create_model`` for ``MODEL.TIMM.NAME``, with random weights or those of timm's hub.
 
     Args:
         cfg: the whole config.
         in_channels: channels of the images; those of pre-trained weights are adapted by timm.
+        from_hub: whether the hub's weights are loaded.
         optional: sets of arguments that not all architectures have; the first that the model takes is used.
         arguments: those that it must have.
 
@@ -33,7 +34,6 @@ def create_timm_model(
     """
     name = cfg.MODEL.TIMM.NAME
     check_name(name)
-    from_hub = wanted_weights(cfg) == "hub"
     arguments |= {"in_chans": in_channels} | (hub_arguments(name) if from_hub else {"pretrained": False})
     if cfg.MODEL.TIMM.DROP_PATH:
         arguments["drop_path_rate"] = cfg.MODEL.TIMM.DROP_PATH

@@ -72,9 +72,12 @@ class TimmBackbone(Backbone):
     def from_config(cls, cfg: CfgNode, input_shape: ShapeSpec) -> dict[str, Any]:
         node = cfg.MODEL.TIMM
         indices = {"out_indices": tuple(node.OUT_INDICES)} if node.OUT_INDICES else {}
-        model = create_timm_model(cfg, input_shape.channels, _ANY_INPUT_SIZE, features_only=True, **indices)
+        source = wanted_weights(cfg)
+        model = create_timm_model(
+            cfg, input_shape.channels, source == "hub", _ANY_INPUT_SIZE, features_only=True, **indices
+        )
         check_maps(model, node.NAME, input_shape.channels, node.SIZE_DIVISIBILITY)
-        if wanted_weights(cfg) == "checkpoint":
+        if source == "checkpoint":
             load_weights(model, read_state_dict(node.CHECKPOINT), node.CHECKPOINT)
         if node.GRAD_CHECKPOINTING:
             _checkpoint_gradients(model, node.NAME)

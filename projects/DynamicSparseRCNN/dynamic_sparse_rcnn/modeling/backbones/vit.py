@@ -74,7 +74,9 @@ class ViTBackbone(Backbone):
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: ShapeSpec) -> dict[str, Any]:
         node = cfg.MODEL.TIMM
-        vit = create_timm_model(cfg, input_shape.channels, ({"dynamic_img_size": True}, {}), num_classes=0)
+        source = wanted_weights(cfg)
+        any_size: tuple[dict[str, Any], ...] = ({"dynamic_img_size": True}, {})
+        vit = create_timm_model(cfg, input_shape.channels, source == "hub", any_size, num_classes=0)
         _check_plain(vit, node.NAME)
         if len(node.OUT_INDICES) > 1:
             raise ValueError(f"MODEL.TIMM.OUT_INDICES {list(node.OUT_INDICES)}: the pyramid is built from one block")
@@ -82,7 +84,7 @@ class ViTBackbone(Backbone):
             vit.prune_intermediate_layers(list(node.OUT_INDICES) or 1, prune_norm=True)
         except AssertionError as error:
             raise ValueError(f"MODEL.TIMM.OUT_INDICES: {error}") from error
-        if wanted_weights(cfg) == "checkpoint":
+        if source == "checkpoint":
             load_vit_weights(vit, node.CHECKPOINT)
         vit.set_grad_checkpointing(node.GRAD_CHECKPOINTING)
         data_config = vit.pretrained_cfg

@@ -55,7 +55,7 @@ def wanted_weights(cfg: CfgNode) -> str:
     if not (node.PRETRAINED or node.CHECKPOINT):
         return "nowhere"
     if weights:
-        logger.warning(
+        logger.info(
             f"MODEL.WEIGHTS {weights} gives the backbone's weights too: MODEL.TIMM.PRETRAINED and "
             "MODEL.TIMM.CHECKPOINT are not read"
         )
