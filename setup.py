@@ -5,6 +5,8 @@ from pathlib import Path
 
 from setuptools import find_packages, setup
 
+# The backbones of timm, and their weights.
+TIMM = ["timm>=1.0.15", "safetensors>=0.4"]
 ROOT = Path(__file__).parent
 PROJECT = "projects/DynamicSparseRCNN"
 PACKAGE = "dynamic_sparse_rcnn"
@@ -51,7 +53,9 @@ setup(
         "tensorboard>=2.12",
     ],
     extras_require={
+        "timm": TIMM,
         "dev": [
+            *TIMM,
             "hypothesis",
             "mypy",
             "packaging",

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from detectron2.config import get_cfg
-from detectron2.modeling import META_ARCH_REGISTRY, PROPOSAL_GENERATOR_REGISTRY
+from detectron2.modeling import BACKBONE_REGISTRY, META_ARCH_REGISTRY, PROPOSAL_GENERATOR_REGISTRY
 
 import dynamic_sparse_rcnn
 from dynamic_sparse_rcnn import CRITERION_REGISTRY, MATCHER_REGISTRY, add_dynamic_sparse_rcnn_config
@@ -21,6 +21,8 @@ CONFIGS = sorted(path.relative_to(ROOT).as_posix() for path in ROOT.glob("config
 def test_importing_the_package_registers_its_parts():
     assert META_ARCH_REGISTRY.get("SparseRCNN") is dynamic_sparse_rcnn.SparseRCNN
     assert PROPOSAL_GENERATOR_REGISTRY.get("LearnedProposalGenerator")
+    assert BACKBONE_REGISTRY.get("build_timm_fpn_backbone")
+    assert BACKBONE_REGISTRY.get("build_vit_sfp_backbone")
     assert CRITERION_REGISTRY.get("SetCriterion")
     assert MATCHER_REGISTRY.get("HungarianMatcher")
 

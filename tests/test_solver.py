@@ -33,6 +33,47 @@ def test_the_backbone_has_its_own_learning_rate_and_every_parameter_is_in_one_gr
     assert {group["weight_decay"] for group in optimizer.param_groups} == {tiny_cfg.SOLVER.WEIGHT_DECAY}
 
 
+def test_what_is_exempt_has_no_weight_decay_and_nothing_is_by_default(tiny_cfg):
+    class Positions(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.pos_embed = torch.nn.Parameter(torch.zeros(1, 4, 8))
+            self.attention = torch.nn.MultiheadAttention(8, 2)
+            self.norm1 = torch.nn.LayerNorm(8)
+            self.downsample = torch.nn.Sequential(torch.nn.Conv2d(8, 8, 1), torch.nn.BatchNorm2d(8))
+
+    model = torch.nn.ModuleDict({"backbone": Positions(), "head": torch.nn.Linear(4, 2)})
+    positions = {"backbone.pos_embed"}
+    norms = {f"backbone.{x}.{kind}" for x in ("norm1", "downsample.1") for kind in ("weight", "bias")}
+    biases = {name for name, _ in model.named_parameters() if name.endswith("bias")}
+    assert len(biases) == 6
+    for kinds, exempt in (
+        ((), set()),
+        (("pos_embed",), positions),
+        (("norm",), norms),
+        (("bias",), biases),
+        (("norm", "bias", "pos_embed"), positions | norms | biases),
+    ):
+        tiny_cfg.SOLVER.NO_WEIGHT_DECAY = kinds
+        groups = build_optimizer(tiny_cfg, model).param_groups
+        decays = {id(p): group["weight_decay"] for group in groups for p in group["params"]}
+        found = {name for name, p in model.named_parameters() if decays[id(p)] == 0}
+        assert found == exempt
+        assert len(groups) == (2 if not exempt else 4 if "bias" in kinds else 3)
+
+
+def test_an_unknown_exemption_is_refused(tiny_cfg):
+    tiny_cfg.SOLVER.NO_WEIGHT_DECAY = ("norms",)
+    with pytest.raises(ValueError, match=r"NO_WEIGHT_DECAY has \['norms'\]"):
+        build_optimizer(tiny_cfg, make_model())
+
+
+def test_layer_decay_needs_a_backbone_with_layers(tiny_cfg):
+    tiny_cfg.SOLVER.LAYER_DECAY = 0.7
+    with pytest.raises(ValueError, match=r"LAYER_DECAY is 0.7, but the backbone Linear.*build_vit_sfp_backbone"):
+        build_optimizer(tiny_cfg, make_model())
+
+
 def test_frozen_parameters_are_left_out(tiny_cfg):
     model = make_model()
     model["backbone"].requires_grad_(False)

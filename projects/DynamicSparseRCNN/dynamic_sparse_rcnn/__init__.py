@@ -3,6 +3,7 @@
 __version__ = "0.1.0"
 
 from .config import add_dynamic_sparse_rcnn_config
+from .modeling.backbones import build_timm_fpn_backbone, build_vit_sfp_backbone
 from .modeling.costs import MatchCostModel
 from .modeling.criterion import CRITERION_REGISTRY, DLACriterion, SetCriterion, build_criterion
 from .modeling.detector import SparseRCNN
@@ -41,4 +42,6 @@ __all__ = [
     "add_dynamic_sparse_rcnn_config",
     "build_criterion",
     "build_matcher",
+    "build_timm_fpn_backbone",
+    "build_vit_sfp_backbone",
 ]

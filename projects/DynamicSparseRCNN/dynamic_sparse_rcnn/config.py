@@ -13,6 +13,15 @@ def add_dynamic_sparse_rcnn_config(cfg: CfgNode) -> None:
     # Of OptimalTransportMatcher and DLACriterion.
     cfg.MODEL.SparseRCNN.DLA = CfgNode()
     _add_dynamic_label_assignment(cfg.MODEL.SparseRCNN.DLA)
+    # Of the backbones build_timm_fpn_backbone and build_vit_sfp_backbone.
+    cfg.MODEL.TIMM = CfgNode()
+    _add_timm(cfg.MODEL.TIMM)
+    # Of build_vit_sfp_backbone.
+    cfg.MODEL.VIT = CfgNode()
+    _add_vit(cfg.MODEL.VIT)
+    # Whether their pyramids have p6, p5 subsampled by two (detectron2's own always have). Of the other keys of
+    # MODEL.FPN, build_vit_sfp_backbone reads OUT_CHANNELS alone.
+    cfg.MODEL.FPN.P6 = False
     _add_solver(cfg.SOLVER)
 
 
@@ -79,6 +88,40 @@ def _add_dynamic_label_assignment(dla: CfgNode) -> None:
     dla.NORMALIZER = "positives"
 
 
+def _add_timm(node: CfgNode) -> None:
+    # A name of timm's, with or without the tag of its weights: resnet50, swin_tiny_patch4_window7_224.ms_in1k.
+    node.NAME = "resnet50"
+    # Whether it starts with the weights that timm's hub has under that name; read if MODEL.WEIGHTS is "".
+    node.PRETRAINED = False
+    # A local file of weights (.safetensors, .pth) in timm's layout, or in MAE's; instead of the hub's.
+    node.CHECKPOINT = ""
+    # Indices of timm's feature maps (of one block, with a plain vision transformer); (): all (the last).
+    # Those of strides 4..32 are called res2..res5 in MODEL.FPN.IN_FEATURES.
+    node.OUT_INDICES = ()
+    # Rate of stochastic depth.
+    node.DROP_PATH = 0.0
+    # 0: nothing is frozen; 1: the stem; 2: up to stride 4; .. 5: up to stride 32. With a plain vision
+    # transformer 1: the embeddings; n: n - 1 blocks too. MODEL.BACKBONE.FREEZE_AT is not read.
+    node.FREEZE_AT = 0
+    # Batch norms keep their statistics; and their scale and shift. Both: detectron2's FrozenBN.
+    node.NORM_EVAL = False
+    node.NORM_FROZEN = False
+    # Recompute activations in the backward pass: less memory, more time (some models need timm 1.0.31).
+    node.GRAD_CHECKPOINTING = False
+    # model: images are normalised (and their channels ordered) as the model's data config says;
+    # config: as MODEL.PIXEL_MEAN, MODEL.PIXEL_STD and INPUT.FORMAT say.
+    node.NORMALIZATION = "model"
+    # What input height and width are padded to multiples of, beyond what the FPN needs.
+    node.SIZE_DIVISIBILITY = 0
+
+
+def _add_vit(node: CfgNode) -> None:
+    # Side, in patches, of the windows that blocks attend within; 0: all blocks attend globally.
+    node.WINDOW_SIZE = 0
+    # Indices of the blocks that attend globally all the same.
+    node.GLOBAL_BLOCKS = ()
+
+
 def _add_solver(node: CfgNode) -> None:
     # ADAMW or SGD.
     node.OPTIMIZER = "ADAMW"
@@ -87,3 +130,8 @@ def _add_solver(node: CfgNode) -> None:
     # The batch size for which learning rate, warm-up, steps, length and periods are written. With another
     # IMS_PER_BATCH all are scaled to it; 0: never.
     node.REFERENCE_BATCH_SIZE = 16
+    # Layer-wise decay of the learning rate, for plain vision transformers: that of each block is multiplied by
+    # it once for every layer above; 1: none.
+    node.LAYER_DECAY = 1.0
+    # What has no weight decay: any of norm, bias, pos_embed (with class tokens and relative positions).
+    node.NO_WEIGHT_DECAY = ()

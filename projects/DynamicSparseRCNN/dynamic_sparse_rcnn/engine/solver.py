@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import logging
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -13,14 +14,17 @@ from torch import nn
 
 logger = logging.getLogger(__name__)
 
+_POSITIONS = ("pos_embed", "absolute_pos_embed", "relative_position_bias_table", "rel_pos_h", "rel_pos_w")
+_TOKENS = ("cls_token", "reg_token", "dist_token")
 _SCALED_COUNTS = ("SOLVER.MAX_ITER", "SOLVER.WARMUP_ITERS", "SOLVER.CHECKPOINT_PERIOD", "TEST.EVAL_PERIOD")
 
 
 def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
     """AdamW or SGD, with the backbone's own learning rate and the configured gradient clipping.
 
-    All parameters have ``SOLVER.WEIGHT_DECAY``, as published: ``WEIGHT_DECAY_NORM``, ``WEIGHT_DECAY_BIAS``,
-    ``BIAS_LR_FACTOR`` and ``NESTEROV`` are not read.
+    All parameters have ``SOLVER.WEIGHT_DECAY``, as published, but those of ``SOLVER.NO_WEIGHT_DECAY``:
+    ``WEIGHT_DECAY_NORM``, ``WEIGHT_DECAY_BIAS``, ``BIAS_LR_FACTOR`` and ``NESTEROV`` are not read.
+    ``SOLVER.LAYER_DECAY`` is for backbones with ``layer_decay_scales``, as plain vision transformers.
 
     ``SOLVER.CLIP_GRADIENTS.CLIP_TYPE full_model`` clips the norm of all gradients together, which
     detectron2 leaves to projects; its other types are detectron2's.
@@ -43,17 +47,53 @@ def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
 
 
 def _parameter_groups(cfg: CfgNode, model: nn.Module) -> list[dict[str, Any]]:
-    """The backbone's parameters and all others, each with its learning rate."""
-    backbone: list[nn.Parameter] = []
-    others: list[nn.Parameter] = []
+    """One group for each learning rate and weight decay; the backbone's after all others."""
+    scales = _layer_scales(cfg.SOLVER.LAYER_DECAY, model)
+    exempt = _without_weight_decay(cfg.SOLVER.NO_WEIGHT_DECAY, model)
+    groups: dict[tuple[bool, float, float], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
-        if parameter.requires_grad:
-            (backbone if "backbone" in name.split(".") else others).append(parameter)
-    groups = [
-        {"params": others, "lr": cfg.SOLVER.BASE_LR},
-        {"params": backbone, "lr": cfg.SOLVER.BASE_LR * cfg.SOLVER.BACKBONE_MULTIPLIER},
+        if not parameter.requires_grad:
+            continue
+        in_backbone = "backbone" in name.split(".")
+        rate = cfg.SOLVER.BASE_LR * (cfg.SOLVER.BACKBONE_MULTIPLIER * scales.get(name, 1.0) if in_backbone else 1.0)
+        decay = 0.0 if name in exempt else cfg.SOLVER.WEIGHT_DECAY
+        groups.setdefault((in_backbone, rate, decay), []).append(parameter)
+    return [
+        {"params": groups[key], "lr": key[1], "weight_decay": key[2]}
+        for key in sorted(groups, key=lambda key: (key[0], -key[1], -key[2]))
     ]
-    return [group | {"weight_decay": cfg.SOLVER.WEIGHT_DECAY} for group in groups if group["params"]]
+
+
+def _layer_scales(decay: float, model: nn.Module) -> dict[str, float]:
+    """Factors of the learning rate by parameter name; empty without decay."""
+    if decay == 1:
+        return {}
+    backbone = getattr(model, "backbone", None)
+    if backbone is None or not hasattr(backbone, "layer_decay_scales"):
+        raise ValueError(
+            f"SOLVER.LAYER_DECAY is {decay}, but the backbone {type(backbone).__name__} has no such layers: set it 1, "
+            "or use MODEL.BACKBONE.NAME build_vit_sfp_backbone"
+        )
+    return {f"backbone.{name}": scale for name, scale in backbone.layer_decay_scales(decay).items()}
+
+
+def _without_weight_decay(kinds: Sequence[str], model: nn.Module) -> set[str]:
+    """Names of the parameters of some kinds: ``norm``, ``bias``, ``pos_embed``."""
+    unknown = set(kinds) - {"norm", "bias", "pos_embed"}
+    if unknown:
+        raise ValueError(f"SOLVER.NO_WEIGHT_DECAY has {sorted(unknown)}: use any of norm, bias, pos_embed")
+    exempt = set()
+    for prefix, module in model.named_modules():
+        # Norms by the names of their classes: torch's, detectron2's and timm's have no other thing in common.
+        is_norm = "norm" in type(module).__name__.lower()
+        for name, _ in module.named_parameters(recurse=False):
+            if (
+                ("norm" in kinds and is_norm)
+                or ("bias" in kinds and name.endswith("bias"))
+                or ("pos_embed" in kinds and name in (*_POSITIONS, *_TOKENS))
+            ):
+                exempt.add(f"{prefix}.{name}" if prefix else name)
+    return exempt
 
 
 def _clip_full_model(optimizer: torch.optim.Optimizer, max_norm: float, norm_type: float) -> None:

@@ -1,0 +1,199 @@
+"""Weights of timm's models: local files, the hub's cache, and no network."""
+
+from __future__ import annotations
+
+import logging
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+
+import pytest
+import timm
+import torch
+from safetensors.torch import save_file
+from timm_configs import build, use_timm
+
+from dynamic_sparse_rcnn.modeling.backbones.weights import load_weights, read_state_dict
+
+# A feature extractor that renames, one that does not, one that wraps, one that leaves parts out.
+NAMES = ["convnext_atto", "efficientnet_b0", "twins_svt_small", "test_resnet"]
+
+
+def save(model: torch.nn.Module, path) -> str:
+    save_file(model.state_dict(), path) if path.suffix == ".safetensors" else torch.save(model.state_dict(), path)
+    return str(path)
+
+
+def messages(caplog: pytest.LogCaptureFixture, part: str) -> list[str]:
+    return [record.getMessage() for record in caplog.records if part in record.getMessage()]
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("suffix", [".safetensors", ".pth"])
+def test_a_state_dict_of_timm_loads_back_exactly(tiny_cfg, tmp_path, caplog, name, suffix):
+    model = timm.create_model(name).eval()
+    with torch.no_grad():
+        for value in model.state_dict().values():
+            if value.is_floating_point():
+                value.copy_(torch.rand_like(value) * 0.1 + 0.01)
+    path = save(model, tmp_path / f"weights{suffix}")
+    with caplog.at_level(logging.INFO):
+        backbone = build(use_timm(tiny_cfg, name, CHECKPOINT=path)).bottom_up.eval()
+    weights = {key.replace(".", "_"): value for key, value in model.state_dict().items()}
+    loaded = backbone.model.state_dict()
+    assert loaded
+    for key, value in loaded.items():
+        assert torch.equal(value, weights[key.removeprefix("model.").replace(".", "_")]), key
+    # All else in the file belongs to the classifier, and is named.
+    (dropped,) = messages(caplog, "dropped")
+    assert f"{len(weights) - len(loaded)} dropped" in dropped
+    assert not messages(caplog, "start afresh")
+
+
+def test_the_maps_are_those_of_the_model_in_the_file(tiny_cfg, tmp_path):
+    model = timm.create_model("convnext_atto", features_only=True).eval()
+    path = save(model, tmp_path / "weights.safetensors")
+    backbone = build(use_timm(tiny_cfg, "convnext_atto", CHECKPOINT=path)).bottom_up.eval()
+    images = torch.randn(1, 3, 64, 64)
+    for ours, theirs in zip(backbone(images).values(), model(images), strict=True):
+        assert torch.equal(ours, theirs)
+
+
+def test_what_training_scripts_wrap_weights_in_is_unwrapped(tmp_path):
+    weights = {"module.conv.weight": torch.ones(2)}
+    for number, content in enumerate((weights, {"model": weights, "epoch": 1}, {"state_dict": weights})):
+        path = tmp_path / f"{number}.pth"
+        torch.save(content, path)
+        assert list(read_state_dict(str(path))) == ["conv.weight"]
+
+
+def test_what_a_file_lacks_is_named(caplog):
+    model = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.Linear(2, 2))
+    weights = {k: torch.ones_like(v) for k, v in model.state_dict().items() if k != "1.bias"} | {"head": torch.ones(1)}
+    with caplog.at_level(logging.WARNING):
+        report = load_weights(model, weights, "file")
+    assert (report.dropped, report.added) == (("head",), ("1.bias",))
+    assert set(report.loaded) == {"0.weight", "0.bias", "1.weight"}
+    assert model[1].weight.eq(1).all()
+    assert messages(caplog, "1 dropped, the model has no such: head")
+    assert messages(caplog, "1 of the model are not in it and start afresh: 1.bias")
+
+
+def test_files_that_cannot_be_used_are_refused_by_name(tiny_cfg, tmp_path):
+    (tmp_path / "text.safetensors").write_text("no weights")
+    (tmp_path / "text.pth").write_text("no weights")
+    (tmp_path / "weights.npz").write_text("")
+    torch.save({"epoch": 1}, tmp_path / "empty.pth")
+    other = save(timm.create_model("test_convnext"), tmp_path / "other.pth")
+    wider = save(timm.create_model("resnet18"), tmp_path / "wider.safetensors")
+    for path, error, message in (
+        (tmp_path / "none.pth", FileNotFoundError, "there is no file .*none.pth"),
+        (tmp_path / "text.safetensors", ValueError, "text.safetensors is no safetensors file"),
+        (tmp_path / "text.pth", ValueError, "text.pth cannot be read as weights"),
+        (tmp_path / "weights.npz", ValueError, r"weights.npz: .safetensors and .pth"),
+        (tmp_path / "empty.pth", ValueError, "empty.pth holds no weights"),
+        (other, ValueError, r"none of its \d+ names, such as stem.0.weight"),
+        (wider, ValueError, r"wider.safetensors: \d+ shapes differ .*instead of .* another model"),
+    ):
+        with pytest.raises(error, match=message):
+            build(use_timm(tiny_cfg, "test_resnet", CHECKPOINT=str(path)))
+
+
+def test_a_whole_detector_in_model_weights_makes_the_others_unnecessary(tiny_cfg, caplog):
+    tiny_cfg.MODEL.WEIGHTS = "output/model_final.pth"
+    with caplog.at_level(logging.INFO):
+        build(use_timm(tiny_cfg, "resnet18", PRETRAINED=True, CHECKPOINT="none.pth"))
+    assert len(messages(caplog, "MODEL.TIMM.PRETRAINED and MODEL.TIMM.CHECKPOINT are not read")) == 1
+
+
+def test_resnets_of_detectron2_are_refused_as_weights(tiny_cfg):
+    tiny_cfg.MODEL.WEIGHTS = "detectron2://ImageNetPretrained/torchvision/R-50.pkl"
+    with pytest.raises(ValueError, match=r"belongs to detectron2's own ResNets: .*MODEL.WEIGHTS ''"):
+        build(use_timm(tiny_cfg, "resnet18", PRETRAINED=True))
+
+
+@pytest.fixture
+def no_cache(monkeypatch: pytest.MonkeyPatch, tmp_path):
+    """An empty cache of the hub, and a hub that is a port of this machine."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    for name in ("http_proxy", "https_proxy", "all_proxy", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{listener.getsockname()[1]}")
+        yield listener
+
+
+def test_without_a_network_it_fails_at_once_in_one_line_with_the_remedy(tiny_cfg, no_cache):
+    started = time.monotonic()
+    with pytest.raises(RuntimeError) as caught:
+        build(use_timm(tiny_cfg, "test_resnet.r160_in1k", PRETRAINED=True))
+    assert time.monotonic() - started < 5
+    message = str(caught.value)
+    assert "\n" not in message
+    assert "test_resnet.r160_in1k are not in the local cache" in message
+    assert "(.safetensors or .pth) as MODEL.TIMM.CHECKPOINT" in message
+
+
+def test_a_network_that_swallows_everything_does_not_hang(tiny_cfg, no_cache, monkeypatch):
+    no_cache.listen()  # connections are made, and never answered
+    monkeypatch.setattr("dynamic_sparse_rcnn.modeling.backbones.weights._SECONDS_TO_ANSWER", 0.2)
+    with pytest.raises(RuntimeError, match=r"does not answer \(.*timed out\)"):
+        build(use_timm(tiny_cfg, "test_resnet.r160_in1k", PRETRAINED=True))
+
+
+def test_what_fails_after_the_hub_answered_is_one_line_too(tiny_cfg, no_cache, monkeypatch):
+    def fails(*args: object, **kwargs: object) -> None:
+        raise OSError("disk full\nand more")
+
+    monkeypatch.setattr("dynamic_sparse_rcnn.modeling.backbones.weights._check_reachable", lambda *args: None)
+    monkeypatch.setattr(timm, "create_model", fails)
+    with pytest.raises(RuntimeError, match=r"could not be loaded \(disk full\): give a local file") as caught:
+        build(use_timm(tiny_cfg, "test_resnet.r160_in1k", PRETRAINED=True))
+    assert "\n" not in str(caught.value)
+
+
+def test_cached_weights_need_no_network_and_what_does_not_fit_is_named(
+    tiny_cfg, no_cache, tmp_path, monkeypatch, caplog
+):
+    snapshot = tmp_path / "models--timm--test_resnet.r160_in1k/snapshots/0123"
+    snapshot.mkdir(parents=True)
+    (snapshot.parents[1] / "refs").mkdir()
+    (snapshot.parents[1] / "refs/main").write_text("0123")
+    model = timm.create_model("test_resnet")
+    weights = model.state_dict()
+    del weights["layer4.0.bn2.bias"]
+    save_file(weights | {"decoder.weight": torch.ones(1)}, snapshot / "model.safetensors")
+    monkeypatch.setattr(urllib.request, "urlopen", None)
+    caplog.set_level(logging.INFO)
+    backbone = build(use_timm(tiny_cfg, "test_resnet.r160_in1k", PRETRAINED=True)).bottom_up
+    assert all(
+        torch.equal(value, weights[key])
+        for key, value in backbone.model.state_dict().items()
+        if key != "layer4.0.bn2.bias"
+    )
+    assert messages(caplog, "Missing keys (layer4.0.bn2.bias, fc.weight, fc.bias)")
+    (unexpected,) = messages(caplog, "Unexpected keys (")
+    assert "decoder.weight" in unexpected
+
+
+def test_a_model_without_weights_says_so(tiny_cfg):
+    with pytest.raises(RuntimeError, match=r"no pre-trained weights for MODEL.TIMM.NAME darknet17.*PRETRAINED False"):
+        build(use_timm(tiny_cfg, "darknet17", PRETRAINED=True))
+
+
+def test_importing_the_package_does_not_need_timm():
+    code = (
+        "import sys; sys.modules['timm'] = None\n"
+        "from detectron2.config import get_cfg\n"
+        "from detectron2.modeling import build_backbone\n"
+        "from dynamic_sparse_rcnn import add_dynamic_sparse_rcnn_config\n"
+        "cfg = get_cfg(); add_dynamic_sparse_rcnn_config(cfg)\n"
+        "cfg.MODEL.BACKBONE.NAME = 'build_timm_fpn_backbone'\n"
+        "try: build_backbone(cfg)\n"
+        "except ImportError as error: print(error)\n"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "needs timm: pip install" in result.stdout

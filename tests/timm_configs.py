@@ -1,0 +1,34 @@
+"""Configs of detectors with backbones of timm."""
+
+from __future__ import annotations
+
+import torch
+from detectron2.config import CfgNode
+from detectron2.modeling import Backbone, build_backbone
+
+MEAN, STD = [123.675, 116.280, 103.530], [58.395, 57.120, 57.375]
+
+
+def use_timm(cfg: CfgNode, name: str, **keys: object) -> CfgNode:
+    """Gives a config a hierarchical backbone of timm, ``MODEL.TIMM`` as in ``keys``, and RGB images."""
+    cfg.MODEL.BACKBONE.NAME = "build_timm_fpn_backbone"
+    cfg.MODEL.PIXEL_MEAN, cfg.MODEL.PIXEL_STD, cfg.INPUT.FORMAT = MEAN, STD, "RGB"
+    cfg.MODEL.TIMM.NAME = name
+    for key, value in keys.items():
+        cfg.MODEL.TIMM[key] = value
+    return cfg
+
+
+def use_vit(cfg: CfgNode, name: str = "test_vit", **keys: object) -> CfgNode:
+    """The same with a plain vision transformer; ``WINDOW_SIZE`` and ``GLOBAL_BLOCKS`` go to ``MODEL.VIT``."""
+    vit = {key: keys.pop(key) for key in ("WINDOW_SIZE", "GLOBAL_BLOCKS") if key in keys}
+    use_timm(cfg, name, **keys).MODEL.BACKBONE.NAME = "build_vit_sfp_backbone"
+    for key, value in vit.items():
+        cfg.MODEL.VIT[key] = value
+    return cfg
+
+
+def build(cfg: CfgNode) -> Backbone:
+    """The backbone of a config, the same at each call."""
+    torch.manual_seed(0)
+    return build_backbone(cfg)
