@@ -5,7 +5,8 @@ __version__ = "0.1.0"
 from .config import add_dynamic_sparse_rcnn_config
 from .modeling.costs import MatchCostModel
 from .modeling.criterion import CRITERION_REGISTRY, DLACriterion, SetCriterion, build_criterion
-from .modeling.detector import SparseRCNN
+from .modeling.detector import DynamicSparseRCNN, SparseRCNN
+from .modeling.dynamic_proposals import DynamicProposalGenerator, TemperatureSchedule
 from .modeling.head import DynamicConv, DynamicHead, DynamicStage
 from .modeling.matcher import (
     MATCHER_REGISTRY,
@@ -16,6 +17,7 @@ from .modeling.matcher import (
     build_matcher,
 )
 from .modeling.proposals import LearnedProposalGenerator
+from .modeling.router import ExpertRouter
 from .modeling.structures import BACKGROUND, Assignment, BatchedTargets, MatchCosts, StagePredictions
 
 __all__ = [
@@ -27,7 +29,10 @@ __all__ = [
     "DLACriterion",
     "DynamicConv",
     "DynamicHead",
+    "DynamicProposalGenerator",
+    "DynamicSparseRCNN",
     "DynamicStage",
+    "ExpertRouter",
     "HungarianMatcher",
     "LearnedProposalGenerator",
     "MatchCostModel",
@@ -37,6 +42,7 @@ __all__ = [
     "SetCriterion",
     "SparseRCNN",
     "StagePredictions",
+    "TemperatureSchedule",
     "UnitSchedule",
     "add_dynamic_sparse_rcnn_config",
     "build_criterion",
