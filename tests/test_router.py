@@ -85,7 +85,9 @@ def test_what_lies_outside_an_image_does_not_matter(size):
         padded[0, :, : own.shape[2], : own.shape[3]] = own[0]
     logits = router(batch, [size, (192, 160)])
     torch.testing.assert_close(logits[:1], router(alone, [size]), rtol=1e-5, atol=1e-5)
-    torch.testing.assert_close(logits[0].double(), staircase_logits(router, [x[0] for x in alone]), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(
+        logits[0].double(), staircase_logits(router, [x[0] for x in alone]), rtol=1e-4, atol=1e-4
+    )
 
 
 @pytest.mark.parametrize("size", [(64, 64), (800, 1333), (1333, 64)])

@@ -215,7 +215,9 @@ class DynamicProposalGenerator(nn.Module):
         storage = current_event_storage()
         if storage is None:
             if self.temperature.start != self.temperature.end:
-                message = "No EventStorage, and so no iteration: the experts' temperature is not annealed, it is at its end"
+                message = (
+                    "No EventStorage, and so no iteration: the experts' temperature is not annealed, it is at its end"
+                )
                 log_first_n(logging.WARNING, message, key="message")
             return self.temperature.end
         temperature = self.temperature(storage.iter)
