@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import itertools
 import logging
+from collections import OrderedDict
 from pathlib import Path
 from typing import Any
 
@@ -90,12 +91,10 @@ class Trainer(DefaultTrainer):
         return COCOEvaluator(dataset_name, output_dir=folder)
 
     @classmethod
-    def test(
-        cls, cfg: CfgNode, model: nn.Module, evaluators: list[DatasetEvaluator] | None = None
-    ) -> dict[str, dict[str, float]]:
+    def test(cls, cfg: CfgNode, model: nn.Module, evaluators: list[DatasetEvaluator] | None = None) -> OrderedDict:
         """``DefaultTrainer.test``; without ``evaluators`` it evaluates the initial proposals too."""
         if evaluators is None:
-            generator = getattr(model, "module", model).proposal_generator
+            generator = getattr(model, "module", model).get_submodule("proposal_generator")
             # COCO evaluation comes last, and with it the lines in the log that one looks for.
             evaluators = [
                 DatasetEvaluators([ProposalEvaluator(name, generator), cls.build_evaluator(cfg, name)])

@@ -10,7 +10,7 @@ import logging
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 if TYPE_CHECKING:
     from .dynamic_proposals import DynamicProposalGenerator
@@ -39,20 +39,23 @@ def start_experts_from_static_checkpoints(generator: DynamicProposalGenerator) -
 def _fill_experts(
     generator: DynamicProposalGenerator, state_dict: dict[str, Any], prefix: str, *unused: object
 ) -> None:
-    static = [state_dict.get(f"{prefix}{_PUBLIC}{kind}.weight") for kind in ("boxes", "features")]
-    wanted = [(generator.num_proposals, 4), (generator.num_proposals, generator.expert_features.shape[2])]
-    if any(not isinstance(value, Tensor) for value in static):
+    names = [f"{prefix}{_PUBLIC}{kind}.weight" for kind in ("boxes", "features")]
+    if not all(name in state_dict for name in names):
         return
-    if [tuple(value.shape) for value in static] != wanted:
+    boxes, features = (state_dict[name] for name in names)
+    found = [tuple(boxes.shape), tuple(features.shape)]
+    wanted = [(generator.num_proposals, 4), (generator.num_proposals, generator.expert_features.shape[2])]
+    if found != wanted:
         logger.warning(
-            f"The checkpoint's proposals have the shapes {[tuple(value.shape) for value in static]} instead of {wanted}: "
-            "they are not used. Set MODEL.SparseRCNN.NUM_PROPOSALS and HIDDEN_DIM as they were."
+            f"The checkpoint's proposals have the shapes {found} instead of {wanted}: they are not used. "
+            "Set MODEL.SparseRCNN.NUM_PROPOSALS and HIDDEN_DIM as they were."
         )
         return
-    experts = generator.spread(*static, rng=torch.Generator().manual_seed(0))
+    experts = generator.spread(boxes, features, torch.Generator().manual_seed(0))
     for kind, values in zip(("boxes", "features"), experts, strict=True):
-        del state_dict[f"{prefix}{_PUBLIC}{kind}.weight"]
         state_dict[f"{prefix}expert_proposal_{kind}.weight"] = values
+    for name in names:
+        del state_dict[name]
     logger.info(
         f"All {generator.num_experts} experts start from the checkpoint's static proposals "
         f"(MODEL.SparseRCNN.DPG.EXPERT_INIT {generator.expert_init:g}); the router starts untrained."

@@ -135,14 +135,17 @@ class DynamicProposalGenerator(nn.Module):
     @property
     def expert_boxes(self) -> Tensor:
         """(E, P, 4) learned boxes, normalised cxcywh."""
-        weight: Tensor = self.get_submodule(f"{self._kind}_proposal_boxes").weight
-        return weight.unflatten(0, (self.num_experts, self.num_proposals))
+        return self._experts("boxes")
 
     @property
     def expert_features(self) -> Tensor:
         """(E, P, C) learned features."""
-        weight: Tensor = self.get_submodule(f"{self._kind}_proposal_features").weight
-        return weight.unflatten(0, (self.num_experts, self.num_proposals))
+        return self._experts("features")
+
+    def _experts(self, what: str) -> Tensor:
+        embedding = self.get_submodule(f"{self._kind}_proposal_{what}")
+        assert isinstance(embedding, nn.Embedding)
+        return embedding.weight.unflatten(0, (self.num_experts, self.num_proposals))
 
     @torch.no_grad()
     def spread(self, boxes: Tensor, features: Tensor, rng: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
