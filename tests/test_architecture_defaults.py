@@ -37,10 +37,8 @@ def test_the_name_alone_chooses_all_parts(tiny_dynamic_cfg, name, expected):
 )
 @pytest.mark.parametrize("place", range(4))
 def test_each_part_can_be_overridden_alone(tiny_dynamic_cfg, name, defaults, others, place):
-    keys = [
-        "MODEL.PROPOSAL_GENERATOR.NAME",
-        *(f"MODEL.SparseRCNN.{x}" for x in ("CRITERION", "MATCHER", "NMS_THRESHOLD")),
-    ]
+    node = "MODEL.SparseRCNN"
+    keys = ["MODEL.PROPOSAL_GENERATOR.NAME", f"{node}.CRITERION", f"{node}.MATCHER", f"{node}.NMS_THRESHOLD"]
     tiny_dynamic_cfg.merge_from_list(["MODEL.META_ARCHITECTURE", name, keys[place], others[place]])
     expected = [*defaults]
     expected[place] = others[place]

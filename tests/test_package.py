@@ -32,8 +32,8 @@ def test_every_config_loads(config):
     cfg = get_cfg()
     add_dynamic_sparse_rcnn_config(cfg)
     cfg.merge_from_file(str(ROOT / config))
-    dynamic = Path(config).name.startswith("dynamic_")
-    assert cfg.MODEL.META_ARCHITECTURE == ("DynamicSparseRCNN" if dynamic else "SparseRCNN")
+    expected = "DynamicSparseRCNN" if Path(config).name.startswith("dynamic_") else "SparseRCNN"
+    assert expected == cfg.MODEL.META_ARCHITECTURE
 
 
 def test_every_key_of_the_public_sparse_rcnn_is_known():

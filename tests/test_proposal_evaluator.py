@@ -41,8 +41,8 @@ class Generator(nn.Module):
 @pytest.fixture
 def dataset():
     records = []
-    for number, annotations in enumerate(ANNOTATIONS):
-        boxes = [{"bbox": b, "bbox_mode": BoxMode.XYWH_ABS, "iscrowd": c} for b, c in annotations]
+    for number, content in enumerate(ANNOTATIONS):
+        boxes = [{"bbox": b, "bbox_mode": BoxMode.XYWH_ABS, "iscrowd": c} for b, c in content]
         records.append({"image_id": number, "annotations": boxes})
     DatasetCatalog.register("two_images", lambda: records)
     yield "two_images"
