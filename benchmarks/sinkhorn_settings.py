@@ -1,11 +1,12 @@
 #!/usr/bin/env python3
 """Compares settings of Sinkhorn on real predictions: residual, agreement with the exact optimum, time.
 
-Takes checkpoints of one run, early to late, and the test set of its config:
+Both solvers are given the same whole units, of which alone there is an exact assignment. Agreement is the share
+of equal assignments among the proposals that are positive in either.
 
-    python tools/demo_shapes.py --config-file configs/shapes/dynamic_sparse_rcnn_R_18_FPN_20pro.yaml \\
-        SOLVER.CHECKPOINT_PERIOD 250
-    python benchmarks/sinkhorn_settings.py --config-file output/demo_dla/config.yaml output/demo_dla/model_*.pth
+Takes checkpoints of one run, early to late, and the test set of its config; after `make demo`:
+
+    python benchmarks/sinkhorn_settings.py --config-file output/demo/config.yaml output/demo/model_*.pth
 """
 
 from __future__ import annotations
@@ -53,8 +54,7 @@ def main() -> None:
     rows = []
     for checkpoint in args.checkpoints:
         costs = costs_of(cfg, checkpoint, args.images)
-        cfg.MODEL.SparseRCNN.DLA.SOLVER = "exact"
-        exact = OptimalTransportMatcher(cfg)(costs).gt_index
+        exact = whole_units_matcher(cfg, "exact")(costs).gt_index
         for epsilon, iterations in itertools.product(EPSILONS, ITERATIONS):
             rows.append((checkpoint.stem, epsilon, iterations, *measure(cfg, costs, exact, epsilon, iterations)))
     names = ("checkpoint", "epsilon", "iterations", "mean residual", "largest", "agreement %", "ms")
@@ -74,13 +74,22 @@ def costs_of(cfg: CfgNode, checkpoint: Path, num_images: int) -> MatchCosts:
     return MatchCostModel(cfg)(predictions, targets)
 
 
+def whole_units_matcher(cfg: CfgNode, solver: str) -> OptimalTransportMatcher:
+    """The config's matcher, with its units rounded down."""
+    cfg.MODEL.SparseRCNN.DLA.SOLVER = solver
+    matcher = OptimalTransportMatcher(cfg)
+    schedule = matcher.schedule
+    matcher.schedule = lambda costs: (schedule(costs) + 1e-4).floor().clamp(min=1) * costs.valid
+    return matcher
+
+
 def measure(
     cfg: CfgNode, costs: MatchCosts, exact: torch.Tensor, epsilon: float, iterations: int
 ) -> tuple[float, float, float, float]:
-    """Mean and largest residual, agreement on the proposals that are positive in either (%), and milliseconds."""
+    """Mean and largest residual in units, agreement in percent, and milliseconds."""
     node = cfg.MODEL.SparseRCNN.DLA
-    node.SOLVER, node.SINKHORN_EPS, node.SINKHORN_ITERS = "sinkhorn", epsilon, iterations
-    matcher = OptimalTransportMatcher(cfg)
+    node.SINKHORN_EPS, node.SINKHORN_ITERS = epsilon, iterations
+    matcher = whole_units_matcher(cfg, "sinkhorn")
     seconds = []
     for _ in range(REPEATS):
         start = time.perf_counter()

@@ -181,6 +181,31 @@ def test_a_ground_truth_without_a_proposal_takes_the_one_that_raises_the_cost_le
     assert _give_each_ground_truth_one(torch.tensor([[[0, 0, 0, 0, 0]]]), costs).tolist() == [[[0, 0, 0, 1, 0]]]
 
 
+def test_of_ground_truths_that_want_the_same_proposal_the_cheapest_gets_it_and_the_next_the_next_best():
+    cost = torch.tensor([[1.0, 0.5, 0.8], [5, 3, 2], [5, 4, 9], [0, 9, 9]])[None, None]
+    costs = MatchCosts(cost, torch.zeros_like(cost), torch.ones(1, 3, dtype=torch.bool))
+    assert _give_each_ground_truth_one(torch.tensor([[[-1, -1, -1, 0]]]), costs).tolist() == [[[1, 2, -1, 0]]]
+
+
+@pytest.mark.parametrize(("ground_truths", "proposals"), [(3, 30), (12, 30), (29, 30), (30, 30), (33, 30)])
+@pytest.mark.parametrize("equal", [False, True])
+def test_any_assignment_is_mended_so_that_as_many_as_possible_have_one_and_nobody_loses_the_last(
+    ground_truths, proposals, equal
+):
+    shape = (20, 2, proposals, ground_truths)
+    # Equal costs: all want the same proposal.
+    cost = torch.ones(shape) if equal else torch.randn(shape)
+    costs = MatchCosts(cost, torch.zeros(shape), torch.ones(2, ground_truths, dtype=torch.bool))
+    # From no ground truth with a proposal, to few that have all, to many that have some.
+    most = torch.arange(20)[:, None, None] * ground_truths // 20
+    before = (torch.rand(20, 2, proposals) * (most + 1)).long() - 1
+    after = _give_each_ground_truth_one(before, costs)
+    counts = counts_of(after, ground_truths)
+    assert ((counts > 0).sum(-1) == min(ground_truths, proposals)).all()
+    assert not ((counts_of(before, ground_truths) > 0) & (counts == 0)).any()
+    assert ((before != after).sum(-1) <= ground_truths).all()
+
+
 def test_ground_truth_comes_before_background_on_a_tie():
     costs = MatchCosts(torch.zeros(1, 1, 4, 1), torch.zeros(1, 1, 4, 1), torch.ones(1, 1, dtype=torch.bool))
     assert make_matcher("sinkhorn", fixed_k=1, unit_step=0)(costs).gt_index.tolist() == [[[0, 0, 0, 0]]]

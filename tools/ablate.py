@@ -2,18 +2,21 @@
 """Trains each variant of a plan with each seed, evaluates it, and prints mean and spread of the AP as a table.
 
 A plan is a yaml file (see benchmarks/ablations): a config, seeds, options common to all runs, variants, and
-evaluations, the last three as lists of KEY VALUE. Runs that are finished already are not repeated.
+evaluations, the last three as lists of KEY VALUE. Runs that are finished already are not repeated. With --jobs,
+several runs share the cores: small models learn faster in two runs of one thread each than one after the other.
 
-    python tools/ablate.py benchmarks/ablations/dla_shapes.yaml --output output/dla_shapes
+    python tools/ablate.py benchmarks/ablations/dla_shapes.yaml --output output/dla_shapes --jobs 2
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import statistics
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +27,8 @@ from tqdm import tqdm
 
 TRAIN_NET = Path(__file__).parent / "train_net.py"
 METRICS = ("AP", "AP50", "AP75")
+# The metrics of each evaluation, by variant and seed.
+Results = dict[tuple[str, int], dict[str, dict[str, float]]]
 
 
 @dataclass(frozen=True)
@@ -42,18 +47,30 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("plan", type=Path)
     parser.add_argument("--output", type=Path, required=True)
+    parser.add_argument("--jobs", type=int, default=1, help="runs at a time")
     args = parser.parse_args()
     plan = Plan(**yaml.safe_load(args.plan.read_text()))
-    runs = [(seed, variant) for seed in plan.seeds for variant in plan.variants]
-    results = {
-        (variant, seed): run_variant(plan, variant, seed, args.output)
-        for seed, variant in tqdm(runs, desc="training", unit="run")
-    }
+    if args.jobs > 1:
+        os.environ["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // args.jobs))
+    results = run_all(plan, args.output, args.jobs)
     rows = summarise(plan, results)
     print(tabulate(rows, ("variant", "evaluation", *METRICS)))
     (args.output / "results.json").write_text(
         json.dumps({f"{v}, seed {s}": r for (v, s), r in results.items()}, indent=1)
     )
+
+
+def run_all(plan: Plan, output: Path, jobs: int) -> Results:
+    """Runs all variants with all seeds, ``jobs`` at a time; the first failure ends it."""
+    runs = [(variant, seed) for seed in plan.seeds for variant in plan.variants]
+    with ThreadPoolExecutor(jobs) as pool, tqdm(total=len(runs), desc="training", unit="run") as progress:
+        futures = {pool.submit(run_variant, plan, *run, output): run for run in runs}
+        for future in as_completed(futures):
+            if future.exception():
+                pool.shutdown(cancel_futures=True)
+            future.result()
+            progress.update()
+    return {run: future.result() for future, run in futures.items()}
 
 
 def run_variant(plan: Plan, variant: str, seed: int, output: Path) -> dict[str, dict[str, float]]:
@@ -98,17 +115,21 @@ def read_metrics(folder: Path) -> dict[str, float]:
     return dict(zip(names, map(float, values), strict=True))
 
 
-def summarise(plan: Plan, results: dict[tuple[str, int], dict[str, dict[str, float]]]) -> list[list[str]]:
-    """A row a variant and evaluation: mean and standard deviation over the seeds."""
+def summarise(plan: Plan, results: Results) -> list[list[str]]:
+    """A row a variant and evaluation: mean and, of several seeds, standard deviation."""
     rows = []
     for variant in plan.variants:
         for evaluation in plan.evaluations:
             runs = [results[variant, seed][evaluation] for seed in plan.seeds]
             cells = [[run[metric] for run in runs] for metric in METRICS]
-            spread = [statistics.stdev(values) if len(values) > 1 else 0.0 for values in cells]
-            means = [f"{statistics.mean(v):.1f} ± {s:.1f}" for v, s in zip(cells, spread, strict=True)]
-            rows.append([variant, evaluation, *means])
+            rows.append([variant, evaluation, *map(mean_and_spread, cells)])
     return rows
+
+
+def mean_and_spread(values: list[float]) -> str:
+    """``mean ± standard deviation``, or the one value."""
+    spread = f" ± {statistics.stdev(values):.1f}" if len(values) > 1 else ""
+    return f"{statistics.mean(values):.1f}{spread}"
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
 
 Takes the images from ``DATASETS.TEST``. Without ``MODEL.WEIGHTS`` the model is untrained.
 
-    python tools/visualize_assignment.py --config-file configs/shapes/sparse_rcnn_R_18_FPN_20pro.yaml \\
+    python tools/visualize_assignment.py --config-file configs/shapes/dynamic_sparse_rcnn_R_18_FPN_20pro.yaml \\
         --image 000001 MODEL.WEIGHTS output/demo/model_final.pth
 """
 
@@ -18,6 +18,7 @@ import torch
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import CfgNode, get_cfg
 from detectron2.data import DatasetCatalog
+from detectron2.data.detection_utils import convert_image_to_rgb
 from detectron2.modeling import build_model
 
 from dynamic_sparse_rcnn import (
@@ -68,7 +69,7 @@ def draw(cfg: CfgNode, detector: SparseRCNN, inputs: dict[str, Any]) -> Image:
     predictions = detector.predict(detector.preprocess_image([inputs]))
     targets = BatchedTargets.from_instances([inputs["instances"]], detector.device)
     costs = MatchCostModel(cfg)(predictions, targets)
-    image = inputs["image"].permute(1, 2, 0).contiguous().numpy()
+    image = convert_image_to_rgb(inputs["image"].permute(1, 2, 0), cfg.INPUT.FORMAT)
     rows = [
         draw_assignment(
             image,

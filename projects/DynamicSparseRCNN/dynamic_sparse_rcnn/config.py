@@ -89,8 +89,8 @@ def _add_dynamic_label_assignment(dla: CfgNode) -> None:
     dla.MAX_POSITIVE_RATIO = 0.8
     # sinkhorn: all problems at once on their device; exact: one after the other on the host.
     dla.SOLVER = "sinkhorn"
-    dla.SINKHORN_EPS = 0.1
-    dla.SINKHORN_ITERS = 50
+    dla.SINKHORN_EPS = 0.05
+    dla.SINKHORN_ITERS = 100
     # What the losses of a stage are divided by: its positives, or the number of ground truths (num_gt).
     dla.NORMALIZER = "positives"
 

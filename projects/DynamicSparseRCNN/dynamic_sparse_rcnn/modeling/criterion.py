@@ -12,7 +12,7 @@ from fvcore.nn import sigmoid_focal_loss
 from torch import Tensor, nn
 
 from .costs import MatchCostModel, box_iou_and_giou
-from .events import current_event_storage
+from .events import ScalarLog
 from .matcher import Matcher, build_matcher
 from .structures import Assignment, BatchedTargets, StagePredictions
 
@@ -136,6 +136,7 @@ class DLACriterion(SetCriterion):
         if normalizer not in ("positives", "num_gt"):
             raise ValueError(f"MODEL.SparseRCNN.DLA.NORMALIZER is {normalizer!r}: use positives or num_gt")
         self.normalizer = normalizer
+        self._log = ScalarLog()
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, object]:
@@ -148,14 +149,12 @@ class DLACriterion(SetCriterion):
 
     def _match(self, predictions: StagePredictions, targets: BatchedTargets) -> Assignment:
         assignment = super()._match(predictions, targets)
-        storage = current_event_storage()
-        if storage is not None:
-            storage.put_scalars(**_assignment_scalars(assignment, targets))
+        self._log.put(_assignment_scalars(assignment, targets))
         return assignment
 
 
-def _assignment_scalars(assignment: Assignment, targets: BatchedTargets) -> dict[str, float]:
-    """What to log of an assignment. One copy to the host, which waits for the device."""
+def _assignment_scalars(assignment: Assignment, targets: BatchedTargets) -> dict[str, Tensor]:
+    """What to log of an assignment, as scalars on its device."""
     ground_truths = targets.valid.sum().clamp(min=1)
     positives = assignment.positive.sum((1, 2)) / ground_truths
     gt_index = assignment.gt_index.clamp(min=0)
@@ -170,8 +169,7 @@ def _assignment_scalars(assignment: Assignment, targets: BatchedTargets) -> dict
         scalars["dla/mean_supply"] = assignment.supply.sum() / (ground_truths * len(gt_index))
     if assignment.residual is not None:
         scalars["dla/sinkhorn_residual"] = assignment.residual.max()
-    values = torch.stack([value.float() for value in scalars.values()]).tolist()
-    return dict(zip(scalars, values, strict=True))
+    return scalars
 
 
 def _gather_ground_truth(values: Tensor, assignment: Assignment) -> Tensor:

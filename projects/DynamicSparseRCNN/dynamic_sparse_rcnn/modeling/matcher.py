@@ -21,6 +21,10 @@ A matcher is a :class:`Matcher`.
 """
 
 
+# Ground truths that want the same proposal are rarely more than two or three.
+_BIDDING_ROUNDS = 4
+
+
 class Matcher(nn.Module, ABC):
     """Turns the costs of all stages and images into an assignment. Learns nothing, has no gradient."""
 
@@ -111,7 +115,7 @@ class OptimalTransportMatcher(Matcher):
     Ground truths supply the units of a :class:`UnitSchedule`, background supplies the rest, each proposal
     demands one. Two solvers: ``sinkhorn`` solves the problems of all stages and images at once, on their
     device and without waiting for it; ``exact`` solves one after the other on the host, in whole units.
-    Then every ground truth without a proposal gets its cheapest one, while proposals suffice.
+    Then every ground truth without a proposal gets a cheap one, while proposals suffice.
     """
 
     @configurable
@@ -190,28 +194,64 @@ def _assign_exactly(costs: MatchCosts, supply: Tensor) -> Tensor:
 
 
 def _give_each_ground_truth_one(gt_index: Tensor, costs: MatchCosts) -> Tensor:
-    """Gives each ground truth without a proposal the one that raises the total cost least.
+    """Gives each ground truth without a proposal one, while proposals suffice.
 
-    It is taken from background, or from a ground truth that has others. A loop over the ground truths, bounded
-    by their number, each step of which serves all stages and images.
+    In each of few rounds, those without one bid for the free proposal that raises the total cost least; where
+    several bid for the same, the one that it costs least gets it. Who is left then gets any free proposal.
     """
-    ground_truths = costs.cost.shape[3]
-    gt_index = gt_index.clone()
-    owned = torch.zeros_like(costs.cost[:, :, 0], dtype=torch.int64)
-    owned.scatter_add_(2, gt_index.clamp(min=0), (gt_index != BACKGROUND).long())
-    for g in range(ground_truths):
-        # Free: background, and what its ground truth can spare.
-        spare = owned.gather(2, gt_index.clamp(min=0)) > 1
-        free = (gt_index == BACKGROUND) | spare
-        wanting = (owned[:, :, g] == 0) & costs.valid[:, g] & free.any(2)
-        present = costs.cost.gather(3, gt_index.clamp(min=0)[..., None])[..., 0] * (gt_index != BACKGROUND)
-        increase = (costs.cost[..., g] - present).masked_fill(~free, torch.inf)
-        cheapest = _first_argmax(-increase, dim=2)[..., None]
-        former = gt_index.gather(2, cheapest)
-        owned.scatter_add_(2, former.clamp(min=0), -((former != BACKGROUND) & wanting[..., None]).long())
-        owned[:, :, g] += wanting
-        gt_index.scatter_(2, cheapest, torch.where(wanting[..., None], g, former))
-    return gt_index
+    for _ in range(min(_BIDDING_ROUNDS, costs.cost.shape[3])):
+        wanting, free = _wanting_and_free(gt_index, costs)
+        if gt_index.device.type == "cpu" and not wanting.any():
+            return gt_index
+        gt_index = _bid(gt_index, costs, wanting, free)
+    wanting, free = _wanting_and_free(gt_index, costs)
+    return _hand_out(gt_index, wanting, free)
+
+
+def _wanting_and_free(gt_index: Tensor, costs: MatchCosts) -> tuple[Tensor, Tensor]:
+    """(S, B, G) ground truths without a proposal, and (S, B, P) proposals that they may have.
+
+    Free are background, and of the proposals of a ground truth all but its cheapest.
+    """
+    stages, _, proposals, ground_truths = costs.cost.shape
+    index = gt_index.clamp(min=0)
+    present = _cost_of(gt_index, costs).masked_fill(gt_index == BACKGROUND, torch.inf)
+    least = present.new_full((*gt_index.shape[:2], ground_truths), torch.inf)
+    least.scatter_reduce_(2, index, present, "amin")
+    cheapest = (present == least.gather(2, index)) & (gt_index != BACKGROUND)
+    # Of equally cheap ones, the first is kept.
+    position = torch.arange(proposals, device=gt_index.device).expand_as(gt_index)
+    first = torch.full_like(least, proposals, dtype=torch.int64)
+    first.scatter_reduce_(2, index, position.masked_fill(~cheapest, proposals), "amin")
+    kept = position == first.gather(2, index)
+    return (first == proposals) & costs.valid.expand(stages, -1, -1), ~kept
+
+
+def _bid(gt_index: Tensor, costs: MatchCosts, wanting: Tensor, free: Tensor) -> Tensor:
+    """One round: each of the free proposals goes to the ground truth that bids for it, if any does."""
+    present = _cost_of(gt_index, costs).masked_fill(~free, -torch.inf)
+    increase = (costs.cost - present[..., None]).masked_fill(~wanting[:, :, None], torch.inf)
+    least = increase.amin(2, keepdim=True)
+    # Of equally cheap proposals a ground truth takes the first: more than one would be more than it needs.
+    chosen = _first_argmax(-increase, dim=2)[:, :, None]
+    position = torch.arange(increase.shape[2], device=increase.device)[:, None]
+    bids = increase.masked_fill((position != chosen) | least.isinf(), torch.inf)
+    winner = _first_argmax(-bids, dim=3)
+    return torch.where(bids.amin(3).isfinite(), winner, gt_index)
+
+
+def _hand_out(gt_index: Tensor, wanting: Tensor, free: Tensor) -> Tensor:
+    """Gives the n-th ground truth that wants one the n-th free proposal."""
+    ground_truths = wanting.long().argsort(dim=2, descending=True, stable=True)
+    rank = (free.cumsum(2) - 1).clamp(min=0)
+    given = free & (rank < wanting.sum(2, keepdim=True))
+    return torch.where(given, ground_truths.gather(2, rank.clamp(max=wanting.shape[2] - 1)), gt_index)
+
+
+def _cost_of(gt_index: Tensor, costs: MatchCosts) -> Tensor:
+    """(S, B, P) what each proposal's assignment costs: 0 for background."""
+    cost = costs.cost.gather(3, gt_index.clamp(min=0)[..., None])[..., 0]
+    return cost.masked_fill(gt_index == BACKGROUND, 0)
 
 
 def _first_argmax(values: Tensor, dim: int) -> Tensor:

@@ -1,0 +1,100 @@
+"""The ablation tool: plans, what a run leaves behind, the table."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import ablate
+import pytest
+import yaml
+
+PRINTED = """
+[11/21 10:00:00 d2.evaluation.testing]: copypaste: Task: bbox
+[11/21 10:00:00 d2.evaluation.testing]: copypaste: AP,AP50,AP75,APs,APm,APl
+[11/21 10:00:00 d2.evaluation.testing]: copypaste: 41.1000,54.9000,49.9000,1.0000,2.0000,nan
+"""
+
+# Stands in for tools/train_net.py: the AP is the seed, ten times that without NMS.
+FAKE_TRAIN_NET = """
+import sys
+arguments = sys.argv[1:]
+value = dict(zip(arguments, arguments[1:]))
+if value["SEED"] == "13":
+    sys.exit("unlucky")
+ap = float(value["SEED"]) * (10 if value.get("NMS") == "off" else 1)
+print("copypaste: Task: bbox")
+print("copypaste: AP,AP50,AP75")
+print(f"copypaste: {ap},{ap + 1},{ap + 2}")
+"""
+
+
+@pytest.fixture
+def run_plan(tmp_path, monkeypatch, capsys):
+    """Runs a plan with the stand-in, and gives the rows of the table, without its head."""
+    fake = tmp_path / "train_net.py"
+    fake.write_text(FAKE_TRAIN_NET)
+    monkeypatch.setattr(ablate, "TRAIN_NET", fake)
+    # The tool sets the number of threads for the runs that it starts.
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+
+    def run(seeds: list[int], *flags: str, common: tuple = ()) -> list[str]:
+        plan = {
+            "config": "some.yaml",
+            "seeds": seeds,
+            "common": list(common),
+            "variants": {"plain": [], "other": ["MODEL.KEY", 1]},
+            "evaluations": {"NMS": [], "no NMS": ["NMS", "off"]},
+        }
+        (tmp_path / "plan.yaml").write_text(yaml.safe_dump(plan, sort_keys=False))
+        arguments = ["ablate.py", str(tmp_path / "plan.yaml"), "--output", str(tmp_path / "out"), *flags]
+        monkeypatch.setattr(sys, "argv", arguments)
+        ablate.main()
+        return capsys.readouterr().out.splitlines()[2:]
+
+    return run
+
+
+def test_the_metrics_are_those_of_the_last_evaluation_printed(tmp_path):
+    (tmp_path / "stdout.txt").write_text("copypaste: AP,AP50\ncopypaste: 1.0,2.0\n" + PRINTED)
+    metrics = ablate.read_metrics(tmp_path)
+    assert [metrics[name] for name in ("AP", "AP50", "AP75")] == [41.1, 54.9, 49.9]
+
+
+@pytest.mark.parametrize("flags", [(), ("--jobs", "3")])
+def test_the_table_has_mean_and_sample_deviation_of_each_variant_and_evaluation(run_plan, tmp_path, flags):
+    rows = run_plan([1, 2, 6], *flags)
+    assert [row.split("  ")[0] for row in rows] == ["plain", "plain", "other", "other"]
+    assert "3.0 ± 2.6" in rows[0] and "4.0 ± 2.6" in rows[0]
+    assert "30.0 ± 26.5" in rows[1]
+    results = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert results["other, seed 6"]["no NMS"]["AP"] == 60
+
+
+def test_one_seed_has_no_spread(run_plan):
+    assert "±" not in "".join(run_plan([3]))
+
+
+def test_finished_runs_are_not_repeated_and_those_of_other_settings_are_refused(run_plan, tmp_path):
+    first = run_plan([1, 2])
+    (tmp_path / "train_net.py").write_text("raise SystemExit('must not run')")
+    assert run_plan([1, 2]) == first
+    with pytest.raises(SystemExit, match="of other settings"):
+        run_plan([1, 2], common=("SOLVER.MAX_ITER", 5))
+
+
+def test_a_run_that_fails_ends_it_and_names_its_output(run_plan, tmp_path):
+    with pytest.raises(SystemExit, match="the run failed, its output is in"):
+        run_plan([13, 1])
+    assert "unlucky" in (tmp_path / "out/plain, seed 13/stdout.txt").read_text()
+
+
+@pytest.mark.parametrize("path", sorted((Path(__file__).parents[1] / "benchmarks/ablations").glob("*.yaml")))
+def test_the_plans_are_complete_and_their_options_come_in_pairs(path):
+    plan = ablate.Plan(**yaml.safe_load(path.read_text()))
+    assert (path.parents[2] / plan.config).is_file()
+    assert len(plan.seeds) >= 3
+    for options in (plan.common, *plan.variants.values(), *plan.evaluations.values()):
+        assert len(options) % 2 == 0
+        assert all(key == key.upper() or "." in key for key in options[::2])
