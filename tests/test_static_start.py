@@ -103,3 +103,12 @@ def test_a_distributed_checkpoints_prefix_does_not_matter(checkpoint, dynamic_cf
     torch.save({"model": {f"module.{name}": value for name, value in state.items()}}, tmp_path / "ddp.pth")
     one, other = load(dynamic_cfg, checkpoint), load(dynamic_cfg, str(tmp_path / "ddp.pth"))
     assert torch.equal(one.proposal_generator.expert_boxes, other.proposal_generator.expert_boxes)
+
+
+def test_another_number_of_experts_is_reported_by_detectron2(checkpoint, dynamic_cfg, tmp_path, caplog):
+    DetectionCheckpointer(load(dynamic_cfg, checkpoint), str(tmp_path)).save("dynamic")
+    dynamic_cfg.MODEL.SparseRCNN.DPG.NUM_EXPERTS = 2
+    caplog.clear()
+    load(dynamic_cfg, str(tmp_path / "dynamic.pth"))
+    assert "'proposal_generator.expert_proposal_boxes.weight'" in caplog.text
+    assert "(32, 4)" in caplog.text and "(16, 4)" in caplog.text
