@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from detectron2.layers import ShapeSpec
@@ -36,8 +38,9 @@ def staircase_logits(router: ExpertRouter, features: list[torch.Tensor]) -> torc
                 aggregated[:, y, x] = (window * weight).sum((1, 2)) + bias
     summed = aggregated.sum(0) / len(aggregated) ** 0.5
     pooled = _bilinear(_bilinear(summed, router.pool_size).T, router.pool_size).T
-    hidden = (router.hidden.weight.double() @ pooled.flatten() + router.hidden.bias.double()).clamp(min=0)
-    logits = router.logits.weight.double() @ hidden + router.logits.bias.double()
+    pooled = pooled.flatten() / router.pool_size
+    hidden = (router.hidden.weight.double() @ pooled + router.hidden.bias.double()).clamp(min=0)
+    logits = router.logits.weight.double() @ hidden / len(hidden) ** 0.5 + router.logits.bias.double()
     return logits.view(router.num_experts, -1).detach()
 
 
@@ -54,7 +57,7 @@ def _bilinear(rows: torch.Tensor, number: int) -> torch.Tensor:
 
 def randomise(router: ExpertRouter) -> None:
     for parameter in router.parameters():
-        torch.nn.init.normal_(parameter, std=0.3)
+        torch.nn.init.normal_(parameter)
 
 
 def test_the_size_is_the_published_one():
@@ -128,3 +131,19 @@ def test_all_experts_start_with_about_the_same_weight():
 def test_levels_whose_strides_do_not_double_are_refused(strides):
     with pytest.raises(ValueError, match=r"strides \[.*MODEL\.ROI_HEADS\.IN_FEATURES"):
         make_router(strides)
+
+
+def test_adam_does_not_let_the_weights_settle_on_one_expert_at_once():
+    """One expert is a little better for all images: a few dozen steps may not give it all of the weight."""
+    router = make_router(channels=64, num_experts=4, num_proposals=20, hidden_channels=1500, pool_size=30)
+    features = make_features(router, 4, 128, 128, channels=64)
+    gain = 0.01 * torch.randn(4, 20)
+    optimizer = torch.optim.AdamW(router.parameters(), 5e-4)
+    for _ in range(40):
+        optimizer.zero_grad()
+        weights = (router(features, [(128, 128)] * 4) / 30).softmax(1)
+        (-weights * gain).sum().backward()
+        optimizer.step()
+    weights = router(features, [(128, 128)] * 4).softmax(1)
+    entropy = torch.special.entr(weights).sum(1).mean()
+    assert 0.5 * math.log(4) < entropy < math.log(4)

@@ -18,8 +18,13 @@ class ExpertRouter(nn.Module):
     layers. With a single level there is nothing to aggregate.
 
     Only an image's own cells are looked at: what a batch pads an image with counts as zeros, like what a
-    convolution pads a map with. The sum is divided by the root of the number of channels, which keeps its size
-    whatever that number is (the paper is silent), and is taken in float32 under autocast, as is all behind it.
+    convolution pads a map with. All behind the convolutions is float32, also under autocast.
+
+    Sums are divided by the root of the number of their terms, those of the linear layers too, whose weights start
+    larger for it. What they compute is the same; how fast they learn is not: Adam moves each weight by about the
+    learning rate, however small its gradient, so that a sum of a thousand weighted terms runs away in a few
+    dozen steps, and a softmax that has settled on one expert for all images does not come back. A temperature does not
+    prevent that, as it does with plain gradient descent, for Adam does not look at the scale of gradients.
     """
 
     def __init__(
@@ -63,9 +68,9 @@ class ExpertRouter(nn.Module):
     def _init_weights(self) -> None:
         for layer in (*self.downsamplings, self.hidden, self.logits):
             nn.init.zeros_(layer.bias)
-        nn.init.xavier_uniform_(self.hidden.weight)
+        nn.init.normal_(self.hidden.weight)
         # Small: all experts start with about the same weight, but not with zero, which would stop the gradients.
-        nn.init.normal_(self.logits.weight, std=0.01)
+        nn.init.normal_(self.logits.weight, std=0.3)
 
     def forward(self, features: Sequence[Tensor], image_sizes: Sequence[tuple[int, int]]) -> Tensor:
         """
@@ -82,8 +87,9 @@ class ExpertRouter(nn.Module):
             aggregated = downsampling(_zero_outside(aggregated, _own_cells(image_sizes, stride)))
         assert aggregated is not None
         with torch.autocast(aggregated.device.type, enabled=False):
-            pooled = self._pool(aggregated, _own_cells(image_sizes, 2 * self.strides[-1]))
-            logits = self.logits(F.relu(self.hidden(pooled.flatten(1))))
+            pooled = self._pool(aggregated, _own_cells(image_sizes, 2 * self.strides[-1])).flatten(1)
+            hidden = F.relu(self.hidden(pooled / self.hidden.in_features**0.5))
+            logits = self.logits(hidden / self.logits.in_features**0.5)
         return logits.unflatten(1, (self.num_experts, -1))
 
     def _pool(self, aggregated: Tensor, own_cells: Sequence[tuple[int, int]]) -> Tensor:
