@@ -20,7 +20,9 @@ CONFIGS = sorted(path.relative_to(ROOT).as_posix() for path in ROOT.glob("config
 
 def test_importing_the_package_registers_its_parts():
     assert META_ARCH_REGISTRY.get("SparseRCNN") is dynamic_sparse_rcnn.SparseRCNN
+    assert META_ARCH_REGISTRY.get("DynamicSparseRCNN") is dynamic_sparse_rcnn.DynamicSparseRCNN
     assert PROPOSAL_GENERATOR_REGISTRY.get("LearnedProposalGenerator")
+    assert PROPOSAL_GENERATOR_REGISTRY.get("DynamicProposalGenerator")
     assert BACKBONE_REGISTRY.get("build_timm_fpn_backbone")
     assert BACKBONE_REGISTRY.get("build_vit_sfp_backbone")
     assert CRITERION_REGISTRY.get("SetCriterion")
@@ -32,7 +34,8 @@ def test_every_config_loads(config):
     cfg = get_cfg()
     add_dynamic_sparse_rcnn_config(cfg)
     cfg.merge_from_file(str(ROOT / config))
-    assert cfg.MODEL.META_ARCHITECTURE == "SparseRCNN"
+    expected = "DynamicSparseRCNN" if Path(config).name.startswith("dynamic_") else "SparseRCNN"
+    assert expected == cfg.MODEL.META_ARCHITECTURE
 
 
 def test_every_key_of_the_public_sparse_rcnn_is_known():

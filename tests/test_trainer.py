@@ -212,3 +212,41 @@ def test_a_set_with_too_many_boxes_an_image_is_told_at_the_start(run, tmp_path):
     log = (tmp_path / "run/log.txt").read_text()
     assert re.search(r"6 images, \d+ boxes, 5 classes", log)
     assert re.search(r"WARNING: .*NUM_PROPOSALS", log)
+
+
+DYNAMIC = ["MODEL.META_ARCHITECTURE", "DynamicSparseRCNN", "MODEL.SparseRCNN.DPG.HIDDEN_DIM", "16"]
+
+
+def test_the_temperature_goes_on_after_a_resume_where_it_was(run, tmp_path):
+    dynamic = [*DYNAMIC, "MODEL.SparseRCNN.DPG.TEMPERATURE_ITERS", "4"]
+
+    def last_temperature() -> float:
+        return [row for row in read_metrics(tmp_path / "run") if "dpg/temperature" in row][-1]["dpg/temperature"]
+
+    run(*dynamic, "SOLVER.MAX_ITER", "2")
+    assert last_temperature() == pytest.approx(30 - 29 / 4)  # of iteration 1
+    run("--resume", *dynamic, "SOLVER.MAX_ITER", "4")
+    assert last_temperature() == pytest.approx(30 - 3 * 29 / 4)
+    run("--resume", *dynamic, "SOLVER.MAX_ITER", "6")
+    assert last_temperature() == 1.0
+
+
+def test_a_dynamic_checkpoint_gives_the_training_runs_own_detections_and_diagnostics(run, tmp_path):
+    run(*DYNAMIC)
+    detections = tmp_path / "run/inference/coco_instances_results.json"
+    trained = json.loads(detections.read_text())
+    detections.unlink()
+    results = run("--eval-only", *DYNAMIC, "MODEL.WEIGHTS", str(tmp_path / "run/model_final.pth"), "SEED", "7")
+    evaluated = json.loads(detections.read_text())
+    assert len(trained) > 20
+    assert [x["score"] for x in evaluated] == pytest.approx([x["score"] for x in trained], abs=1e-5)
+    logged = read_metrics(tmp_path / "run")[-1]
+    for name in ("recall50", "weight_entropy", "weight_variance"):
+        assert logged[f"proposals/{name}"] == pytest.approx(results["proposals"][name], abs=1e-5)
+    assert list(results) == ["proposals", "bbox"]
+
+
+def test_mixed_precision_trains_dynamic_proposals(run, tmp_path):
+    run(*DYNAMIC, "SOLVER.AMP.ENABLED", "True")
+    losses = [row["total_loss"] for row in read_metrics(tmp_path / "run") if "total_loss" in row]
+    assert losses and torch.tensor(losses).isfinite().all()

@@ -6,7 +6,8 @@ from .config import add_dynamic_sparse_rcnn_config
 from .modeling.backbones import build_timm_fpn_backbone, build_vit_sfp_backbone
 from .modeling.costs import MatchCostModel
 from .modeling.criterion import CRITERION_REGISTRY, DLACriterion, SetCriterion, build_criterion
-from .modeling.detector import SparseRCNN
+from .modeling.detector import DynamicSparseRCNN, SparseRCNN
+from .modeling.dynamic_proposals import DynamicProposalGenerator, TemperatureSchedule
 from .modeling.head import DynamicConv, DynamicHead, DynamicStage
 from .modeling.matcher import (
     MATCHER_REGISTRY,
@@ -17,6 +18,7 @@ from .modeling.matcher import (
     build_matcher,
 )
 from .modeling.proposals import LearnedProposalGenerator
+from .modeling.router import ExpertRouter
 from .modeling.structures import BACKGROUND, Assignment, BatchedTargets, MatchCosts, StagePredictions
 
 __all__ = [
@@ -28,7 +30,10 @@ __all__ = [
     "DLACriterion",
     "DynamicConv",
     "DynamicHead",
+    "DynamicProposalGenerator",
+    "DynamicSparseRCNN",
     "DynamicStage",
+    "ExpertRouter",
     "HungarianMatcher",
     "LearnedProposalGenerator",
     "MatchCostModel",
@@ -38,6 +43,7 @@ __all__ = [
     "SetCriterion",
     "SparseRCNN",
     "StagePredictions",
+    "TemperatureSchedule",
     "UnitSchedule",
     "add_dynamic_sparse_rcnn_config",
     "build_criterion",

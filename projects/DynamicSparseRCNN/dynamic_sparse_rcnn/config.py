@@ -6,13 +6,28 @@ from detectron2.config import CfgNode
 
 
 def add_dynamic_sparse_rcnn_config(cfg: CfgNode) -> None:
-    """Adds the keys of Sparse R-CNN and ours. Public Sparse R-CNN yaml files load as they are."""
+    """Adds the keys of Sparse R-CNN and ours. Public Sparse R-CNN yaml files load as they are.
+
+    Four keys have a default of their own for each meta-architecture, until they are set:
+
+    ======================================  ========================  ===========================
+    MODEL.META_ARCHITECTURE                 SparseRCNN                DynamicSparseRCNN
+    ======================================  ========================  ===========================
+    MODEL.PROPOSAL_GENERATOR.NAME ("RPN")   LearnedProposalGenerator  DynamicProposalGenerator
+    MODEL.SparseRCNN.CRITERION ("")         SetCriterion              DLACriterion
+    MODEL.SparseRCNN.MATCHER ("")           HungarianMatcher          OptimalTransportMatcher
+    MODEL.SparseRCNN.NMS_THRESHOLD (0.0)    1.0                       0.7
+    ======================================  ========================  ===========================
+    """
     cfg.MODEL.SparseRCNN = CfgNode()
     _add_model(cfg.MODEL.SparseRCNN)
     _add_learning(cfg.MODEL.SparseRCNN)
     # Of OptimalTransportMatcher and DLACriterion.
     cfg.MODEL.SparseRCNN.DLA = CfgNode()
     _add_dynamic_label_assignment(cfg.MODEL.SparseRCNN.DLA)
+    # Of DynamicProposalGenerator.
+    cfg.MODEL.SparseRCNN.DPG = CfgNode()
+    _add_dynamic_proposal_generation(cfg.MODEL.SparseRCNN.DPG)
     # Of the backbones build_timm_fpn_backbone and build_vit_sfp_backbone.
     cfg.MODEL.TIMM = CfgNode()
     _add_timm(cfg.MODEL.TIMM)
@@ -48,14 +63,15 @@ def _add_model(node: CfgNode) -> None:
     node.NUM_DYNAMIC = 2
     node.DIM_DYNAMIC = 64
 
-    # IoU of the class-wise NMS on the detections; 1: none, as one-to-one matching needs none.
-    node.NMS_THRESHOLD = 1.0
+    # IoU of the class-wise NMS on the detections; 1: none, as one-to-one matching needs none; 0: the
+    # meta-architecture's own.
+    node.NMS_THRESHOLD = 0.0
 
 
 def _add_learning(node: CfgNode) -> None:
-    # Chosen from CRITERION_REGISTRY and MATCHER_REGISTRY.
-    node.CRITERION = "SetCriterion"
-    node.MATCHER = "HungarianMatcher"
+    # Chosen from CRITERION_REGISTRY and MATCHER_REGISTRY; empty: the meta-architecture's own.
+    node.CRITERION = ""
+    node.MATCHER = ""
     # Weights of the losses and of the matching costs.
     node.CLASS_WEIGHT = 2.0
     node.GIOU_WEIGHT = 2.0
@@ -120,6 +136,24 @@ def _add_vit(node: CfgNode) -> None:
     node.WINDOW_SIZE = 0
     # Indices of the blocks that attend globally all the same.
     node.GLOBAL_BLOCKS = ()
+
+
+def _add_dynamic_proposal_generation(dpg: CfgNode) -> None:
+    # Sets of boxes and features that an image's proposals are mixed from; 1: the static proposals.
+    dpg.NUM_EXPERTS = 4
+    # Whether the router aggregates all levels of MODEL.ROI_HEADS.IN_FEATURES, or looks at the coarsest alone.
+    dpg.STAIRCASE = True
+    # Channels between the router's two linear layers, and side of the square that feature maps are resized to.
+    dpg.HIDDEN_DIM = 1500
+    dpg.POOL_SIZE = 30
+    # Of the softmax over experts: falls from TEMPERATURE to TEMPERATURE_END in TEMPERATURE_ITERS iterations of
+    # the batch in use (0: 10/36 of SOLVER.MAX_ITER), then stays. Inference uses TEMPERATURE_END.
+    dpg.TEMPERATURE = 30.0
+    dpg.TEMPERATURE_END = 1.0
+    dpg.TEMPERATURE_ITERS = 0
+    # How far from the first expert the others start, as a share of the boxes' size and of the features' root
+    # mean square; 0: all alike, and nothing then tells them apart.
+    dpg.EXPERT_INIT = 0.5
 
 
 def _add_solver(node: CfgNode) -> None:

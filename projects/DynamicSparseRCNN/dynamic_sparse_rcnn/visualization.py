@@ -148,6 +148,50 @@ def draw_assignment(image_rgb: Image, gt_boxes: Tensor, stage_boxes: Tensor, gt_
     return image_grid(panels, columns=len(panels))
 
 
+def draw_expert_proposals(
+    image_rgb: Image, expert_boxes: Tensor, mixed_boxes: Tensor, expert_weights: Tensor, caption: str = "mixed"
+) -> Image:
+    """Draws each expert's boxes in a panel of its own, and in the last what is mixed from them for this image.
+
+    A proposal has the same colour in all panels; where it is mixed, its label is its strongest expert's number and
+    weight.
+
+    Args:
+        image_rgb: (H,W,3) uint8.
+        expert_boxes: (E,P,4) absolute xyxy pixels of this image.
+        mixed_boxes: (P,4) likewise.
+        expert_weights: (P,E), which add up to 1 for each proposal.
+        caption: of the last panel.
+
+    Returns:
+        (H',W',3) uint8, one row of E + 1 panels.
+
+    Raises:
+        ValueError: the image or the tensors have other shapes.
+    """
+    _check_image(image_rgb)
+    experts, proposals = expert_boxes.shape[:2]
+    if expert_boxes.shape[2:] != (4,) or mixed_boxes.shape != (proposals, 4):
+        raise ValueError(
+            f"expert_boxes must be (E,P,4) and mixed_boxes (P,4), "
+            f"got {tuple(expert_boxes.shape)} and {tuple(mixed_boxes.shape)}"
+        )
+    if expert_weights.shape != (proposals, experts):
+        raise ValueError(f"expert_weights must be {(proposals, experts)}, got {tuple(expert_weights.shape)}")
+    scale = _readable_scale(image_rgb)
+    enlarged = _resized(image_rgb, scale)
+    colours = _distinct_colours(proposals)
+    weights, strongest = expert_weights.max(1)
+    labels = [f"{e + 1}: {w:.0%}" for e, w in zip(strongest.tolist(), weights.tolist(), strict=True)]
+    panels = []
+    captions = [*(f"expert {number}" for number in range(1, experts + 1)), caption]
+    for text, boxes in zip(captions, [*expert_boxes, mixed_boxes], strict=True):
+        canvas = Visualizer(enlarged)
+        _draw_boxes(canvas, _to_numpy(boxes) * scale, colours, labels if boxes is mixed_boxes else [""] * proposals)
+        panels.append(_with_caption(canvas.output.get_image(), text))
+    return image_grid(panels, columns=len(panels))
+
+
 def image_grid(images: Sequence[Image], columns: int) -> Image:
     """Puts images side by side, ``columns`` a row, on white; smaller ones at the top left of their cell.
 

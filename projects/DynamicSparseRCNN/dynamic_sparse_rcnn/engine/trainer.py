@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import itertools
 import logging
+from collections import OrderedDict
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from detectron2.config import CfgNode, get_cfg
 from detectron2.data import build_detection_test_loader, build_detection_train_loader
 from detectron2.data.build import filter_images_with_only_crowd_annotations
 from detectron2.engine import DefaultTrainer, SimpleTrainer, default_setup
-from detectron2.evaluation import COCOEvaluator, DatasetEvaluator
+from detectron2.evaluation import COCOEvaluator, DatasetEvaluator, DatasetEvaluators
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 from torch import nn
@@ -23,6 +24,7 @@ from ..config import add_dynamic_sparse_rcnn_config
 from ..data.checks import load_checked_dataset, report_dataset
 from ..data.datasets import check_same_classes, ensure_coco_json, resolve_num_classes
 from ..data.mapper import DetectionMapper
+from .proposal_evaluator import ProposalEvaluator
 from .solver import build_optimizer, scale_to_batch_size
 
 logger = logging.getLogger(__name__)
@@ -87,6 +89,18 @@ class Trainer(DefaultTrainer):
         folder = output_folder or str(Path(cfg.OUTPUT_DIR) / "inference")
         ensure_coco_json(dataset_name, folder)
         return COCOEvaluator(dataset_name, output_dir=folder)
+
+    @classmethod
+    def test(cls, cfg: CfgNode, model: nn.Module, evaluators: list[DatasetEvaluator] | None = None) -> OrderedDict:
+        """``DefaultTrainer.test``; without ``evaluators`` it evaluates the initial proposals too."""
+        if evaluators is None:
+            generator = getattr(model, "module", model).get_submodule("proposal_generator")
+            # COCO evaluation comes last, and with it the lines in the log that one looks for.
+            evaluators = [
+                DatasetEvaluators([ProposalEvaluator(name, generator), cls.build_evaluator(cfg, name)])
+                for name in cfg.DATASETS.TEST
+            ]
+        return super().test(cfg, model, evaluators)
 
 
 class CPUAutocastTrainer(SimpleTrainer):

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import torch
 from detectron2.config import CfgNode, configurable
@@ -25,10 +26,39 @@ _DETECTRON2_DEFAULT_GENERATOR = "RPN"
 _NMS_CANDIDATES = 1000
 
 
+@dataclass(frozen=True)
+class ArchitectureDefaults:
+    """What a meta-architecture is made of where the config does not say."""
+
+    proposal_generator: str
+    criterion: str
+    matcher: str
+    nms_threshold: float
+
+    def fill(self, cfg: CfgNode) -> CfgNode:
+        """A copy of the config in which what it left open is set; public files do not name a generator."""
+        cfg = cfg.clone()
+        cfg.defrost()
+        node = cfg.MODEL.SparseRCNN
+        if cfg.MODEL.PROPOSAL_GENERATOR.NAME == _DETECTRON2_DEFAULT_GENERATOR:
+            cfg.MODEL.PROPOSAL_GENERATOR.NAME = self.proposal_generator
+        node.CRITERION = node.CRITERION or self.criterion
+        node.MATCHER = node.MATCHER or self.matcher
+        node.NMS_THRESHOLD = node.NMS_THRESHOLD or self.nms_threshold
+        cfg.freeze()
+        return cfg
+
+
 @META_ARCH_REGISTRY.register()
 class SparseRCNN(nn.Module):
     """Sparse R-CNN (arXiv 2011.12450): learned proposals, refined by a cascade, matched one to one."""
 
+    defaults: ClassVar[ArchitectureDefaults] = ArchitectureDefaults(
+        proposal_generator="LearnedProposalGenerator",
+        criterion="SetCriterion",
+        matcher="HungarianMatcher",
+        nms_threshold=1.0,
+    )
     pixel_mean: Tensor
     pixel_std: Tensor
 
@@ -69,13 +99,12 @@ class SparseRCNN(nn.Module):
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, object]:
+        cfg = cls.defaults.fill(cfg)
         backbone = build_backbone(cfg)
-        generator = cfg.MODEL.PROPOSAL_GENERATOR.NAME
-        if generator == _DETECTRON2_DEFAULT_GENERATOR:  # public Sparse R-CNN files do not name one
-            generator = "LearnedProposalGenerator"
+        build_generator = PROPOSAL_GENERATOR_REGISTRY.get(cfg.MODEL.PROPOSAL_GENERATOR.NAME)
         return {
             "backbone": backbone,
-            "proposal_generator": PROPOSAL_GENERATOR_REGISTRY.get(generator)(cfg, backbone.output_shape()),
+            "proposal_generator": build_generator(cfg, backbone.output_shape()),
             "head": DynamicHead(cfg, backbone.output_shape()),
             "criterion": build_criterion(cfg),
             "num_detections": cfg.TEST.DETECTIONS_PER_IMAGE,
@@ -171,6 +200,21 @@ class SparseRCNN(nn.Module):
         boxes = detections.pred_boxes.tensor
         keep = batched_nms(boxes, detections.scores, detections.pred_classes, self.nms_threshold)
         return detections[keep[: self.num_detections]]
+
+
+@META_ARCH_REGISTRY.register()
+class DynamicSparseRCNN(SparseRCNN):
+    """Dynamic Sparse R-CNN (arXiv 2205.02101): proposals mixed for each image, matched one to many.
+
+    The same detector with other defaults; each part can be set in the config.
+    """
+
+    defaults = ArchitectureDefaults(
+        proposal_generator="DynamicProposalGenerator",
+        criterion="DLACriterion",
+        matcher="OptimalTransportMatcher",
+        nms_threshold=0.7,
+    )
 
 
 def _check_finite(predictions: StagePredictions, batched_inputs: list[dict[str, Any]]) -> None:
