@@ -55,7 +55,6 @@ def tiny_cfg() -> CfgNode:
     node = cfg.MODEL.SparseRCNN
     node.NUM_CLASSES, node.NUM_PROPOSALS, node.NUM_HEADS, node.NHEADS = 3, 8, 2, 4
     node.HIDDEN_DIM, node.DIM_FEEDFORWARD, node.DIM_DYNAMIC = 32, 64, 16
-    node.MATCHER = "HungarianMatcher"  # for criteria that are built without a detector, which would choose it
     return cfg
 
 
@@ -63,7 +62,6 @@ def tiny_cfg() -> CfgNode:
 def tiny_dynamic_cfg(tiny_cfg: CfgNode) -> CfgNode:
     """The same with dynamic proposals and label assignment, by the meta-architecture's name alone."""
     tiny_cfg.MODEL.META_ARCHITECTURE = "DynamicSparseRCNN"
-    tiny_cfg.MODEL.SparseRCNN.MATCHER = ""
     tiny_cfg.MODEL.SparseRCNN.DPG.HIDDEN_DIM = 16
     tiny_cfg.MODEL.SparseRCNN.DPG.POOL_SIZE = 6
     return tiny_cfg

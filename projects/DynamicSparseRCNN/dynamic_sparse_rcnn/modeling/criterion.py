@@ -193,5 +193,5 @@ def _name_by_stage(losses: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def build_criterion(cfg: CfgNode) -> nn.Module:
-    """Builds the criterion that ``MODEL.SparseRCNN.CRITERION`` names."""
-    return CRITERION_REGISTRY.get(cfg.MODEL.SparseRCNN.CRITERION)(cfg)
+    """Builds the criterion that ``MODEL.SparseRCNN.CRITERION`` names; outside of a detector the static one."""
+    return CRITERION_REGISTRY.get(cfg.MODEL.SparseRCNN.CRITERION or "SetCriterion")(cfg)

@@ -262,5 +262,5 @@ def _first_argmax(values: Tensor, dim: int) -> Tensor:
 
 
 def build_matcher(cfg: CfgNode) -> Matcher:
-    """Builds the matcher that ``MODEL.SparseRCNN.MATCHER`` names."""
-    return MATCHER_REGISTRY.get(cfg.MODEL.SparseRCNN.MATCHER)(cfg)
+    """Builds the matcher that ``MODEL.SparseRCNN.MATCHER`` names; outside of a detector Hungarian is the default."""
+    return MATCHER_REGISTRY.get(cfg.MODEL.SparseRCNN.MATCHER or "HungarianMatcher")(cfg)
