@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import sys
-from pathlib import Path
 
 import ablate
 import pytest
@@ -88,13 +87,3 @@ def test_a_run_that_fails_ends_it_and_names_its_output(run_plan, tmp_path):
     with pytest.raises(SystemExit, match="the run failed, its output is in"):
         run_plan([13, 1])
     assert "unlucky" in (tmp_path / "out/plain, seed 13/stdout.txt").read_text()
-
-
-@pytest.mark.parametrize("path", sorted((Path(__file__).parents[1] / "benchmarks/ablations").glob("*.yaml")))
-def test_the_plans_are_complete_and_their_options_come_in_pairs(path):
-    plan = ablate.Plan(**yaml.safe_load(path.read_text()))
-    assert (path.parents[2] / plan.config).is_file()
-    assert len(plan.seeds) >= 3
-    for options in (plan.common, *plan.variants.values(), *plan.evaluations.values()):
-        assert len(options) % 2 == 0
-        assert all(key == key.upper() or "." in key for key in options[::2])
