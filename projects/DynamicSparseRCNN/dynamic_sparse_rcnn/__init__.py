@@ -2,6 +2,8 @@
 
 __version__ = "0.1.0"
 
+from . import model_zoo
+from .checkpoints import read_checkpoint, write_checkpoint
 from .config import add_dynamic_sparse_rcnn_config
 from .modeling.backbones import build_timm_fpn_backbone, build_vit_sfp_backbone
 from .modeling.costs import MatchCostModel
@@ -20,6 +22,7 @@ from .modeling.matcher import (
 from .modeling.proposals import LearnedProposalGenerator
 from .modeling.router import ExpertRouter
 from .modeling.structures import BACKGROUND, Assignment, BatchedTargets, MatchCosts, StagePredictions
+from .prediction import Prediction, Predictor
 
 __all__ = [
     "BACKGROUND",
@@ -40,6 +43,8 @@ __all__ = [
     "MatchCosts",
     "Matcher",
     "OptimalTransportMatcher",
+    "Prediction",
+    "Predictor",
     "SetCriterion",
     "SparseRCNN",
     "StagePredictions",
@@ -50,4 +55,7 @@ __all__ = [
     "build_matcher",
     "build_timm_fpn_backbone",
     "build_vit_sfp_backbone",
+    "model_zoo",
+    "read_checkpoint",
+    "write_checkpoint",
 ]

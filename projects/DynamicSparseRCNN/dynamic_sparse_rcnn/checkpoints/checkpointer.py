@@ -1,0 +1,110 @@
+"""detectron2's checkpointer, reading safely, converting what other projects call otherwise, writing whole files."""
+
+from __future__ import annotations
+
+import logging
+import os
+from typing import Any
+
+from detectron2.checkpoint import DetectionCheckpointer
+from torch import nn
+
+from .classes import DetectorClasses
+from .convert import convert_state_dict
+from .files import read_checkpoint, whole_file, write_checkpoint
+
+logger = logging.getLogger(__name__)
+
+# Of batch norms: nothing at inference depends on it.
+_COUNTER = "num_batches_tracked"
+_FIRST = 5
+
+
+class SafeCheckpointer(DetectionCheckpointer):
+    """``DetectionCheckpointer`` for files of any origin.
+
+    Reads ``.safetensors`` too, and runs no code of pickles unless it is told to (see :func:`.files.read_checkpoint`).
+    Weights of the projects that :func:`.convert.convert_state_dict` knows are converted. A checkpoint that is written
+    takes its place once it is whole, and only then ``last_checkpoint`` points to it.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        save_dir: str = "",
+        *,
+        trust: bool = False,
+        classes: DetectorClasses | None = None,
+        **arguments: Any,
+    ) -> None:
+        """
+        Args:
+            model: whose weights are loaded and saved.
+            save_dir: where checkpoints are saved.
+            trust: whether pickles may run code.
+            classes: saved with the weights, for a ``Predictor`` to name what it finds.
+            arguments: those of ``DetectionCheckpointer``.
+        """
+        super().__init__(model, save_dir, **arguments)
+        self.trust = trust
+        self.classes = classes
+
+    def _load_file(self, filename: str) -> dict[str, Any]:
+        checkpoint = read_checkpoint(filename, trust=self.trust)
+        if filename.endswith((".pkl", ".pyth")):
+            return _for_heuristics(checkpoint, filename)
+        # The query of a path, which newer versions of detectron2 know.
+        if "matching_heuristics=True" in getattr(getattr(self, "_parsed_url_during_load", None), "query", ""):
+            return checkpoint | {"matching_heuristics": True}
+        conversion = convert_state_dict(checkpoint["model"], self.model.state_dict())
+        if conversion.source:
+            logger.info(f"{filename} is of {conversion.source}: {len(conversion.state_dict)} weights converted")
+        return checkpoint | {"model": conversion.state_dict}
+
+    def save(self, name: str, **kwargs: Any) -> None:
+        """Saves the model and what is registered as ``<name>.pth`` in ``save_dir``, with ``kwargs``."""
+        if not self.save_dir or not self.save_to_disk:
+            return
+        content = {"model": self.model.state_dict()}
+        content |= {key: part.state_dict() for key, part in self.checkpointables.items()}
+        if self.classes is not None:
+            content |= self.classes.to_checkpoint()
+        if "://" in self.save_dir:
+            raise ValueError(f"checkpoints are saved in local folders alone, not in {self.save_dir}")
+        self.path_manager.mkdirs(self.save_dir)
+        file = os.path.join(self.save_dir, f"{name}.pth")
+        self.logger.info(f"Saving checkpoint to {file}")
+        write_checkpoint(file, content | kwargs)
+        self.tag_last_checkpoint(f"{name}.pth")
+
+    def tag_last_checkpoint(self, last_filename_basename: str) -> None:
+        """Makes ``last_checkpoint`` point to a file of ``save_dir``."""
+        with whole_file(os.path.join(self.save_dir, "last_checkpoint")) as file:
+            file.write(last_filename_basename.encode())
+
+
+class CompleteCheckpointer(SafeCheckpointer):
+    """For evaluations and predictions: all of the model has to come from the checkpoint."""
+
+    def _log_incompatible_keys(self, incompatible: Any) -> None:
+        total = len(self.model.state_dict())
+        wrong = [name for name, *_ in incompatible.incorrect_shapes]
+        wrong += [name for name in incompatible.missing_keys if name not in wrong and not name.endswith(_COUNTER)]
+        if not wrong:
+            super()._log_incompatible_keys(incompatible)
+            return
+        raise ValueError(
+            f"{len(wrong)} of the model's {total} tensors are missing from the checkpoint or have another shape there, "
+            f"the first: {', '.join(wrong[:_FIRST])}. Is it of another config, or of a backbone alone?"
+        )
+
+
+def _for_heuristics(checkpoint: dict[str, Any], filename: str) -> dict[str, Any]:
+    """Checkpoints of detectron2 itself, and of those whose names its own heuristics know."""
+    if "__author__" in checkpoint:
+        return checkpoint
+    weights = checkpoint["model"].get("blobs", checkpoint["model"])
+    author = "pycls" if filename.endswith(".pyth") else "Caffe2"
+    left_out = ("num_batches_tracked",) if author == "pycls" else ("_momentum",)
+    kept = {name: value for name, value in weights.items() if not name.endswith(left_out)}
+    return {"model": kept, "__author__": author, "matching_heuristics": True}

@@ -1,0 +1,63 @@
+"""What the classes of a detector are called."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from detectron2.data import MetadataCatalog
+
+from ..data.datasets import register_dataset
+
+
+@dataclass(frozen=True)
+class DetectorClasses:
+    """The classes of a detector, in the order of its outputs.
+
+    Attributes:
+        names: what people call them.
+        category_ids: what the files of the training set call them, in COCO's result files too.
+    """
+
+    names: tuple[str, ...]
+    category_ids: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        if len(self.names) != len(self.category_ids):
+            raise ValueError(f"{len(self.names)} class names, but {len(self.category_ids)} category ids")
+
+    @classmethod
+    def numbered(cls, number: int) -> DetectorClasses:
+        """Of a detector of which nothing else is known."""
+        return cls(tuple(f"class {index}" for index in range(number)), tuple(range(number)))
+
+    @classmethod
+    def named(cls, names: Sequence[str]) -> DetectorClasses:
+        """Of names alone."""
+        return cls(tuple(names), tuple(range(len(names))))
+
+    @classmethod
+    def from_datasets(cls, datasets: Sequence[str]) -> DetectorClasses | None:
+        """Of the first data set that is there and has class names; None if there is no such."""
+        for name in datasets:
+            try:
+                register_dataset(name)
+            except (FileNotFoundError, ValueError):
+                continue  # detectors outlive the data that they were trained on
+            metadata = MetadataCatalog.get(name)
+            names = metadata.get("thing_classes")
+            if names:
+                by_id = metadata.get("thing_dataset_id_to_contiguous_id") or {i: i for i in range(len(names))}
+                return cls(tuple(names), tuple(sorted(by_id, key=by_id.__getitem__)))
+        return None
+
+    @classmethod
+    def from_checkpoint(cls, checkpoint: Mapping[str, Any]) -> DetectorClasses | None:
+        """Of a checkpoint that says; None if it does not."""
+        names, ids = checkpoint.get("class_names"), checkpoint.get("category_ids")
+        return cls(tuple(names), tuple(ids)) if names and ids else None
+
+    def to_checkpoint(self) -> dict[str, Any]:
+        """What :meth:`from_checkpoint` finds."""
+        return {"class_names": list(self.names), "category_ids": list(self.category_ids)}

@@ -1,0 +1,182 @@
+"""Reading and writing checkpoint files: no code of theirs is run, and none is left half written."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import pickle
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+SUFFIXES = (".safetensors", ".pth", ".pt", ".pkl", ".pyth", ".bin", ".ckpt")
+# Under which name a safetensors file's metadata hold what a checkpoint holds besides the weights.
+_EXTRAS = "dynamic_sparse_rcnn"
+_TORCH = (".pth", ".pt", ".pyth", ".bin", ".ckpt")
+# What detectron2's own .pkl files are made of.
+_ARRAY_PARTS = {
+    ("collections", "OrderedDict"),
+    ("numpy", "dtype"),
+    ("numpy", "ndarray"),
+    ("numpy.core.multiarray", "_reconstruct"),
+    ("numpy.core.multiarray", "scalar"),
+    ("numpy._core.multiarray", "_reconstruct"),
+    ("numpy._core.multiarray", "scalar"),
+    ("_codecs", "encode"),
+}
+
+
+class _ArrayUnpickler(pickle.Unpickler):
+    """Makes arrays and plain containers, and nothing else."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) not in _ARRAY_PARTS:
+            raise pickle.UnpicklingError(f"it wants to make a {module}.{name}")
+        return super().find_class(module, name)
+
+
+def read_checkpoint(path: str | Path, *, trust: bool = False) -> dict[str, Any]:
+    """What a checkpoint file holds: its weights under ``model``, and whatever else it has.
+
+    ``.safetensors`` cannot hold code. The pickles of PyTorch (``.pth``, ...) and of detectron2 (``.pkl``) can: only
+    tensors, arrays and plain containers are made from them, unless ``trust`` is given.
+
+    Args:
+        path: a local file.
+        trust: whether a pickle that wants to make other objects may do so, which runs whatever code it holds.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is of another kind or cannot be read; or it is no plain checkpoint, and not trusted.
+    """
+    file = Path(path)
+    if not file.is_file():
+        raise FileNotFoundError(f"There is no checkpoint {path}")
+    if file.suffix == ".safetensors":
+        return _read_safetensors(file)
+    if file.suffix not in SUFFIXES:
+        raise ValueError(f"{path} is no checkpoint: {', '.join(SUFFIXES)} can be read")
+    safe, trusting = (_read_torch, _read_torch_trusting) if file.suffix in _TORCH else (_read_pickle, _trusting_pickle)
+    try:
+        content = safe(file)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError) as error:
+        if trust:
+            return _with_model(trusting(file), file)
+        raise ValueError(
+            f"{path} cannot be read as tensors and plain containers alone ({_first_line(error)}). It is damaged, or it "
+            "holds objects, whose code would be run: if you trust where it comes from, use --trust-checkpoint"
+        ) from error
+    return _with_model(content, file)
+
+
+def _with_model(content: Any, file: Path) -> dict[str, Any]:
+    if not isinstance(content, Mapping):
+        raise ValueError(f"{file} is no checkpoint: it holds a {type(content).__name__}")
+    if isinstance(content.get("model"), Mapping):
+        return dict(content)
+    for key in ("state_dict", "model_state", "model_state_dict"):
+        if isinstance(content.get(key), Mapping):
+            rest = {name: value for name, value in content.items() if name != key}
+            return {"model": dict(content[key]), **rest}
+    return {"model": dict(content)}
+
+
+def _read_safetensors(file: Path) -> dict[str, Any]:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(file, framework="pt") as opened:
+            extras = json.loads((opened.metadata() or {}).get(_EXTRAS, "{}"))
+            return {"model": {name: opened.get_tensor(name) for name in opened.keys()}, **extras}  # noqa: SIM118
+    except (SafetensorError, json.JSONDecodeError) as error:
+        raise ValueError(f"{file} is damaged, or no safetensors file: {_first_line(error)}") from error
+
+
+def _read_torch(file: Path) -> Any:
+    # Files of MAE, and of others whose scripts follow it, hold the arguments of their runs besides the weights.
+    with torch.serialization.safe_globals([argparse.Namespace]):
+        return torch.load(file, map_location="cpu", weights_only=True)
+
+
+def _read_torch_trusting(file: Path) -> Any:
+    return torch.load(file, map_location="cpu", weights_only=False)
+
+
+def _read_pickle(file: Path) -> Any:
+    with file.open("rb") as opened:
+        return _ArrayUnpickler(opened, encoding="latin1").load()
+
+
+def _trusting_pickle(file: Path) -> Any:
+    with file.open("rb") as opened:
+        return pickle.load(opened, encoding="latin1")
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
+
+
+def write_checkpoint(path: str | Path, content: Mapping[str, Any]) -> None:
+    """Writes a checkpoint as ``.safetensors`` or ``.pth``; until it is whole, the file is what it was before.
+
+    Args:
+        path: the file.
+        content: the weights under ``model``; a safetensors file takes besides what JSON can hold.
+
+    Raises:
+        ValueError: another suffix, or something that the kind of file cannot hold.
+    """
+    file = Path(path)
+    if file.suffix == ".safetensors":
+        _write_safetensors(file, content)
+    elif file.suffix in (".pth", ".pt"):
+        with whole_file(file) as opened:
+            torch.save(dict(content), opened)
+    else:
+        raise ValueError(f"{path}: checkpoints are written as .safetensors or .pth")
+
+
+def _write_safetensors(file: Path, content: Mapping[str, Any]) -> None:
+    from safetensors.torch import save
+
+    try:
+        extras = json.dumps({name: value for name, value in content.items() if name != "model"})
+    except TypeError as error:
+        raise ValueError(
+            f"{file}: besides the weights, safetensors hold what JSON can hold alone ({error}); write a .pth instead"
+        ) from error
+    # Copies, since tensors that share their memory are refused.
+    weights = {name: as_tensor(value).detach().cpu().clone().contiguous() for name, value in content["model"].items()}
+    with whole_file(file) as opened:
+        opened.write(save(weights, metadata={_EXTRAS: extras}))
+
+
+def as_tensor(value: Tensor | np.ndarray) -> Tensor:
+    """The tensor of a weight, which detectron2's files hold as an array."""
+    return value if isinstance(value, Tensor) else torch.from_numpy(np.ascontiguousarray(value))
+
+
+@contextmanager
+def whole_file(path: str | Path) -> Iterator[IO[bytes]]:
+    """A binary file to write, which takes the place of ``path`` once all of it is on the disk, or not at all."""
+    path = Path(path)
+    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", suffix=".partial", delete=False) as file:
+        try:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+            # Temporary files are for their owner alone: this one gets what an ordinary file would have.
+            mask = os.umask(0)
+            os.umask(mask)
+            os.chmod(file.name, 0o666 & ~mask)
+            os.replace(file.name, path)
+        except BaseException:
+            os.unlink(file.name)
+            raise

@@ -1,0 +1,144 @@
+"""The short way from images to detections."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from detectron2.config import CfgNode
+from detectron2.data import transforms as T
+
+from ..checkpoints.classes import DetectorClasses
+from .loading import load_detector
+from .results import Prediction
+from .sources import Frame, FrameSource, open_source
+
+
+class Predictor:
+    """A detector for images of any kind.
+
+    >>> predictor = Predictor()  # the small detector of shapes that comes with the package  # doctest: +SKIP
+    >>> predictor("image.jpg").save("detections.png")  # doctest: +SKIP
+
+    Attributes:
+        model: the detector, in evaluation mode.
+        classes: names and category ids of what it finds.
+        score_threshold: detections with a lower score are left out.
+        batch_size: images that are run at once. Images of a batch are padded to a common size, which changes their
+            detections a little if sizes differ.
+    """
+
+    def __init__(
+        self,
+        config: str | Path | CfgNode | Any = None,
+        weights: str | None = None,
+        *,
+        device: str | None = None,
+        score_threshold: float = 0.5,
+        batch_size: int = 1,
+        class_names: Sequence[str] | None = None,
+        trust_checkpoint: bool = False,
+    ) -> None:
+        """
+        Args:
+            config: a ``.yaml`` or a lazy ``.py`` by its path or its name in the model zoo, or such a config itself.
+                Default: ``config.yaml`` beside ``weights``, where runs write it; without ``weights`` the detector
+                that comes with the package.
+            weights: anything that ``MODEL.WEIGHTS`` can be. Default: the config's, or our released checkpoint of it.
+            device: of the model. Default: the config's, or the CPU where there is no GPU.
+            score_threshold: in [0, 1].
+            batch_size: at least 1.
+            class_names: of all classes. Default: what the checkpoint says, or the config's data sets.
+            trust_checkpoint: whether a pickled checkpoint may hold code, which is then run.
+
+        Raises:
+            FileNotFoundError: there is no such config or checkpoint.
+            ValueError: an argument is out of its range, or the weights are not those of the model.
+        """
+        if not 0 <= score_threshold <= 1 or batch_size < 1:
+            raise ValueError(
+                f"score_threshold must lie in [0, 1] and batch_size be at least 1, got {score_threshold}, {batch_size}"
+            )
+        loaded = load_detector(config, weights, device, trust_checkpoint)
+        self.model = loaded.model
+        self.classes = _with_names(loaded.classes, class_names)
+        self.score_threshold = score_threshold
+        self.batch_size = batch_size
+        self._augmentations = loaded.augmentations
+        self._image_format = loaded.image_format
+
+    def __call__(self, image: str | Path | npt.NDArray) -> Prediction:
+        """The detections in one image.
+
+        Args:
+            image: a path, an address, or an array as :func:`.sources.from_array` takes it (BGR).
+
+        Raises:
+            FileNotFoundError: there is no such file.
+            OSError: it cannot be read.
+            ValueError: it is not one image: see :meth:`stream`.
+        """
+        source = open_source(image)
+        if source.length != 1 or source.frames_per_second is not None:
+            raise ValueError(f"{image} is not one image: use Predictor.stream for folders, patterns and videos")
+        frames = list(source)
+        if not frames:
+            raise OSError(": ".join(source.unreadable[0]))
+        return self.predict(frames)[0]
+
+    def stream(self, source: FrameSource | str | Path | int | npt.NDArray | Sequence) -> Iterator[Prediction]:
+        """The detections in many images, one after the other, each as it is read.
+
+        Images that cannot be read are left out, with a warning each; a ``FrameSource`` counts them.
+
+        Args:
+            source: anything that :func:`.sources.open_source` takes, or what it gave.
+        """
+        source = source if isinstance(source, FrameSource) else open_source(source)
+        for frames in batches(source, self.batch_size):
+            yield from self.predict(frames)
+
+    @torch.no_grad()
+    def predict(self, frames: Sequence[Frame]) -> list[Prediction]:
+        """The detections in some images, run as one batch."""
+        outputs = self.model([self._to_input(frame) for frame in frames]) if frames else []
+        predictions = []
+        for frame, output in zip(frames, outputs, strict=True):
+            found = output["instances"].to("cpu")
+            found = found[found.scores >= self.score_threshold]
+            predictions.append(
+                Prediction(frame.name, frame.pixels, found, self.classes.names, self.classes.category_ids)
+            )
+        return predictions
+
+    def _to_input(self, frame: Frame) -> dict[str, Any]:
+        pixels = frame.pixels if self._image_format == "RGB" else frame.pixels[..., ::-1]
+        augmented = T.AugInput(pixels)
+        self._augmentations(augmented)
+        image = torch.as_tensor(np.ascontiguousarray(augmented.image.transpose(2, 0, 1)))
+        height, width = frame.pixels.shape[:2]
+        return {"image": image, "height": height, "width": width, "file_name": frame.name}
+
+
+def batches(frames: Iterable[Frame], size: int) -> Iterator[list[Frame]]:
+    """Lists of ``size`` frames, the last of which may be shorter."""
+    batch: list[Frame] = []
+    for frame in frames:
+        batch.append(frame)
+        if len(batch) == size:
+            yield batch
+            batch = []
+    if batch:
+        yield batch
+
+
+def _with_names(classes: DetectorClasses, names: Sequence[str] | None) -> DetectorClasses:
+    if names is None:
+        return classes
+    if len(names) != len(classes.names):
+        raise ValueError(f"class_names has {len(names)} names, but the detector {len(classes.names)} classes")
+    return DetectorClasses(tuple(names), classes.category_ids)

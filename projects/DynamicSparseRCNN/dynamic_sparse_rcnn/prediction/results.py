@@ -1,0 +1,120 @@
+"""Detections in an image: as ``Instances``, as entries of a COCO result file, and drawn."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+from detectron2.evaluation.coco_evaluation import instances_to_coco_json
+from detectron2.structures import Instances
+from detectron2.utils.visualizer import Visualizer
+from matplotlib.colors import hsv_to_rgb
+
+# Small images are enlarged until their shorter side has this many pixels, for labels to be readable.
+_READABLE_SIDE = 384
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What a detector found in an image.
+
+    Attributes:
+        name: of the image, its file where it has one.
+        image: (H, W, 3) uint8, RGB.
+        instances: ``pred_boxes`` (absolute xyxy pixels of the image), ``scores`` and ``pred_classes``, on the CPU, best
+            first.
+        class_names: by class; where they are not known, the classes' numbers.
+        category_ids: by class, what the training set calls them in COCO's files; where that is not known, the
+            classes' numbers.
+    """
+
+    name: str
+    image: npt.NDArray[np.uint8]
+    instances: Instances
+    class_names: tuple[str, ...]
+    category_ids: tuple[int, ...]
+
+    @property
+    def labels(self) -> list[str]:
+        """The class name of each detection."""
+        return [self.class_names[index] for index in self.instances.pred_classes.tolist()]
+
+    def to_coco(self, image_id: int = 0) -> list[dict[str, Any]]:
+        """An entry of a COCO result file for each detection: ``image_id``, ``category_id``, ``bbox`` (absolute xywh
+        pixels) and ``score``; and ``file_name``, which COCO's tools pass over."""
+        entries: list[dict[str, Any]] = instances_to_coco_json(self.instances, image_id)
+        return [
+            entry | {"category_id": self.category_ids[entry["category_id"]], "file_name": self.name}
+            for entry in entries
+        ]
+
+    def draw(self, scale: float | None = None) -> npt.NDArray[np.uint8]:
+        """(H', W', 3) uint8 RGB: the image with its detections; small images are enlarged, by ``scale`` if given."""
+        height, width = self.image.shape[:2]
+        scale = scale or max(1.0, _READABLE_SIDE / min(height, width))
+        size = (max(1, round(width * scale)), max(1, round(height * scale)))
+        canvas = Visualizer(cv2.resize(self.image, size, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC))
+        scores = self.instances.scores.tolist()
+        colours = [hsv_to_rgb((index / len(self.class_names), 0.85, 1.0)) for index in self.instances.pred_classes.tolist()]
+        picture = canvas.overlay_instances(
+            boxes=self.instances.pred_boxes.tensor.numpy() * scale,
+            labels=[f"{label} {score:.0%}" for label, score in zip(self.labels, scores, strict=True)],
+            assigned_colors=colours,
+        )
+        return picture.get_image()
+
+    def save(self, path: str | Path) -> None:
+        """Writes :meth:`draw` to an image file.
+
+        Raises:
+            OSError: it cannot be written.
+        """
+        try:
+            written = cv2.imwrite(str(path), cv2.cvtColor(self.draw(), cv2.COLOR_RGB2BGR))
+        except cv2.error as error:
+            raise OSError(f"{path} cannot be written: {error}") from error
+        if not written:
+            raise OSError(f"{path} cannot be written: does its folder exist?")
+
+
+class CocoResults:
+    """Collects the detections in many images for one COCO result file."""
+
+    def __init__(self) -> None:
+        self._predictions: list[tuple[str, list[dict[str, Any]]]] = []
+
+    def add(self, prediction: Prediction) -> None:
+        """Takes the detections in one image."""
+        self._predictions.append((prediction.name, prediction.to_coco()))
+
+    def write(self, path: str | Path) -> None:
+        """Writes the file: a list of entries, see :meth:`Prediction.to_coco`.
+
+        An image's id is its file name where that is a number for all of them (as COCO's own images have it), and its
+        position otherwise, from 1.
+        """
+        ids = _image_ids([name for name, _ in self._predictions])
+        entries = [
+            entry | {"image_id": image_id}
+            for image_id, (_, found) in zip(ids, self._predictions, strict=True)
+            for entry in found
+        ]
+        folder = Path(path).parent
+        with tempfile.NamedTemporaryFile("w", dir=folder, suffix=".json", delete=False, encoding="utf-8") as file:
+            json.dump(entries, file)
+        os.replace(file.name, path)
+
+
+def _image_ids(names: Sequence[str]) -> list[int]:
+    stems = [Path(name).stem for name in names]
+    if all(stem.isdecimal() for stem in stems) and len({int(stem) for stem in stems}) == len(stems):
+        return [int(stem) for stem in stems]
+    return list(range(1, len(names) + 1))
