@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import re
+import shutil
 from pathlib import Path
 
 import cv2
@@ -148,6 +149,30 @@ def test_images_without_objects_are_trained_on_unless_the_config_leaves_them_out
     assert log.read_text().count("Serializing 6 elements") == 2  # for training and evaluation
     run(*few_objects, "DATALOADER.FILTER_EMPTY_ANNOTATIONS", "True", "OUTPUT_DIR", str(tmp_path / "without"))
     assert "Serializing 1 elements" in (tmp_path / "without/log.txt").read_text()
+
+
+def test_training_without_any_box_is_an_error_that_names_the_set(run, shapes, tmp_path):
+    _, json_path, images = shapes.split(":")
+    content = json.loads(Path(json_path).read_text())
+    del content["annotations"]
+    bare = tmp_path / "bare.json"
+    bare.write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=r"bare\.json.* have no usable box to learn from\. Name"):
+        run("DATASETS.TRAIN", f"('coco:{bare}:{images}',)")
+
+
+def test_a_damaged_image_is_left_out_of_the_training_and_stops_an_evaluation(run, shapes, tmp_path):
+    _, json_path, images = shapes.split(":")
+    shutil.copytree(images, tmp_path / "images")
+    damaged = sorted((tmp_path / "images").iterdir())[0]
+    damaged.write_bytes(damaged.read_bytes()[:-30])
+    name = f"('coco:{json_path}:{tmp_path / 'images'}',)"
+    with pytest.raises(ValueError, match=rf"1 of 6 images of coco:.* {damaged}.*cannot be read.*replace it"):
+        run("DATASETS.TEST", name)
+    run("DATASETS.TRAIN", name, "DATASETS.TEST", "()", "SOLVER.MAX_ITER", "1")
+    log = (tmp_path / "run/log.txt").read_text()
+    assert f"WARNING: images dropped: 1 cannot be used, first: {damaged}" in log
+    assert "Serializing 5 elements" in log
 
 
 def test_a_voc_folder_is_trained_on_and_evaluated(run, tmp_path):

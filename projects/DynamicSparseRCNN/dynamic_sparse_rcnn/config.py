@@ -57,6 +57,9 @@ def _add_learning(node: CfgNode) -> None:
     node.ALPHA = 0.25
     node.GAMMA = 2.0
     node.PRIOR_PROB = 0.01
+    # Whether proposals inside crowd regions (COCO's iscrowd), which nobody annotated one by one, are spared from
+    # learning to be background there.
+    node.IGNORE_CROWD = False
     # Of the softmax variant of the public files, which is not supported: False is an error, and the
     # weight is not read.
     node.USE_FOCAL = True

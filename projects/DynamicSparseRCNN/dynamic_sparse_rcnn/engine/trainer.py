@@ -27,6 +27,9 @@ from .solver import build_optimizer, scale_to_batch_size
 
 logger = logging.getLogger(__name__)
 
+# Images that take the place of one that can no longer be read.
+_SPARE_IMAGES = 16
+
 
 class Trainer(DefaultTrainer):
     """``DefaultTrainer`` with checked data sets, AdamW with full-model clipping and COCO evaluation.
@@ -67,10 +70,16 @@ class Trainer(DefaultTrainer):
     @classmethod
     def build_train_loader(cls, cfg: CfgNode) -> DataLoader:
         """The checked images of all ``DATASETS.TRAIN``, through :class:`DetectionMapper`; logs what they hold."""
-        dicts = list(itertools.chain.from_iterable(_report(cfg, name) for name in cfg.DATASETS.TRAIN))
+        dicts = list(itertools.chain.from_iterable(_report(cfg, name, is_train=True) for name in cfg.DATASETS.TRAIN))
+        if not any(record["annotations"] for record in dicts):
+            raise ValueError(
+                f"The training sets {', '.join(cfg.DATASETS.TRAIN)} have no usable box to learn from. Name sets with "
+                "annotations."
+            )
         if cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS:
             dicts = filter_images_with_only_crowd_annotations(dicts)
-        return build_detection_train_loader(cfg, dataset=dicts, mapper=DetectionMapper(cfg, is_train=True))
+        mapper = DetectionMapper(cfg, is_train=True, spares=dicts[:_SPARE_IMAGES])
+        return build_detection_train_loader(cfg, dataset=dicts, mapper=mapper)
 
     @classmethod
     def build_test_loader(cls, cfg: CfgNode, dataset_name: str) -> DataLoader:
@@ -128,7 +137,7 @@ def setup(args: argparse.Namespace) -> CfgNode:
     cfg.freeze()
     default_setup(cfg, args)
     for name in cfg.DATASETS.TEST:
-        _report(cfg, name)
+        _report(cfg, name, is_train=False)
     return cfg
 
 
@@ -152,6 +161,6 @@ def prepare_config(cfg: CfgNode, is_train: bool) -> None:
         cfg.MODEL.DEVICE = "cpu"
 
 
-def _report(cfg: CfgNode, name: str) -> list[dict[str, Any]]:
+def _report(cfg: CfgNode, name: str, is_train: bool) -> list[dict[str, Any]]:
     node = cfg.MODEL.SparseRCNN
-    return report_dataset(name, num_classes=node.NUM_CLASSES, num_proposals=node.NUM_PROPOSALS)
+    return report_dataset(name, num_classes=node.NUM_CLASSES, num_proposals=node.NUM_PROPOSALS, is_train=is_train)
