@@ -14,6 +14,7 @@ def add_dynamic_sparse_rcnn_config(cfg: CfgNode) -> None:
     cfg.MODEL.SparseRCNN.DLA = CfgNode()
     _add_dynamic_label_assignment(cfg.MODEL.SparseRCNN.DLA)
     _add_solver(cfg.SOLVER)
+    _add_evaluation(cfg.TEST)
 
 
 def _add_model(node: CfgNode) -> None:
@@ -90,3 +91,9 @@ def _add_solver(node: CfgNode) -> None:
     # The batch size for which learning rate, warm-up, steps, length and periods are written. With another
     # IMS_PER_BATCH all are scaled to it; 0: never.
     node.REFERENCE_BATCH_SIZE = 16
+
+
+def _add_evaluation(node: CfgNode) -> None:
+    # Pascal VOC's metric, beside COCO's: none, in the style of 2007 or 2012 for all data sets, or auto: for VOC's own
+    # alone, in the style of their year (voc:<folder>:<split>: 2012).
+    node.VOC_METRIC = "auto"

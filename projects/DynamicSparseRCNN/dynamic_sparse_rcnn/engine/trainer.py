@@ -13,7 +13,7 @@ from detectron2.config import CfgNode, get_cfg
 from detectron2.data import build_detection_test_loader, build_detection_train_loader
 from detectron2.data.build import filter_images_with_only_crowd_annotations
 from detectron2.engine import DefaultTrainer, SimpleTrainer, default_setup
-from detectron2.evaluation import COCOEvaluator, DatasetEvaluator
+from detectron2.evaluation import DatasetEvaluator
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 from torch import nn
@@ -21,8 +21,9 @@ from torch.utils.data import DataLoader
 
 from ..config import add_dynamic_sparse_rcnn_config
 from ..data.checks import load_checked_dataset, report_dataset
-from ..data.datasets import check_same_classes, ensure_coco_json, resolve_num_classes
+from ..data.datasets import check_same_classes, resolve_num_classes
 from ..data.mapper import DetectionMapper
+from .evaluation import build_evaluator, voc_year
 from .solver import build_optimizer, scale_to_batch_size
 
 logger = logging.getLogger(__name__)
@@ -92,10 +93,8 @@ class Trainer(DefaultTrainer):
 
     @classmethod
     def build_evaluator(cls, cfg: CfgNode, dataset_name: str, output_folder: str | None = None) -> DatasetEvaluator:
-        """COCO evaluation; results are written to ``output_folder`` (``<OUTPUT_DIR>/inference``)."""
-        folder = output_folder or str(Path(cfg.OUTPUT_DIR) / "inference")
-        ensure_coco_json(dataset_name, folder)
-        return COCOEvaluator(dataset_name, output_dir=folder)
+        """See :func:`.evaluation.build_evaluator`; results go to ``output_folder`` (``<OUTPUT_DIR>/inference``)."""
+        return build_evaluator(cfg, dataset_name, output_folder or str(Path(cfg.OUTPUT_DIR) / "inference"))
 
 
 class CPUAutocastTrainer(SimpleTrainer):
@@ -137,6 +136,7 @@ def setup(args: argparse.Namespace) -> CfgNode:
     cfg.freeze()
     default_setup(cfg, args)
     for name in cfg.DATASETS.TEST:
+        voc_year(cfg.TEST.VOC_METRIC, name)  # an error in it is better known now than at the evaluation
         _report(cfg, name, is_train=False)
     return cfg
 
