@@ -12,6 +12,7 @@ from fvcore.nn import sigmoid_focal_loss
 from torch import Tensor, nn
 
 from .costs import MatchCostModel, box_iou_and_giou
+from .crowd import inside_crowd
 from .events import current_event_storage
 from .matcher import Matcher, build_matcher
 from .structures import Assignment, BatchedTargets, StagePredictions
@@ -78,7 +79,7 @@ class SetCriterion(nn.Module):
         with torch.autocast(supervised.boxes.device.type, enabled=False):
             normalizer = self._normalizer(assignment, targets)
             losses = {
-                "loss_ce": self.class_weight * self._class_loss(supervised.logits, assignment, targets),
+                "loss_ce": self.class_weight * self._class_loss(supervised, assignment, targets),
                 **self._box_losses(supervised.boxes, assignment, targets),
             }
             return _name_by_stage({name: loss / normalizer for name, loss in losses.items()})
@@ -97,12 +98,15 @@ class SetCriterion(nn.Module):
         """(S,) float32 number of ground truths, the same for all stages."""
         return targets.valid.sum().float().repeat(assignment.gt_index.shape[0])
 
-    def _class_loss(self, logits: Tensor, assignment: Assignment, targets: BatchedTargets) -> Tensor:
-        """(S,) sum of the focal loss over images, proposals and classes."""
+    def _class_loss(self, predictions: StagePredictions, assignment: Assignment, targets: BatchedTargets) -> Tensor:
+        """(S,) sum of the focal loss over images, proposals and classes; background in crowds learns nothing."""
+        logits = predictions.logits
         classes = _gather_ground_truth(targets.classes, assignment)
         wanted = classes[..., None] == torch.arange(logits.shape[-1], device=logits.device)
         wanted &= assignment.positive[..., None]
         loss = sigmoid_focal_loss(logits.float(), wanted.float(), self.focal_alpha, self.focal_gamma)
+        if targets.crowd is not None:
+            loss = loss * ~(inside_crowd(predictions.boxes, targets) & ~assignment.positive)[..., None]
         return loss.sum((1, 2, 3))
 
     def _box_losses(self, boxes: Tensor, assignment: Assignment, targets: BatchedTargets) -> dict[str, Tensor]:
