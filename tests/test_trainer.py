@@ -223,6 +223,17 @@ def test_mixed_precision_trains_with_finite_losses_and_float32_weights(run, tmp_
     assert {value.dtype for value in weights.values()} == {torch.float32, torch.int64}
 
 
+@pytest.mark.parametrize("mixed", ["False", "True"])
+def test_a_run_in_parts_goes_on_after_its_checkpoint(run, tmp_path, mixed):
+    options = ["SOLVER.ACCUMULATE_STEPS", "2", "SOLVER.AMP.ENABLED", mixed]
+    run("SOLVER.MAX_ITER", "2", *options)
+    run("--resume", "SOLVER.MAX_ITER", "4", *options)
+    assert torch.load(tmp_path / "run/model_final.pth")["iteration"] == 3
+    assert {"total_loss", "ground_truths_without_proposal"} <= set().union(*read_metrics(tmp_path / "run"))
+    with pytest.raises(ValueError, match=r"SOLVER\.ACCUMULATE_STEPS is 3, but the batch of a process has 2 images"):
+        run("SOLVER.ACCUMULATE_STEPS", "3")
+
+
 def test_the_schedule_follows_the_batch_and_the_saved_config_is_not_scaled_again(run, tmp_path, caplog):
     with caplog.at_level(logging.INFO):
         run("SOLVER.REFERENCE_BATCH_SIZE", "4", "SOLVER.MAX_ITER", "2", "SOLVER.BASE_LR", "0.002")

@@ -91,6 +91,9 @@ def _add_solver(node: CfgNode) -> None:
     # The batch size for which learning rate, warm-up, steps, length and periods are written. With another
     # IMS_PER_BATCH all are scaled to it; 0: never.
     node.REFERENCE_BATCH_SIZE = 16
+    # In how many parts the IMS_PER_BATCH images of an iteration are run, one after the other, before the optimiser's
+    # step: memory for one part, the gradient of all.
+    node.ACCUMULATE_STEPS = 1
 
 
 def _add_evaluation(node: CfgNode) -> None:

@@ -23,6 +23,7 @@ from ..config import add_dynamic_sparse_rcnn_config
 from ..data.checks import load_checked_dataset, report_dataset
 from ..data.datasets import check_same_classes, resolve_num_classes
 from ..data.mapper import DetectionMapper
+from .accumulation import AccumulatingTrainer, check_parts
 from .evaluation import build_evaluator, voc_year
 from .solver import build_optimizer, scale_to_batch_size
 
@@ -42,12 +43,17 @@ class Trainer(DefaultTrainer):
     _trainer: SimpleTrainer
 
     def __init__(self, cfg: CfgNode) -> None:
-        autocast_on_cpu = cfg.SOLVER.AMP.ENABLED and torch.device(cfg.MODEL.DEVICE).type == "cpu"
+        on_cpu = torch.device(cfg.MODEL.DEVICE).type == "cpu"
         # detectron2's own mixed precision is for CUDA alone.
-        super().__init__(_without_amp(cfg) if autocast_on_cpu else cfg)
-        if autocast_on_cpu:
-            plain = self._trainer
-            self._trainer = CPUAutocastTrainer(plain.model, plain.data_loader, plain.optimizer)
+        super().__init__(_without_amp(cfg) if cfg.SOLVER.AMP.ENABLED and on_cpu else cfg)
+        plain = self._trainer
+        parts = (plain.model, plain.data_loader, plain.optimizer)
+        if cfg.SOLVER.ACCUMULATE_STEPS > 1:
+            self._trainer = AccumulatingTrainer(
+                *parts, steps=cfg.SOLVER.ACCUMULATE_STEPS, **_precision(cfg.SOLVER.AMP.ENABLED, on_cpu)
+            )
+        elif cfg.SOLVER.AMP.ENABLED and on_cpu:
+            self._trainer = CPUAutocastTrainer(*parts)
 
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint keeps of the run: iteration, hooks, and optimiser, which detectron2 0.6 forgets."""
@@ -110,6 +116,14 @@ class CPUAutocastTrainer(SimpleTrainer):
             del self.model.forward  # the instance's: the class has its own
 
 
+def _precision(mixed: bool, on_cpu: bool) -> dict[str, Any]:
+    if not mixed:
+        return {}
+    if on_cpu:
+        return {"autocast_dtype": torch.bfloat16}
+    return {"autocast_dtype": torch.float16, "grad_scaler": torch.amp.GradScaler("cuda")}
+
+
 def _without_amp(cfg: CfgNode) -> CfgNode:
     cfg = cfg.clone()
     cfg.defrost()
@@ -156,6 +170,8 @@ def prepare_config(cfg: CfgNode, is_train: bool) -> None:
     cfg.MODEL.SparseRCNN.NUM_CLASSES = resolve_num_classes(cfg)
     check_same_classes([*(cfg.DATASETS.TRAIN if is_train else ()), *cfg.DATASETS.TEST])
     scale_to_batch_size(cfg)
+    if is_train:
+        check_parts(cfg.SOLVER.IMS_PER_BATCH // comm.get_world_size(), cfg.SOLVER.ACCUMULATE_STEPS)
     if cfg.MODEL.DEVICE.startswith("cuda") and not torch.cuda.is_available():
         logger.warning(f"MODEL.DEVICE is {cfg.MODEL.DEVICE}, but there is no CUDA device: using the CPU")
         cfg.MODEL.DEVICE = "cpu"
