@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import itertools
 import logging
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import torch
 from detectron2.config import CfgNode, get_cfg
 from detectron2.data import build_detection_test_loader, build_detection_train_loader
 from detectron2.data.build import filter_images_with_only_crowd_annotations
-from detectron2.engine import DefaultTrainer, SimpleTrainer, default_setup
+from detectron2.engine import DefaultTrainer, HookBase, SimpleTrainer, default_setup
 from detectron2.evaluation import DatasetEvaluator
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
@@ -24,6 +25,7 @@ from ..data.checks import load_checked_dataset, report_dataset
 from ..data.datasets import check_same_classes, resolve_num_classes
 from ..data.mapper import DetectionMapper
 from .accumulation import AccumulatingTrainer, check_parts
+from .checkpointing import Checkpointer
 from .evaluation import build_evaluator, voc_year
 from .solver import build_optimizer, scale_to_batch_size
 
@@ -54,6 +56,28 @@ class Trainer(DefaultTrainer):
             )
         elif cfg.SOLVER.AMP.ENABLED and on_cpu:
             self._trainer = CPUAutocastTrainer(*parts)
+
+    def build_hooks(self) -> list[HookBase | None]:
+        """detectron2's hooks, with a :class:`Checkpointer`."""
+        self.checkpointer = Checkpointer(self._trainer.model, self.cfg.OUTPUT_DIR, trainer=weakref.proxy(self))
+        hooks: list[HookBase | None] = super().build_hooks()
+        return hooks
+
+    def resume_or_load(self, resume: bool = True) -> None:
+        """Goes on with the run in ``OUTPUT_DIR``, or starts one from ``MODEL.WEIGHTS``; says which.
+
+        Raises:
+            ValueError: if no iteration is left.
+        """
+        _tell_start(self.cfg, resume, self.checkpointer.get_checkpoint_file())
+        super().resume_or_load(resume)
+        if self.start_iter >= self.max_iter:
+            raise ValueError(
+                f"Nothing is left to train: the run in {self.cfg.OUTPUT_DIR} has done {self.start_iter} iterations, "
+                f"and SOLVER.MAX_ITER is {self.max_iter}. To train for longer, raise SOLVER.MAX_ITER; to evaluate, use "
+                "--eval-only; for a new run from its weights, leave out --resume, name its last checkpoint as "
+                "MODEL.WEIGHTS and give another OUTPUT_DIR."
+            )
 
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint keeps of the run: iteration, hooks, and optimiser, which detectron2 0.6 forgets."""
@@ -101,6 +125,25 @@ class Trainer(DefaultTrainer):
     def build_evaluator(cls, cfg: CfgNode, dataset_name: str, output_folder: str | None = None) -> DatasetEvaluator:
         """See :func:`.evaluation.build_evaluator`; results go to ``output_folder`` (``<OUTPUT_DIR>/inference``)."""
         return build_evaluator(cfg, dataset_name, output_folder or str(Path(cfg.OUTPUT_DIR) / "inference"))
+
+
+def _tell_start(cfg: CfgNode, resume: bool, last_checkpoint: str) -> None:
+    weights = cfg.MODEL.WEIGHTS
+    if resume and last_checkpoint:
+        logger.info(f"Going on with the run in {cfg.OUTPUT_DIR} from {last_checkpoint}; MODEL.WEIGHTS is not read")
+        return
+    source = f"the weights of {weights}" if weights else "random weights"
+    if resume:
+        logger.warning(
+            f"--resume finds no checkpoint in {cfg.OUTPUT_DIR}: this run starts at iteration 0, from {source}"
+        )
+        return
+    logger.info(f"A new run starts at iteration 0, from {source}")
+    if last_checkpoint:
+        logger.warning(
+            f"{cfg.OUTPUT_DIR} holds the checkpoints of an earlier run, which this one will overwrite. To go on with "
+            "that run instead, use --resume; to keep both, give another OUTPUT_DIR."
+        )
 
 
 class CPUAutocastTrainer(SimpleTrainer):

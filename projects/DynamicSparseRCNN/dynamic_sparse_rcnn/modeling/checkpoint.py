@@ -20,6 +20,11 @@ def use_public_names(detector: nn.Module) -> None:
     detector._register_load_state_dict_pre_hook(_from_public)
 
 
+def public_name(name: str) -> str:
+    """The public name of a tensor of the detector."""
+    return _PUBLIC + name[len(_OURS) :] if name.startswith(_OURS) else name
+
+
 def _to_public(module: nn.Module, state_dict: dict[str, Any], prefix: str, local_metadata: object) -> None:
     _rename(state_dict, prefix + _OURS, prefix + _PUBLIC)
 
