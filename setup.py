@@ -51,6 +51,8 @@ setup(
         "tensorboard>=2.12",
     ],
     extras_require={
+        # Brings opencv-python-headless beside opencv-python: both hold the same module, in the same version here.
+        "albumentations": ["albumentations>=2.0"],
         "dev": [
             "hypothesis",
             "mypy",

@@ -15,6 +15,8 @@ def add_dynamic_sparse_rcnn_config(cfg: CfgNode) -> None:
     _add_dynamic_label_assignment(cfg.MODEL.SparseRCNN.DLA)
     _add_solver(cfg.SOLVER)
     _add_evaluation(cfg.TEST)
+    # File (*.yaml or *.json) of an Albumentations pipeline that goes before the other augmentations of the training.
+    cfg.INPUT.ALBUMENTATIONS = ""
 
 
 def _add_model(node: CfgNode) -> None:

@@ -17,6 +17,7 @@ from detectron2.data.detection_utils import build_augmentation, check_image_size
 from detectron2.structures import Boxes, BoxMode, Instances
 
 from .images import IMAGE_ERRORS, read_image
+from .pipelines import AlbumentationsPipeline, PipelineAugmentation
 
 logger = logging.getLogger(__name__)
 
@@ -28,7 +29,10 @@ def build_augmentations(cfg: CfgNode, is_train: bool) -> list[T.Augmentation]:
     """detectron2's resize and flip; with ``INPUT.CROP.ENABLED`` half of the images are cropped before that.
 
     The crop (type and size from ``INPUT.CROP``) is taken from the image resized to a short side of 400,
-    500 or 600 pixels.
+    500 or 600 pixels. The pipeline of ``INPUT.ALBUMENTATIONS`` goes before all of this.
+
+    Raises:
+        FileNotFoundError, ImportError, ValueError: see :class:`AlbumentationsPipeline`.
     """
     augmentations = build_augmentation(cfg, is_train)
     if is_train and cfg.INPUT.CROP.ENABLED:
@@ -39,6 +43,9 @@ def build_augmentations(cfg: CfgNode, is_train: bool) -> list[T.Augmentation]:
             ]
         )
         augmentations.insert(0, T.RandomApply(crop, prob=0.5))
+    if is_train and cfg.INPUT.ALBUMENTATIONS:
+        pipeline = AlbumentationsPipeline(cfg.INPUT.ALBUMENTATIONS)
+        augmentations.insert(0, PipelineAugmentation(pipeline, cfg.INPUT.FORMAT))
     return augmentations
 
 
