@@ -165,8 +165,24 @@ def _without(dicts: list[dict[str, Any]], image: np.ndarray, unusable: np.ndarra
     return cleaned
 
 
+@dataclass(frozen=True)
+class Inspection:
+    """A data set that has been looked at: the usable part, what to tell of it, and whether that has warnings."""
+
+    dicts: list[dict[str, Any]]
+    text: str
+    has_warnings: bool
+
+
 def report_dataset(name: str, *, num_classes: int, num_proposals: int, is_train: bool = True) -> list[dict[str, Any]]:
-    """As :func:`load_checked_dataset`, after a look at the image files; logs what was found.
+    """As :func:`inspect_dataset`; logs what was found and returns the dictionaries."""
+    found = inspect_dataset(name, num_classes=num_classes, num_proposals=num_proposals, is_train=is_train)
+    logger.log(logging.WARNING if found.has_warnings else logging.INFO, found.text)
+    return found.dicts
+
+
+def inspect_dataset(name: str, *, num_classes: int, num_proposals: int, is_train: bool = True) -> Inspection:
+    """As :func:`load_checked_dataset`, after a look at the image files.
 
     Args:
         name: see there.
@@ -187,9 +203,8 @@ def report_dataset(name: str, *, num_classes: int, num_proposals: int, is_train:
         )
     cleaned, report = _check(usable, name, num_classes)
     warnings = [f"  WARNING: {warning}" for warning in images.warnings()]
-    level = logging.WARNING if warnings or report.warnings(num_proposals) else logging.INFO
-    logger.log(level, "\n".join([report.summary(num_proposals), *warnings]))
-    return cleaned
+    text = "\n".join([report.summary(num_proposals), *warnings])
+    return Inspection(cleaned, text, bool(warnings or report.warnings(num_proposals)))
 
 
 def load_checked_dataset(name: str, *, num_classes: int) -> list[dict[str, Any]]:

@@ -214,6 +214,8 @@ def prepare_config(cfg: CfgNode, is_train: bool) -> None:
     check_same_classes([*(cfg.DATASETS.TRAIN if is_train else ()), *cfg.DATASETS.TEST])
     scale_to_batch_size(cfg)
     if is_train:
+        if cfg.SOLVER.MAX_ITER < 1:
+            raise ValueError(f"SOLVER.MAX_ITER is {cfg.SOLVER.MAX_ITER}: a training needs at least 1 iteration")
         check_parts(cfg.SOLVER.IMS_PER_BATCH // comm.get_world_size(), cfg.SOLVER.ACCUMULATE_STEPS)
     if cfg.MODEL.DEVICE.startswith("cuda") and not torch.cuda.is_available():
         logger.warning(f"MODEL.DEVICE is {cfg.MODEL.DEVICE}, but there is no CUDA device: using the CPU")
