@@ -102,23 +102,25 @@ def coco_classes(json_file: str) -> CocoClasses:
         raise ValueError(f"{json_file}: the 'id' of 'categories' must be distinct integers, found {ids}.")
     if not all(isinstance(c.get("name"), str) for c in categories):
         raise ValueError(f"{json_file}: each of the 'categories' needs a 'name'; add the missing ones.")
-    _check_category_ids(coco, json_file, ids)
     _check_images(coco["images"], json_file)
+    _check_category_ids(coco, json_file, set(ids))
     categories = sorted(categories, key=lambda category: category["id"])
     return CocoClasses(tuple(c["name"] for c in categories), tuple(c["id"] for c in categories))
 
 
-def _check_category_ids(coco: dict[str, Any], json_file: str, known: list[Any]) -> None:
-    annotations = coco["annotations"]
-    unknown = {annotation.get("category_id") for annotation in annotations}.difference(known)
-    if not unknown:
+def _check_category_ids(coco: dict[str, Any], json_file: str, known: set[int]) -> None:
+    # A list cannot be looked up, and a boolean is an integer to Python.
+    affected = [
+        a for a in coco["annotations"] if type(a.get("category_id")) is not int or a["category_id"] not in known
+    ]
+    if not affected:
         return
-    affected = [a.get("image_id") for a in annotations if a.get("category_id") in unknown]
-    file_names = {image.get("id"): image.get("file_name") for image in coco["images"]}
-    first = [str(file_names.get(image_id)) for image_id in list(dict.fromkeys(affected))[:5]]
+    unknown = sorted({repr(a.get("category_id")) for a in affected})
+    file_names = {image["id"]: image["file_name"] for image in coco["images"]}
+    images = dict.fromkeys(file_names.get(i) for a in affected if isinstance(i := a.get("image_id"), int | str))
     raise ValueError(
         f"{json_file}: {len(affected)} annotations use category ids that 'categories' does not list: "
-        f"{sorted(unknown, key=str)[:10]} (first images: {', '.join(first)}). "
+        f"[{', '.join(unknown[:10])}] (first images: {', '.join(map(str, list(images)[:_FIRST]))}). "
         "Add these categories, or remove the annotations."
     )
 
