@@ -163,8 +163,8 @@ def test_a_thousand_boxes_of_a_single_class_on_one_image_are_learned_from(
 
 def test_bad_boxes_of_a_coco_file_are_dropped_and_good_ones_kept(tmp_path: Path) -> None:
     nan = float("nan")
-    bad = [[5, 5, 0, 9], [5, 5, -3, 9], [nan, 5, 9, 9], [500, 500, 9, 9], [5, 5, 1e308, 1e309]]
-    good = [[5, 5, 9, 9], [-1e9, -1e9, 2e9, 2e9]]
+    bad: list[list[float]] = [[5, 5, 0, 9], [5, 5, -3, 9], [nan, 5, 9, 9], [500, 500, 9, 9], [5, 5, 1e308, 1e309]]
+    good: list[list[float]] = [[5, 5, 9, 9], [-1e9, -1e9, 2e9, 2e9]]
     (record,) = load_checked_dataset(one_image(tmp_path, bad + good), num_classes=1)
     assert [annotation["bbox"] for annotation in record["annotations"]] == good
 

@@ -108,7 +108,7 @@ def coco_classes(json_file: str) -> CocoClasses:
     return CocoClasses(tuple(c["name"] for c in categories), tuple(c["id"] for c in categories))
 
 
-def _check_category_ids(coco: dict[str, Any], json_file: str, known: set[int]) -> None:
+def _check_category_ids(coco: dict[str, Any], json_file: str, known: set[Any]) -> None:
     # A list cannot be looked up, and a boolean is an integer to Python.
     affected = [
         a for a in coco["annotations"] if type(a.get("category_id")) is not int or a["category_id"] not in known

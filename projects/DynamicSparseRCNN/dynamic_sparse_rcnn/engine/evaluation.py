@@ -14,6 +14,7 @@ import torch
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.evaluation import COCOEvaluator, DatasetEvaluator, DatasetEvaluators, PascalVOCDetectionEvaluator
+from detectron2.evaluation.pascal_voc_evaluation import parse_rec
 from detectron2.structures import BoxMode, Instances
 from detectron2.utils import comm
 
@@ -97,6 +98,7 @@ class VOCEvaluator(DatasetEvaluator):
             logger.warning("There is no object to be found: VOC's metric is not defined.")
             return {self.task: dict.fromkeys(("AP", "AP50", "AP75"), float("nan"))}
         results = self._evaluator.evaluate()
+        parse_rec.cache_clear()  # it would keep every file of every evaluation
         return {self.task: results["bbox"]} if results else None
 
     def _of_present_classes(self, instances: Instances) -> Instances:

@@ -102,7 +102,7 @@ class Trainer(DefaultTrainer):
     def build_train_loader(cls, cfg: CfgNode) -> DataLoader:
         """The checked images of all ``DATASETS.TRAIN``, through :class:`DetectionMapper`; logs what they hold."""
         dicts = list(itertools.chain.from_iterable(_report(cfg, name, is_train=True) for name in cfg.DATASETS.TRAIN))
-        if not any(record["annotations"] for record in dicts):
+        if not any(not a.get("iscrowd", 0) for record in dicts for a in record.get("annotations", ())):
             raise ValueError(
                 f"The training sets {', '.join(cfg.DATASETS.TRAIN)} have no usable box to learn from. Name sets with "
                 "annotations."
