@@ -152,10 +152,10 @@ def test_the_style_is_that_of_the_set_unless_the_config_says_otherwise(voc_folde
     assert voc_year("auto", f"voc:{voc_folder}:train") == 2012
     assert voc_year("auto", "voc_2007_test") == 2007
     assert voc_year("auto", coco) is None
-    assert voc_year("2007", coco) == 2007
+    assert voc_year("voc2007", coco) == 2007
     assert voc_year("none", "voc_2007_test") is None
-    with pytest.raises(ValueError, match=r"TEST\.VOC_METRIC is '2010': use auto, none, 2007 or 2012"):
-        voc_year("2010", coco)
+    with pytest.raises(ValueError, match=r"TEST\.VOC_METRIC is 'voc2010': use auto, none, voc2007 or voc2012"):
+        voc_year("voc2010", coco)
 
 
 def test_voc_sets_have_both_metrics_and_coco_sets_one(tiny_cfg: Any, voc_folder: Path, tmp_path: Path) -> None:

@@ -205,8 +205,8 @@ def test_a_voc_folder_is_trained_on_and_evaluated(run, tmp_path):
     for name in content:
         cv2.imwrite(str(tmp_path / f"voc/JPEGImages/{name}.jpg"), np.zeros((HEIGHT, WIDTH, 3), np.uint8))
     voc = f"('voc:{tmp_path / 'voc'}:train',)"
-    run("DATASETS.TRAIN", voc, "DATASETS.TEST", voc, "SOLVER.MAX_ITER", "1")
-    assert "bbox/AP" in read_metrics(tmp_path / "run")[-1]
+    run("DATASETS.TRAIN", voc, "DATASETS.TEST", voc, "SOLVER.MAX_ITER", "1", "TEST.VOC_METRIC", "voc2007")
+    assert {"bbox/AP", "voc2007/AP50"} <= read_metrics(tmp_path / "run")[-1].keys()
 
 
 def test_test_images_are_neither_flipped_nor_shuffled(run, shapes, tmp_path):

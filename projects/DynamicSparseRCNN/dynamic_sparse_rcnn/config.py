@@ -99,6 +99,6 @@ def _add_solver(node: CfgNode) -> None:
 
 
 def _add_evaluation(node: CfgNode) -> None:
-    # Pascal VOC's metric, beside COCO's: none, in the style of 2007 or 2012 for all data sets, or auto: for VOC's own
-    # alone, in the style of their year (voc:<folder>:<split>: 2012).
+    # Pascal VOC's metric, beside COCO's: none; voc2007 or voc2012, for all data sets in the style of that year; or
+    # auto, for VOC's own alone, in the style of their year (voc:<folder>:<split>: 2012).
     node.VOC_METRIC = "auto"

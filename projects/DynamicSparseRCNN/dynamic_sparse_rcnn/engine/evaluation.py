@@ -24,7 +24,7 @@ from ..data.voc import load_voc
 
 logger = logging.getLogger(__name__)
 
-_STYLES = {"2007": 2007, "2012": 2012}
+_STYLES = {"voc2007": 2007, "voc2012": 2012}
 
 
 def build_evaluator(cfg: CfgNode, dataset_name: str, output_folder: str) -> DatasetEvaluator:
