@@ -26,9 +26,8 @@ class AccumulatingTrainer(SimpleTrainer):
 
     The sums of the losses are divided by what the whole batch, over all ranks, contains, and its images are padded to
     the size of its largest; so that, layers with batch statistics and random numbers aside, gradients and losses are
-    those of the batch at once. Where predictions decide what it contains
-    (the positives of :class:`DLACriterion`), all parts are first run without gradients, which takes about a third
-    longer. Ranks exchange gradients once, in the last part.
+    those of the batch at once. Where predictions decide what it contains (the positives of :class:`DLACriterion`),
+    all parts are first run without gradients, one forward pass more. Ranks exchange gradients once, in the last part.
     """
 
     def __init__(
@@ -219,7 +218,10 @@ def _own_storage() -> EventStorage:
 def _put_means(storages: Sequence[EventStorage]) -> None:
     """Logs the mean of each scalar that the parts logged."""
     values: dict[str, list[float]] = {}
+    hints: dict[str, bool] = {}
     for storage in storages:
+        hints |= storage.smoothing_hints()
         for name, (value, _) in storage.latest().items():
             values.setdefault(name, []).append(value)
-    get_event_storage().put_scalars(**{name: sum(own) / len(own) for name, own in values.items()})
+    for name, own in values.items():
+        get_event_storage().put_scalar(name, sum(own) / len(own), smoothing_hint=hints[name])
