@@ -52,7 +52,7 @@ def test_whole_images_pass_and_truncated_ones_are_named(tmp_path: Path, pixels: 
         assert problem is not None and problem.startswith("cannot be read") and "replace it" in problem
 
 
-@pytest.mark.filterwarnings("ignore:Corrupt EXIF data:UserWarning")
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF data:UserWarning", "ignore:Truncated File Read:UserWarning")
 @pytest.mark.parametrize("suffix", ["jpg", "png", "tif"])
 def test_an_image_cut_anywhere_passes_if_and_only_if_it_can_be_read(
     tmp_path: Path, pixels: np.ndarray, suffix: str
