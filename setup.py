@@ -54,6 +54,8 @@ setup(
     ],
     extras_require={
         "timm": TIMM,
+        # Brings opencv-python-headless beside opencv-python: both hold the same module, in the same version here.
+        "albumentations": ["albumentations>=2.0"],
         "dev": [
             *TIMM,
             "hypothesis",

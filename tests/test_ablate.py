@@ -55,8 +55,9 @@ def run_plan(tmp_path, monkeypatch, capsys):
     return run
 
 
-def test_the_metrics_are_those_of_the_last_evaluation_printed(tmp_path):
-    (tmp_path / "stdout.txt").write_text("copypaste: AP,AP50\ncopypaste: 1.0,2.0\n" + PRINTED)
+def test_the_metrics_are_the_boxes_of_the_last_evaluation_printed(tmp_path):
+    earlier, other = PRINTED.replace("41.1", "1.0"), PRINTED.replace("bbox", "voc2012").replace("41.1", "2.0")
+    (tmp_path / "stdout.txt").write_text(other + earlier + PRINTED + other)
     metrics = ablate.read_metrics(tmp_path)
     assert [metrics[name] for name in ("AP", "AP50", "AP75")] == [41.1, 54.9, 49.9]
 

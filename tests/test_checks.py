@@ -5,6 +5,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import pytest
 from detectron2.data import DatasetCatalog, MetadataCatalog
@@ -26,7 +27,7 @@ def annotation(box: Any, category: Any = 0, mode: Any = BoxMode.XYXY_ABS, **othe
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     for i in range(8):
-        (tmp_path / f"{i}.jpg").touch()
+        cv2.imwrite(str(tmp_path / f"{i}.jpg"), np.zeros((50, 100, 3), np.uint8))
     return tmp_path
 
 

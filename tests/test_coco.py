@@ -1,11 +1,15 @@
+import json
+import logging
 from pathlib import Path
+from typing import Any
 
 import pytest
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import load_coco_json
 from written_datasets import CONTENT, coco_content, registered, write_coco
 
-from dynamic_sparse_rcnn.data.datasets import register_dataset
+from dynamic_sparse_rcnn.data.checks import load_checked_dataset
+from dynamic_sparse_rcnn.data.datasets import ensure_coco_json, register_dataset
 
 
 @pytest.fixture
@@ -67,7 +71,95 @@ def test_coco_annotation_of_an_unknown_category_is_named(tmp_path: Path) -> None
 
 def test_coco_content_that_detectron2_refuses_names_the_file(tmp_path: Path) -> None:
     coco = coco_content(CONTENT)
-    del coco["images"][0]["height"]
+    for annotation in coco["annotations"]:
+        annotation["segmentation"] = 5
     name = registered(write_coco(tmp_path, coco))
-    with pytest.raises(ValueError, match=r"boxes\.json cannot be read .*height"):
+    with pytest.raises(ValueError, match=r"boxes\.json cannot be read .*int"):
         DatasetCatalog.get(name)
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"id": 2}, r"1 ids of 'images' are used more than once, first: \[2\] \(a\.jpg, b\.jpg\)\. Give each"),
+        (
+            {"width": "120"},
+            r"number 0 of 'images' has 'width' '120', which is no positive whole .*a\.jpg.*Correct",
+        ),
+        ({"height": 0}, "has 'height' 0, which"),
+        ({"height": 79.5}, r"has 'height' 79\.5, which"),
+        ({"height": float("nan")}, "has 'height' nan, which"),
+        ({"width": None}, "has 'width' None, which"),
+        ({"id": None}, "has no 'id'"),
+        ({"file_name": 5}, "has no 'file_name'"),
+    ],
+)
+def test_coco_images_that_cannot_be_told_apart_or_have_no_size_are_named(
+    tmp_path: Path, change: dict[str, Any], reason: str
+) -> None:
+    coco = coco_content(CONTENT)
+    coco["images"][0] |= change
+    with pytest.raises(ValueError, match=rf"boxes\.json: .*{reason}"):
+        register_dataset(write_coco(tmp_path, coco))
+
+
+@pytest.mark.parametrize("annotations", [None, {"1": []}, [[1, 2]]])
+def test_coco_annotations_that_are_no_list_of_objects_are_named(tmp_path: Path, annotations: Any) -> None:
+    with pytest.raises(ValueError, match=r"boxes\.json: 'annotations' is no list"):
+        register_dataset(write_coco(tmp_path, coco_content(CONTENT) | {"annotations": annotations}))
+
+
+def test_coco_annotations_of_images_that_are_not_listed_are_left_out_and_counted(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(logging.getLogger("dynamic_sparse_rcnn"), "propagate", True)
+    coco = coco_content(CONTENT)
+    coco["annotations"][0]["image_id"] = 99
+    coco["annotations"][1]["image_id"] = "1"  # a string is another id than the number
+    dicts = DatasetCatalog.get(registered(write_coco(tmp_path, coco)))
+    assert [len(record["annotations"]) for record in dicts] == [1, 2, 0]
+    assert "boxes.json: 2 annotations have an 'image_id'" in caplog.text
+    assert "99" in caplog.text and "'1'" in caplog.text
+
+
+def images_of(name: str) -> set[str]:
+    return {Path(record["file_name"]).name for record in DatasetCatalog.get(registered(name))}
+
+
+def test_parts_of_one_coco_file_are_disjoint_complete_and_seeded(tmp_path: Path) -> None:
+    whole = write_coco(tmp_path, coco_content({f"image{i}": CONTENT["a"] for i in range(50)}))
+    train, val, rest = (images_of(f"{whole}:{part}") for part in ("0-70%", "70-85%", "85-100%"))
+    assert [len(part) for part in (train, val, rest)] == [35, 7, 8]
+    assert train | val | rest == images_of(whole)
+    assert len(train) + len(val) + len(rest) == 50
+    assert images_of(f"{whole}:0-70%:0") == train
+    assert images_of(f"{whole}:0-70%:1") != train
+
+
+def test_parts_do_not_depend_on_the_order_of_the_images_or_the_folder(tmp_path: Path) -> None:
+    coco = coco_content({f"image{i}": CONTENT["a"] for i in range(20)})
+    first = images_of(write_coco(tmp_path / "first", coco) + ":0-50%")
+    coco["images"].reverse()
+    assert images_of(write_coco(tmp_path / "second", coco) + ":0-50%") == first
+
+
+def test_a_part_without_images_is_an_error(tmp_path: Path) -> None:
+    name = write_coco(tmp_path, coco_content(CONTENT)) + ":0-1%"
+    with pytest.raises(ValueError, match="has no images"):
+        load_checked_dataset(name, num_classes=3)
+
+
+@pytest.mark.parametrize("part", ["80", "0.8", "80-20%", "0-101%", "50-50%", "0-50%:x", "0-50%:1:2", "0-50%:-1"])
+def test_a_part_that_means_nothing_shows_the_form(tmp_path: Path, part: str) -> None:
+    name = write_coco(tmp_path, coco_content(CONTENT))
+    with pytest.raises(ValueError, match=r"coco:<json>:<image folder>\[:<from>-<to>%"):
+        register_dataset(f"{name}:{part}")
+
+
+def test_a_part_is_evaluated_against_its_own_images_alone(tmp_path: Path) -> None:
+    coco = coco_content({f"image{i}": CONTENT["a"] for i in range(10)})
+    name = write_coco(tmp_path, coco) + ":0-30%"
+    ensure_coco_json(name, str(tmp_path / "output"))
+    written = json.loads(Path(MetadataCatalog.get(name).json_file).read_text())
+    assert {image["file_name"] for image in written["images"]} == images_of(name)
+    assert len(written["annotations"]) == 3 * len(CONTENT["a"])

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import logging
+
 import cv2
 import numpy as np
 import pytest
+import torch
 from detectron2.data import transforms as T
 from detectron2.structures import BoxMode
 from detectron2.utils.env import seed_all_rng
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from dynamic_sparse_rcnn.data.mapper import DetectionMapper, build_augmentations
 
@@ -69,3 +74,62 @@ def test_at_inference_the_image_is_only_resized(mapper_cfg, record):
     assert mapped["image"].shape == (3, 150, 200)
     assert (mapped["height"], mapped["width"]) == (300, 400)
     assert "instances" not in mapped
+
+
+@pytest.fixture
+def plain_mapper(mapper_cfg):
+    mapper_cfg.INPUT.CROP.ENABLED = False
+    return DetectionMapper(mapper_cfg, is_train=True)
+
+
+def with_boxes(record, boxes):
+    annotations = [{"bbox": box, "bbox_mode": BoxMode.XYXY_ABS, "category_id": 0} for box in boxes]
+    return record | {"annotations": annotations}
+
+
+FINITE = st.floats(-1e9, 1e9, allow_nan=False)
+
+
+@settings(deadline=None, max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(boxes=st.lists(st.tuples(FINITE, FINITE, FINITE, FINITE), max_size=20))
+def test_whatever_boxes_an_image_has_those_that_are_learned_lie_in_it(mapper_cfg, record, boxes):
+    instances = DetectionMapper(mapper_cfg, is_train=True)(with_boxes(record, boxes))["instances"]
+    found = instances.gt_boxes.tensor
+    height, width = instances.image_size
+    assert found.isfinite().all() and (found[:, 2:] > found[:, :2]).all()
+    assert (found >= 0).all() and (found <= found.new_tensor([width, height, width, height])).all()
+    assert len(instances.gt_classes) == len(found)
+
+
+def test_a_huge_box_is_learned_as_the_part_of_it_inside_the_image(plain_mapper, record):
+    instances = plain_mapper(with_boxes(record, [[-1e9, -1e9, 1e9, 1e9]]))["instances"]
+    assert instances.gt_boxes.tensor.tolist() == [[0, 0, *instances.image_size[::-1]]]
+
+
+def test_an_image_without_annotations_gives_no_instances_but_the_same_fields(plain_mapper, record):
+    empty = plain_mapper(with_boxes(record, []))["instances"]
+    full = plain_mapper(record)["instances"]
+    assert len(empty) == 0
+    assert empty.get_fields().keys() == full.get_fields().keys()
+
+
+def test_an_image_that_can_no_longer_be_read_is_replaced_in_training_alone(mapper_cfg, record, tmp_path, caplog):
+    mapper = DetectionMapper(mapper_cfg, is_train=True, spares=[record])
+    gone = record | {"file_name": str(tmp_path / "gone.png")}
+    with caplog.at_level(logging.WARNING):
+        assert mapper(gone)["file_name"] == record["file_name"]
+    assert "gone.png cannot be used" in caplog.text
+    for helpless in (
+        DetectionMapper(mapper_cfg, is_train=True, spares=[gone]),
+        DetectionMapper(mapper_cfg, is_train=False, spares=[record]),
+    ):
+        with pytest.raises(OSError, match=r"gone\.png cannot be used.*Replace"):
+            helpless(gone)
+
+
+def test_crowd_regions_are_kept_and_marked_where_the_config_asks_for_it(mapper_cfg, record):
+    mapper_cfg.MODEL.SparseRCNN.IGNORE_CROWD = True
+    mapper_cfg.INPUT.CROP.ENABLED = False
+    instances = DetectionMapper(mapper_cfg, is_train=True)(record)["instances"]
+    assert instances.gt_is_crowd.tolist() == [False, True]
+    assert torch.equal(instances.gt_boxes.tensor[0], instances.gt_boxes.tensor[1])

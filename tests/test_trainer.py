@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import re
+import shutil
 from pathlib import Path
 
 import cv2
@@ -107,6 +108,30 @@ def test_resuming_without_a_checkpoint_says_so(run, tmp_path):
     assert "--resume finds no checkpoint" in (tmp_path / "run/log.txt").read_text()
 
 
+def test_a_run_without_iterations_left_is_an_error(run, tmp_path):
+    run("SOLVER.MAX_ITER", "2")
+    before = (tmp_path / "run/model_final.pth").stat().st_mtime_ns
+    for last in ("2", "1"):
+        with pytest.raises(ValueError, match=rf"has done 2 iterations, and SOLVER\.MAX_ITER is {last}.*raise"):
+            run("--resume", "SOLVER.MAX_ITER", last)
+    with pytest.raises(ValueError, match=r"SOLVER\.MAX_ITER is 0: a training needs"):
+        run("SOLVER.MAX_ITER", "0", "OUTPUT_DIR", str(tmp_path / "other"))
+    assert (tmp_path / "run/model_final.pth").stat().st_mtime_ns == before
+
+
+def test_resuming_and_starting_from_weights_are_told_apart(run, tmp_path):
+    run("SOLVER.MAX_ITER", "1")
+    folder, log = tmp_path / "run", tmp_path / "run/log.txt"
+    weights = str(folder / "model_final.pth")
+    assert "A new run starts at iteration 0, from random weights" in log.read_text()
+    run("--resume", "MODEL.WEIGHTS", "never_read.pth", "SOLVER.MAX_ITER", "2")
+    assert f"Going on with the run in {folder} from {weights}; MODEL.WEIGHTS is not read" in log.read_text()
+    run("MODEL.WEIGHTS", weights, "SOLVER.MAX_ITER", "1")
+    assert f"A new run starts at iteration 0, from the weights of {weights}" in log.read_text()
+    assert f"{folder} holds the checkpoints of an earlier run, which this one will overwrite" in log.read_text()
+    assert torch.load(weights)["iteration"] == 0
+
+
 def test_a_data_set_that_is_no_list_is_an_error_that_shows_the_list(run):
     with pytest.raises(ValueError, match=r"DATASETS\.TRAIN \"\('name',\)\""):
         run("DATASETS.TRAIN", "coco:a.json:b")
@@ -150,14 +175,38 @@ def test_images_without_objects_are_trained_on_unless_the_config_leaves_them_out
     assert "Serializing 1 elements" in (tmp_path / "without/log.txt").read_text()
 
 
+def test_training_without_any_box_is_an_error_that_names_the_set(run, shapes, tmp_path):
+    _, json_path, images = shapes.split(":")
+    content = json.loads(Path(json_path).read_text())
+    del content["annotations"]
+    bare = tmp_path / "bare.json"
+    bare.write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=r"bare\.json.* have no usable box to learn from\. Name"):
+        run("DATASETS.TRAIN", f"('coco:{bare}:{images}',)")
+
+
+def test_a_damaged_image_is_left_out_of_the_training_and_stops_an_evaluation(run, shapes, tmp_path):
+    _, json_path, images = shapes.split(":")
+    shutil.copytree(images, tmp_path / "images")
+    damaged = sorted((tmp_path / "images").iterdir())[0]
+    damaged.write_bytes(damaged.read_bytes()[:-30])
+    name = f"('coco:{json_path}:{tmp_path / 'images'}',)"
+    with pytest.raises(ValueError, match=rf"1 of 6 images of coco:.* {damaged}.*cannot be read.*replace it"):
+        run("DATASETS.TEST", name)
+    run("DATASETS.TRAIN", name, "DATASETS.TEST", "()", "SOLVER.MAX_ITER", "1")
+    log = (tmp_path / "run/log.txt").read_text()
+    assert f"WARNING: images dropped: 1 cannot be used, first: {damaged}" in log
+    assert "Serializing 5 elements" in log
+
+
 def test_a_voc_folder_is_trained_on_and_evaluated(run, tmp_path):
     content = {name: [Box("ant", (10, 20, 40, 60)), Box("bee", (50, 5, 110, 70))] for name in ("a", "b")}
     write_voc(tmp_path / "voc", content)
     for name in content:
         cv2.imwrite(str(tmp_path / f"voc/JPEGImages/{name}.jpg"), np.zeros((HEIGHT, WIDTH, 3), np.uint8))
     voc = f"('voc:{tmp_path / 'voc'}:train',)"
-    run("DATASETS.TRAIN", voc, "DATASETS.TEST", voc, "SOLVER.MAX_ITER", "1")
-    assert "bbox/AP" in read_metrics(tmp_path / "run")[-1]
+    run("DATASETS.TRAIN", voc, "DATASETS.TEST", voc, "SOLVER.MAX_ITER", "1", "TEST.VOC_METRIC", "voc2007")
+    assert {"bbox/AP", "voc2007/AP50"} <= read_metrics(tmp_path / "run")[-1].keys()
 
 
 def test_test_images_are_neither_flipped_nor_shuffled(run, shapes, tmp_path):
@@ -196,6 +245,17 @@ def test_mixed_precision_trains_with_finite_losses_and_float32_weights(run, tmp_
     assert all(torch.tensor(row["total_loss"]).isfinite() for row in metrics if "total_loss" in row)
     weights = torch.load(tmp_path / "run/model_final.pth")["model"]
     assert {value.dtype for value in weights.values()} == {torch.float32, torch.int64}
+
+
+@pytest.mark.parametrize("mixed", ["False", "True"])
+def test_a_run_in_parts_goes_on_after_its_checkpoint(run, tmp_path, mixed):
+    options = ["SOLVER.ACCUMULATE_STEPS", "2", "SOLVER.AMP.ENABLED", mixed]
+    run("SOLVER.MAX_ITER", "2", *options)
+    run("--resume", "SOLVER.MAX_ITER", "4", *options)
+    assert torch.load(tmp_path / "run/model_final.pth")["iteration"] == 3
+    assert {"total_loss", "ground_truths_without_proposal"} <= set().union(*read_metrics(tmp_path / "run"))
+    with pytest.raises(ValueError, match=r"SOLVER\.ACCUMULATE_STEPS is 3, but the batch of a process has 2 images"):
+        run("SOLVER.ACCUMULATE_STEPS", "3")
 
 
 def test_the_schedule_follows_the_batch_and_the_saved_config_is_not_scaled_again(run, tmp_path, caplog):

@@ -109,9 +109,11 @@ def call(plan: Plan, options: list[Any], folder: Path, *flags: str) -> None:
 
 
 def read_metrics(folder: Path) -> dict[str, float]:
-    """The AP that an evaluation printed in detectron2's lines for copying."""
-    lines = [line for line in (folder / "stdout.txt").read_text().splitlines() if "copypaste: " in line]
-    names, values = (line.split("copypaste: ")[1].split(",") for line in lines[-2:])
+    """COCO's metrics of the boxes that an evaluation printed in detectron2's lines for copying."""
+    printed = (folder / "stdout.txt").read_text().splitlines()
+    lines = [line.split("copypaste: ")[1] for line in printed if "copypaste: " in line]
+    task = len(lines) - 1 - lines[::-1].index("Task: bbox")
+    names, values = (line.split(",") for line in lines[task + 1 : task + 3])
     return dict(zip(names, map(float, values), strict=True))
 
 

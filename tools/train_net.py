@@ -8,17 +8,14 @@ tools/train_net.py --config-file ... --eval-only MODEL.WEIGHTS model_final.pth
 from __future__ import annotations
 
 import argparse
-import logging
 from collections import OrderedDict
 
-from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.engine import default_argument_parser, launch
 from detectron2.evaluation import verify_results
 from detectron2.utils import comm
 
+from dynamic_sparse_rcnn.engine.checkpointing import load_for_evaluation
 from dynamic_sparse_rcnn.engine.trainer import Trainer, setup
-
-logger = logging.getLogger("dynamic_sparse_rcnn.train_net")
 
 
 def main(args: argparse.Namespace) -> OrderedDict | None:
@@ -26,14 +23,12 @@ def main(args: argparse.Namespace) -> OrderedDict | None:
     cfg = setup(args)
     if not args.eval_only:
         trainer = Trainer(cfg)
-        if args.resume and not trainer.checkpointer.has_checkpoint():
-            logger.warning(f"--resume finds no checkpoint in {cfg.OUTPUT_DIR}: this run starts at iteration 0")
         trainer.resume_or_load(resume=args.resume)
         return trainer.train()
     if not cfg.MODEL.WEIGHTS and not args.resume:
         raise SystemExit("error: --eval-only needs MODEL.WEIGHTS <checkpoint>, or --resume for the last of OUTPUT_DIR")
     model = Trainer.build_model(cfg)
-    DetectionCheckpointer(model, save_dir=cfg.OUTPUT_DIR).resume_or_load(cfg.MODEL.WEIGHTS, resume=args.resume)
+    load_for_evaluation(cfg, model, args.resume)
     results = Trainer.test(cfg, model)
     if comm.is_main_process():
         verify_results(cfg, results)

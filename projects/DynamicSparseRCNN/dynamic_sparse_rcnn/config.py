@@ -38,6 +38,9 @@ def add_dynamic_sparse_rcnn_config(cfg: CfgNode) -> None:
     # MODEL.FPN, build_vit_sfp_backbone reads OUT_CHANNELS alone.
     cfg.MODEL.FPN.P6 = False
     _add_solver(cfg.SOLVER)
+    _add_evaluation(cfg.TEST)
+    # File (*.yaml or *.json) of an Albumentations pipeline that goes before the other augmentations of the training.
+    cfg.INPUT.ALBUMENTATIONS = ""
 
 
 def _add_model(node: CfgNode) -> None:
@@ -82,6 +85,9 @@ def _add_learning(node: CfgNode) -> None:
     node.ALPHA = 0.25
     node.GAMMA = 2.0
     node.PRIOR_PROB = 0.01
+    # Whether proposals inside crowd regions (COCO's iscrowd), which nobody annotated one by one, are spared from
+    # learning to be background there.
+    node.IGNORE_CROWD = False
     # Of the softmax variant of the public files, which is not supported: False is an error, and the
     # weight is not read.
     node.USE_FOCAL = True
@@ -169,3 +175,12 @@ def _add_solver(node: CfgNode) -> None:
     node.LAYER_DECAY = 1.0
     # What has no weight decay: any of norm, bias, pos_embed (with class tokens and relative positions).
     node.NO_WEIGHT_DECAY = ()
+    # In how many parts the IMS_PER_BATCH images of an iteration are run, one after the other, before the optimiser's
+    # step: memory for one part, the gradient of all.
+    node.ACCUMULATE_STEPS = 1
+
+
+def _add_evaluation(node: CfgNode) -> None:
+    # Pascal VOC's metric, beside COCO's: none; voc2007 or voc2012, for all data sets in the style of that year; or
+    # auto, for VOC's own alone, in the style of their year (voc:<folder>:<split>: 2012).
+    node.VOC_METRIC = "auto"

@@ -69,6 +69,43 @@ def draw_detections_beside_ground_truth(
     return image_grid(panels, columns=2)
 
 
+def draw_annotations(
+    image_rgb: Image, annotations: Instances, class_names: Sequence[str], caption: str, longest_side: int
+) -> Image:
+    """Draws annotated boxes, each with the name and colour of its class; crowd regions in grey.
+
+    Args:
+        image_rgb: (H,W,3) uint8.
+        annotations: ``gt_boxes`` (absolute xyxy pixels of this image), ``gt_classes``, perhaps ``gt_is_crowd``.
+        class_names: the name of every class.
+        caption: stands above, before the number of boxes.
+        longest_side: of the panel without caption, in pixels.
+
+    Returns:
+        (H',W',3) uint8.
+
+    Raises:
+        ValueError: the image has another shape or type, or a class has no name.
+    """
+    _check_image(image_rgb)
+    classes = annotations.gt_classes.tolist()
+    _check_classes(classes, class_names)
+    crowd = annotations.gt_is_crowd.tolist() if annotations.has("gt_is_crowd") else [False] * len(classes)
+    colours = _distinct_colours(len(class_names))
+    scale = longest_side / max(image_rgb.shape[:2])
+    canvas = Visualizer(_resized(image_rgb, scale))
+    _draw_boxes(
+        canvas,
+        _to_numpy(annotations.gt_boxes.tensor) * scale,
+        [_GREY if is_crowd else colours[i] for i, is_crowd in zip(classes, crowd, strict=True)],
+        [
+            f"crowd of {class_names[i]}" if is_crowd else class_names[i]
+            for i, is_crowd in zip(classes, crowd, strict=True)
+        ],
+    )
+    return _with_caption(canvas.output.get_image(), f"{caption}: {len(classes)}")
+
+
 def draw_proposal_stages(
     image_rgb: Image,
     stage_boxes: Tensor,

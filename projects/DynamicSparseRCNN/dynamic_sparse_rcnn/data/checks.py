@@ -11,112 +11,15 @@ import numpy as np
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.structures import BoxMode
 from detectron2.utils.file_io import PathManager
-from tabulate import tabulate
 
 from .annotations import BoxProblem, box_column, find_box_problems, integer_column
-from .datasets import register_dataset
+from .datasets import parse_dataset_name, register_dataset
+from .images import check_images
+from .report import DatasetReport, DroppedBoxes
 
 logger = logging.getLogger(__name__)
 
 _FIRST_FILES = 5
-_CLASSES_IN_TABLE = 80
-_CLASSES_PER_ROW = 4
-
-
-@dataclass(frozen=True)
-class DroppedBoxes:
-    """Boxes dropped for one reason: how many, and the first images that had one."""
-
-    count: int
-    first_files: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class DatasetReport:
-    """What a data set contains once its unusable boxes are dropped.
-
-    Attributes:
-        name: name of the data set.
-        images: number of images.
-        boxes: number of boxes to be detected, crowd boxes not among them.
-        crowd_boxes: number of boxes around crowds, which neither training nor evaluation counts as objects.
-        images_without_boxes: number of images that have no box to be detected.
-        most_boxes_in_an_image: the largest number of boxes to be detected in one image.
-        fullest_image: file name of (the first of) the images with that many.
-        class_names: a name for each class.
-        class_counts: number of boxes to be detected of each class.
-        non_finite: boxes with NaN or infinite numbers.
-        degenerate: boxes with a side of zero or less, or of a single point (``find_box_problems``).
-        outside: boxes entirely outside of their image.
-    """
-
-    name: str
-    images: int
-    boxes: int
-    crowd_boxes: int
-    images_without_boxes: int
-    most_boxes_in_an_image: int
-    fullest_image: str
-    class_names: tuple[str, ...]
-    class_counts: tuple[int, ...]
-    non_finite: DroppedBoxes
-    degenerate: DroppedBoxes
-    outside: DroppedBoxes
-
-    def summary(self, num_proposals: int) -> str:
-        """The report as a few lines, with warnings.
-
-        Args:
-            num_proposals: number of proposals an image; an image cannot have more boxes detected than that.
-        """
-        lines = [
-            f"Data set {self.name}",
-            f"  {self.images} images, {self.boxes} boxes, {len(self.class_names)} classes",
-            f"  {self.images_without_boxes} images without boxes, {self.crowd_boxes} crowd boxes",
-            f"  at most {self.most_boxes_in_an_image} boxes in an image (NUM_PROPOSALS {num_proposals})",
-            *_class_table(self.class_names, self.class_counts),
-            *(f"  WARNING: {warning}" for warning in self.warnings(num_proposals)),
-        ]
-        return "\n".join(lines)
-
-    def warnings(self, num_proposals: int) -> list[str]:
-        """What a user should know before training or trusting an evaluation; empty if all is well."""
-        warnings = [
-            f"boxes dropped: {dropped.count} {problem}, first in {_list_files(dropped.first_files)}"
-            for problem, dropped in (
-                ("with NaN or infinite numbers", self.non_finite),
-                ("degenerate (no area, or a single point)", self.degenerate),
-                ("entirely outside of their image", self.outside),
-            )
-            if dropped.count
-        ]
-        if self.most_boxes_in_an_image > num_proposals:
-            warnings.append(
-                f"{_list_files([self.fullest_image])} has {self.most_boxes_in_an_image} boxes, more than the "
-                f"{num_proposals} proposals: no image can have more than {num_proposals} objects learned and "
-                f"found. Set MODEL.SparseRCNN.NUM_PROPOSALS to {self.most_boxes_in_an_image} or more"
-            )
-        empty = [name for name, count in zip(self.class_names, self.class_counts, strict=True) if not count]
-        if empty:
-            more = ", ..." if len(empty) > 10 else ""
-            warnings.append(f"{len(empty)} classes have no box: {', '.join(empty[:10])}{more}")
-        return warnings
-
-
-def _class_table(names: Sequence[str], counts: Sequence[int]) -> list[str]:
-    ranked = sorted(zip(names, counts, strict=True), key=lambda item: -item[1])
-    shown, hidden = ranked[:_CLASSES_IN_TABLE], ranked[_CLASSES_IN_TABLE:]
-    columns = min(_CLASSES_PER_ROW, len(shown))
-    rows = [list(chain(*shown[i : i + columns])) for i in range(0, len(shown), columns)]
-    table = tabulate(rows, headers=["class", "boxes"] * columns)
-    lines = [f"  {line}" for line in table.splitlines()]
-    if hidden:
-        lines.append(f"  and {len(hidden)} classes with {hidden[0][1]} boxes or fewer")
-    return lines
-
-
-def _list_files(files: Sequence[str]) -> str:
-    return ", ".join(os.path.basename(file) for file in files)
 
 
 @dataclass(frozen=True)
@@ -262,21 +165,46 @@ def _without(dicts: list[dict[str, Any]], image: np.ndarray, unusable: np.ndarra
     return cleaned
 
 
-def report_dataset(name: str, *, num_classes: int, num_proposals: int) -> list[dict[str, Any]]:
-    """As :func:`load_checked_dataset`, and logs what was found.
+@dataclass(frozen=True)
+class Inspection:
+    """A data set that has been looked at: the usable part, what to tell of it, and whether that has warnings."""
+
+    dicts: list[dict[str, Any]]
+    text: str
+    has_warnings: bool
+
+
+def report_dataset(name: str, *, num_classes: int, num_proposals: int, is_train: bool = True) -> list[dict[str, Any]]:
+    """As :func:`inspect_dataset`; logs what was found and returns the dictionaries."""
+    found = inspect_dataset(name, num_classes=num_classes, num_proposals=num_proposals, is_train=is_train)
+    logger.log(logging.WARNING if found.has_warnings else logging.INFO, found.text)
+    return found.dicts
+
+
+def inspect_dataset(name: str, *, num_classes: int, num_proposals: int, is_train: bool = True) -> Inspection:
+    """As :func:`load_checked_dataset`, after a look at the image files.
 
     Args:
         name: see there.
         num_classes: see there.
         num_proposals: number of proposals an image, for the warning about images with more boxes.
+        is_train: training goes on without images that cannot be used; an evaluation without them would be
+            another one.
 
     Raises:
-        FileNotFoundError, KeyError, ValueError: see there.
+        FileNotFoundError, KeyError, ValueError: see there; or if images cannot be used (``check_images``): all of
+            them, or any if this is not for training.
     """
-    cleaned, report = _load(name, num_classes)
-    level = logging.WARNING if report.warnings(num_proposals) else logging.INFO
-    logger.log(level, report.summary(num_proposals))
-    return cleaned
+    dicts = _load(name)
+    usable, images = check_images(dicts)
+    if images.unusable and not (is_train and usable):
+        raise ValueError(
+            f"{len(images.unusable)} of {len(dicts)} images of {name} cannot be used, {images.first_unusable()}"
+        )
+    cleaned, report = _check(usable, name, num_classes)
+    warnings = [f"  WARNING: {warning}" for warning in images.warnings()]
+    text = "\n".join([report.summary(num_proposals), *warnings])
+    return Inspection(cleaned, text, bool(warnings or report.warnings(num_proposals)))
 
 
 def load_checked_dataset(name: str, *, num_classes: int) -> list[dict[str, Any]]:
@@ -291,13 +219,26 @@ def load_checked_dataset(name: str, *, num_classes: int) -> list[dict[str, Any]]
         KeyError: if no data set of that name is registered.
         ValueError: if the data set is empty, or cannot be used as it is (``check_dataset``).
     """
-    return _load(name, num_classes)[0]
+    return _check(_load(name), name, num_classes)[0]
 
 
-def _load(name: str, num_classes: int) -> tuple[list[dict[str, Any]], DatasetReport]:
+def _load(name: str) -> list[dict[str, Any]]:
     register_dataset(name)
-    dicts = DatasetCatalog.get(name)
+    try:
+        dicts: list[dict[str, Any]] = DatasetCatalog.get(name)
+    except FileNotFoundError as error:
+        if parse_dataset_name(name) is not None:
+            raise
+        root = os.environ.get("DETECTRON2_DATASETS", "datasets")
+        raise FileNotFoundError(
+            f"Data set {name}: {error}. detectron2 looks for its own data sets below DETECTRON2_DATASETS, now "
+            f"{root!r}: set it to the folder that holds coco/, VOC2007/ and so on."
+        ) from error
     if not dicts:
         raise ValueError(f"Data set {name} has no images. Name another one, or add images to it.")
+    return dicts
+
+
+def _check(dicts: list[dict[str, Any]], name: str, num_classes: int) -> tuple[list[dict[str, Any]], DatasetReport]:
     class_names = MetadataCatalog.get(name).get("thing_classes") or ()
     return check_dataset(dicts, name=name, class_names=class_names, num_classes=num_classes)

@@ -1,8 +1,10 @@
 """COCO annotation files: reading with clear errors, class names, and what COCO's evaluation needs of them."""
 
 import json
+import logging
 import os
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +14,11 @@ from detectron2.structures import BoxMode
 from detectron2.utils.file_io import PathManager
 
 from .annotations import BoxProblem, box_column, find_box_problems
+from .splits import SplitPart
+
+logger = logging.getLogger(__name__)
+
+_FIRST = 5
 
 
 @dataclass(frozen=True)
@@ -45,7 +52,39 @@ def read_coco_json(json_file: str) -> dict[str, Any]:
                 f"{json_file} has no list of {key!r}: it is not a COCO annotation file of object detection, "
                 f"or the list is empty. Add {key!r}, or name another file."
             )
+    annotations = coco.setdefault("annotations", [])
+    if not isinstance(annotations, list) or not all(isinstance(annotation, dict) for annotation in annotations):
+        raise ValueError(f"{json_file}: 'annotations' is no list of objects. Write it as COCO does, or leave it out.")
     return coco
+
+
+def _check_images(images: Sequence[Any], json_file: str) -> None:
+    for position, image in enumerate(images):
+        reason = _image_problem(image)
+        if reason:
+            raise ValueError(f"{json_file}: number {position} of 'images' {reason}: {str(image)[:200]}. Correct it.")
+    repeated = [image_id for image_id, count in Counter(image["id"] for image in images).items() if count > 1]
+    if repeated:
+        files = [image["file_name"] for image in images if image["id"] == repeated[0]]
+        raise ValueError(
+            f"{json_file}: {len(repeated)} ids of 'images' are used more than once, first: {repeated[:_FIRST]} "
+            f"({', '.join(files[:_FIRST])}). Give each image an id of its own, and its annotations that 'image_id'."
+        )
+
+
+def _image_problem(image: Any) -> str | None:
+    if not isinstance(image, dict):
+        return "is no object"
+    if not isinstance(image.get("id"), int | str):
+        return "has no 'id'"
+    if not isinstance(image.get("file_name"), str):
+        return "has no 'file_name'"
+    for key in ("width", "height"):
+        if key not in image:
+            return f"has no {key!r}"
+        if not isinstance(image[key], int | float) or not image[key] > 0 or image[key] % 1:
+            return f"has {key!r} {image[key]!r}, which is no positive whole number"
+    return None
 
 
 def coco_classes(json_file: str) -> CocoClasses:
@@ -54,7 +93,7 @@ def coco_classes(json_file: str) -> CocoClasses:
     Raises:
         FileNotFoundError: if the file does not exist.
         ValueError: if it is no COCO file, its categories have no distinct integer ids and no names, or its
-            annotations use other category ids.
+            annotations use other category ids; or an image has no usable id, file name or size, or the id of another.
     """
     coco = read_coco_json(json_file)
     categories = coco["categories"]
@@ -63,41 +102,59 @@ def coco_classes(json_file: str) -> CocoClasses:
         raise ValueError(f"{json_file}: the 'id' of 'categories' must be distinct integers, found {ids}.")
     if not all(isinstance(c.get("name"), str) for c in categories):
         raise ValueError(f"{json_file}: each of the 'categories' needs a 'name'; add the missing ones.")
-    _check_category_ids(coco, json_file, ids)
+    _check_images(coco["images"], json_file)
+    _check_category_ids(coco, json_file, set(ids))
     categories = sorted(categories, key=lambda category: category["id"])
     return CocoClasses(tuple(c["name"] for c in categories), tuple(c["id"] for c in categories))
 
 
-def _check_category_ids(coco: dict[str, Any], json_file: str, known: list[Any]) -> None:
-    annotations = coco.get("annotations", [])
-    unknown = {annotation.get("category_id") for annotation in annotations}.difference(known)
-    if not unknown:
+def _check_category_ids(coco: dict[str, Any], json_file: str, known: set[Any]) -> None:
+    # A list cannot be looked up, and a boolean is an integer to Python.
+    affected = [
+        a for a in coco["annotations"] if type(a.get("category_id")) is not int or a["category_id"] not in known
+    ]
+    if not affected:
         return
-    affected = [a.get("image_id") for a in annotations if a.get("category_id") in unknown]
-    file_names = {image.get("id"): image.get("file_name") for image in coco["images"]}
-    first = [str(file_names.get(image_id)) for image_id in list(dict.fromkeys(affected))[:5]]
+    unknown = sorted({repr(a.get("category_id")) for a in affected})
+    file_names = {image["id"]: image["file_name"] for image in coco["images"]}
+    images = dict.fromkeys(file_names.get(i) for a in affected if isinstance(i := a.get("image_id"), int | str))
     raise ValueError(
         f"{json_file}: {len(affected)} annotations use category ids that 'categories' does not list: "
-        f"{sorted(unknown, key=str)[:10]} (first images: {', '.join(first)}). "
+        f"[{', '.join(unknown[:10])}] (first images: {', '.join(map(str, list(images)[:_FIRST]))}). "
         "Add these categories, or remove the annotations."
     )
 
 
-def load_coco(json_file: str, image_root: str, name: str) -> list[dict[str, Any]]:
+def part_of_coco(coco: dict[str, Any], part: SplitPart) -> dict[str, Any]:
+    """The content with the images of one part alone, and their annotations; files listed twice stay together."""
+    files = part.select(image["file_name"] for image in coco["images"])
+    images = [image for image in coco["images"] if image["file_name"] in files]
+    ids = {image["id"] for image in images}
+    annotations = [annotation for annotation in coco["annotations"] if annotation.get("image_id") in ids]
+    return {**coco, "images": images, "annotations": annotations}
+
+
+def load_coco(json_file: str, image_root: str, name: str, part: SplitPart | None = None) -> list[dict[str, Any]]:
     """detectron2's ``load_coco_json``, its failures named by file.
+
+    Annotations of images that the file does not list are left out, with a warning that counts them.
 
     Args:
         json_file: path of the annotation file.
         image_root: folder of the images.
         name: name of the data set, whose metadata gets the class names.
+        part: which of the images; None: all.
 
     Returns:
         One dictionary an image, boxes in ``BoxMode.XYWH_ABS``, classes as contiguous ids.
 
     Raises:
         FileNotFoundError: if the annotation file does not exist.
-        ValueError: if detectron2 refuses its content.
+        ValueError: if the content is malformed (``coco_classes``), or detectron2 refuses it.
     """
+    coco = read_coco_json(json_file)
+    _check_images(coco["images"], json_file)
+    _warn_of_annotations_without_image(coco, json_file)
     try:
         dicts: list[dict[str, Any]] = load_coco_json(json_file, image_root, name)
     except (AssertionError, AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
@@ -106,7 +163,24 @@ def load_coco(json_file: str, image_root: str, name: str) -> list[dict[str, Any]
             f"{json_file} cannot be read as COCO annotations ({reason}). "
             "Repair the file, or write it again with the tool it comes from."
         ) from error
-    return dicts
+    if part is None:
+        return dicts
+    ids = {image["id"] for image in part_of_coco(coco, part)["images"]}
+    return [record for record in dicts if record["image_id"] in ids]
+
+
+def _warn_of_annotations_without_image(coco: dict[str, Any], json_file: str) -> None:
+    known = {image["id"] for image in coco["images"]}
+    image_ids = [annotation.get("image_id") for annotation in coco["annotations"]]
+    strays = [i for i in image_ids if not isinstance(i, int | str) or i not in known]
+    if strays:
+        logger.warning(
+            "%s: %d annotations have an 'image_id' that 'images' does not list, first: %s. They are left out; "
+            "correct the ids, or add the images.",
+            json_file,
+            len(strays),
+            list(map(repr, strays))[:_FIRST],
+        )
 
 
 def evaluable_annotations(coco: dict[str, Any], origin: str) -> list[dict[str, Any]]:
@@ -124,7 +198,7 @@ def evaluable_annotations(coco: dict[str, Any], origin: str) -> list[dict[str, A
     Raises:
         ValueError: if a ``bbox`` is not four numbers.
     """
-    annotations = coco.get("annotations", [])
+    annotations = coco["annotations"]
     usable = _usable(coco, annotations, lambda i: f"{origin} (image {annotations[i].get('image_id')})")
     completed = [_completed(annotations[i]) for i in np.flatnonzero(usable)]
     if all(isinstance(a.get("id"), int) and a["id"] > 0 for a in completed):

@@ -1,4 +1,8 @@
-"""Data sets named by their files: ``coco:<json>:<image folder>`` and ``voc:<folder>:<split>``."""
+"""Data sets named by their files: ``coco:<json>:<image folder>`` and ``voc:<folder>:<split>``.
+
+A part of a COCO file is named by a range of its images, and a seed if that is not 0:
+``coco:<json>:<image folder>:0-80%`` and ``coco:<json>:<image folder>:80-100%`` are a split of one file.
+"""
 
 import hashlib
 import logging
@@ -7,24 +11,29 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets.coco import convert_to_coco_dict
 from detectron2.utils import comm
 
-from .coco import coco_classes, evaluable_annotations, load_coco, read_coco_json, write_json
+from .coco import coco_classes, evaluable_annotations, load_coco, part_of_coco, read_coco_json, write_json
+from .splits import SplitPart
 from .voc import load_voc, voc_class_names
 
 logger = logging.getLogger(__name__)
 
+_FORMS = {"coco": "coco:<json>:<image folder>[:<from>-<to>%[:<seed>]]", "voc": "voc:<folder>:<split>"}
+
 
 @dataclass(frozen=True)
 class CocoSource:
-    """What ``coco:<json>:<image folder>`` names."""
+    """What ``coco:<json>:<image folder>[:<from>-<to>%[:<seed>]]`` names; without ``part``, all images."""
 
     json_file: str
     image_root: str
+    part: SplitPart | None = None
 
 
 @dataclass(frozen=True)
@@ -43,17 +52,22 @@ def parse_dataset_name(name: str) -> CocoSource | VocSource | None:
     Raises:
         ValueError: if the name starts with ``coco:`` or ``voc:`` but has not the form that belongs to it.
     """
-    kind, _, rest = name.partition(":")
-    forms = {"coco": "coco:<json>:<image folder>", "voc": "voc:<folder>:<split>"}
-    if kind not in forms or not name.startswith(f"{kind}:"):
+    kind, separator, rest = name.partition(":")
+    if kind not in _FORMS or not separator:
         return None
-    parts = rest.split(":")
-    if len(parts) != 2 or not all(parts):
-        raise ValueError(f"Data set {name!r} does not have the form {forms[kind]!r}.")
-    first, second = parts
-    if kind == "coco":
-        return CocoSource(os.path.expanduser(first), os.path.expanduser(second))
-    return VocSource(os.path.expanduser(first), second)
+    first, second, *part = [*rest.split(":"), ""] if ":" not in rest else rest.split(":")
+    if not (first and second) or len(part) > (2 if kind == "coco" else 0):
+        raise ValueError(f"Data set {name!r} does not have the form {_FORMS[kind]!r}.")
+    if kind == "voc":
+        return VocSource(os.path.expanduser(first), second)
+    return CocoSource(os.path.expanduser(first), os.path.expanduser(second), _parse_part(name, part))
+
+
+def _parse_part(name: str, part: list[str]) -> SplitPart | None:
+    try:
+        return SplitPart.parse(*part) if part else None
+    except ValueError as error:
+        raise ValueError(f"Data set {name!r} does not have the form {_FORMS['coco']!r}: {error}") from error
 
 
 def register_dataset(name: str) -> None:
@@ -85,7 +99,7 @@ def _register_coco(name: str, source: CocoSource) -> None:
         thing_classes=list(classes.names),
         thing_dataset_id_to_contiguous_id={category: i for i, category in enumerate(classes.category_ids)},
     )
-    DatasetCatalog.register(name, partial(load_coco, source.json_file, source.image_root, name))
+    DatasetCatalog.register(name, partial(load_coco, source.json_file, source.image_root, name, source.part))
 
 
 def _register_voc(name: str, source: VocSource) -> None:
@@ -166,10 +180,11 @@ def _class_names(name: str) -> list[str]:
 def ensure_coco_json(name: str, output_dir: str) -> None:
     """Make ``json_file`` of the data set's metadata a file that ``COCOEvaluator`` can evaluate against.
 
-    A ``voc:`` set gets one, written to ``output_dir``. A ``coco:`` set keeps its own, unless that contains
-    boxes that no detection could match (``evaluable_annotations``) or lacks keys that COCO's evaluation needs: then a
-    corrected copy is written and used. Sets that were registered otherwise, such as ``coco_2017_val``, are left
-    to detectron2, so that results on them stay comparable. To be called by all processes; the main one writes.
+    A ``voc:`` set or a part of a ``coco:`` set gets one, written to ``output_dir``. A ``coco:`` set keeps its own,
+    unless that contains boxes that no detection could match (``evaluable_annotations``) or lacks keys that COCO's
+    evaluation needs: then a corrected copy is written and used. Sets that were registered otherwise, such as
+    ``coco_2017_val``, are left to detectron2, so that results on them stay comparable. To be called by all
+    processes; the main one writes.
 
     Raises:
         FileNotFoundError, ValueError: see ``register_dataset``; or if a ``bbox`` is not four numbers.
@@ -178,11 +193,10 @@ def ensure_coco_json(name: str, output_dir: str) -> None:
     if source is None:
         return
     register_dataset(name)
-    json_file = source.json_file if isinstance(source, CocoSource) else None
-    coco = read_coco_json(json_file) if json_file else convert_to_coco_dict(name)
+    json_file, coco = _coco_content(name, source)
     annotations = evaluable_annotations(coco, json_file or name)
-    dropped = len(coco.get("annotations", [])) - len(annotations)
-    if json_file is None or annotations != coco.get("annotations", []):
+    dropped = len(coco["annotations"]) - len(annotations)
+    if json_file is None or annotations != coco["annotations"]:
         json_file = os.path.join(output_dir, _file_name(name))
         if comm.is_main_process():
             write_json({**coco, "annotations": annotations}, json_file)
@@ -191,6 +205,14 @@ def ensure_coco_json(name: str, output_dir: str) -> None:
     metadata = MetadataCatalog.get(name)
     vars(metadata).pop("json_file", None)  # a metadata value cannot be changed otherwise
     metadata.json_file = json_file
+
+
+def _coco_content(name: str, source: CocoSource | VocSource) -> tuple[str | None, dict[str, Any]]:
+    """The ground truth in COCO's format, and the file that holds exactly that, if there is one."""
+    if isinstance(source, VocSource):
+        return None, convert_to_coco_dict(name)
+    coco = read_coco_json(source.json_file)
+    return (None, part_of_coco(coco, source.part)) if source.part else (source.json_file, coco)
 
 
 def _file_name(name: str) -> str:

@@ -2,12 +2,24 @@
 
 from __future__ import annotations
 
+import itertools
+import logging
+import random
+from collections.abc import Iterator, Sequence
 from typing import Any
 
-from detectron2.config import CfgNode
+import numpy as np
+import torch
+from detectron2.config import CfgNode, configurable
 from detectron2.data import DatasetMapper
 from detectron2.data import transforms as T
-from detectron2.data.detection_utils import build_augmentation
+from detectron2.data.detection_utils import build_augmentation, check_image_size, filter_empty_instances
+from detectron2.structures import Boxes, BoxMode, Instances
+
+from .images import IMAGE_ERRORS, read_image
+from .pipelines import AlbumentationsPipeline, PipelineAugmentation
+
+logger = logging.getLogger(__name__)
 
 #: Short sides, in pixels, to one of which half of the images are resized before they are cropped.
 _SIZES_BEFORE_CROP = [400, 500, 600]
@@ -17,7 +29,10 @@ def build_augmentations(cfg: CfgNode, is_train: bool) -> list[T.Augmentation]:
     """detectron2's resize and flip; with ``INPUT.CROP.ENABLED`` half of the images are cropped before that.
 
     The crop (type and size from ``INPUT.CROP``) is taken from the image resized to a short side of 400,
-    500 or 600 pixels.
+    500 or 600 pixels. The pipeline of ``INPUT.ALBUMENTATIONS`` goes before all of this.
+
+    Raises:
+        FileNotFoundError, ImportError, ValueError: see :class:`AlbumentationsPipeline`.
     """
     augmentations = build_augmentation(cfg, is_train)
     if is_train and cfg.INPUT.CROP.ENABLED:
@@ -28,13 +43,87 @@ def build_augmentations(cfg: CfgNode, is_train: bool) -> list[T.Augmentation]:
             ]
         )
         augmentations.insert(0, T.RandomApply(crop, prob=0.5))
+    if is_train and cfg.INPUT.ALBUMENTATIONS:
+        pipeline = AlbumentationsPipeline(cfg.INPUT.ALBUMENTATIONS)
+        augmentations.insert(0, PipelineAugmentation(pipeline, cfg.INPUT.FORMAT))
     return augmentations
 
 
 class DetectionMapper(DatasetMapper):
-    """detectron2's ``DatasetMapper`` with :func:`build_augmentations`."""
+    """detectron2's ``DatasetMapper`` for boxes, with :func:`build_augmentations`.
+
+    Augmentations see the boxes too, and may lose some (those of a :class:`PipelineAugmentation`, say). Boxes are
+    clipped to the image; those that nothing is left of are dropped. In training an image that can no longer be read
+    is replaced by another one, with a warning: data that fail after hours end no run.
+    """
+
+    @configurable
+    def __init__(self, *, keep_crowd: bool, spares: Sequence[dict[str, Any]] = (), **arguments: Any) -> None:
+        """
+        Args:
+            keep_crowd: whether ``instances`` has crowd regions too, told apart by the bool field ``gt_is_crowd``.
+            spares: dictionaries of images that replace one that cannot be read.
+            arguments: those of ``DatasetMapper``.
+        """
+        super().__init__(**arguments)
+        self.keep_crowd = keep_crowd
+        self.spares = list(spares)
 
     @classmethod
     def from_config(cls, cfg: CfgNode, is_train: bool = True) -> dict[str, Any]:
         arguments = super().from_config(cfg, is_train)
-        return arguments | {"augmentations": build_augmentations(cfg, is_train)}
+        return arguments | {
+            "augmentations": build_augmentations(cfg, is_train),
+            "keep_crowd": cfg.MODEL.SparseRCNN.IGNORE_CROWD,
+        }
+
+    def __call__(self, dataset_dict: dict[str, Any]) -> dict[str, Any]:
+        """Maps one of detectron2's data set dictionaries to an input of the model.
+
+        Raises:
+            OSError: the image cannot be read, and (in training) neither can any other; names the file.
+        """
+        record, image = self._read(dataset_dict)
+        mapped = {key: value for key, value in record.items() if key != "annotations"}
+        annotations = [a for a in record.get("annotations", ()) if self.keep_crowd or not a.get("iscrowd", 0)]
+        augmented = T.AugInput(image, boxes=_boxes_in_image(annotations, image))
+        self.augmentations(augmented)
+        mapped["image"] = torch.as_tensor(np.ascontiguousarray(augmented.image.transpose(2, 0, 1)))
+        if self.is_train:
+            mapped["instances"] = self._instances(annotations, augmented)
+        return mapped
+
+    def _read(self, dataset_dict: dict[str, Any]) -> tuple[dict[str, Any], np.ndarray]:
+        """The dictionary and its image, or in training those of a spare."""
+        for candidate in itertools.chain([dataset_dict], self._shuffled_spares()):
+            record = dict(candidate)
+            try:
+                image = read_image(record["file_name"], self.image_format)
+                check_image_size(record, image)
+            except IMAGE_ERRORS as error:
+                problem = f"{record['file_name']} cannot be used: {error}"
+                logger.warning("%s", problem)
+            else:
+                return record, image
+        raise OSError(f"{problem}. Replace this image, or remove it from the annotations.")
+
+    def _shuffled_spares(self) -> Iterator[dict[str, Any]]:
+        if self.is_train:
+            yield from random.sample(self.spares, len(self.spares))
+
+    def _instances(self, annotations: list[dict[str, Any]], augmented: T.AugInput) -> Instances:
+        instances = Instances(augmented.image.shape[:2])
+        instances.gt_boxes = Boxes(torch.as_tensor(augmented.boxes, dtype=torch.float32).reshape(-1, 4))
+        instances.gt_boxes.clip(instances.image_size)
+        instances.gt_classes = torch.tensor([a["category_id"] for a in annotations], dtype=torch.int64)
+        if self.keep_crowd:
+            instances.gt_is_crowd = torch.tensor([bool(a.get("iscrowd", 0)) for a in annotations], dtype=torch.bool)
+        return filter_empty_instances(instances)
+
+
+def _boxes_in_image(annotations: list[dict[str, Any]], image: np.ndarray) -> np.ndarray:
+    """(N, 4) float32 absolute xyxy pixels, clipped to the image: augmentations may count on that."""
+    boxes = [BoxMode.convert(list(a["bbox"]), a["bbox_mode"], BoxMode.XYXY_ABS) for a in annotations]
+    height, width = image.shape[:2]
+    in_image = np.array(boxes, dtype=np.float64).reshape(-1, 4).clip(0, [width, height, width, height])
+    return in_image.astype(np.float32)

@@ -51,7 +51,8 @@ def load_voc(folder: str, split: str, class_names: Sequence[str]) -> list[dict[s
         class_names: the position of an object's name is its class.
 
     Returns:
-        One dictionary an image, boxes in ``BoxMode.XYXY_ABS``, ``image_id`` the name in the split file.
+        One dictionary an image, boxes in ``BoxMode.XYXY_ABS``, ``image_id`` the name in the split file. Objects have
+        ``difficult`` 0 or 1.
 
     Raises:
         FileNotFoundError: if the split, or annotations it lists, do not exist.
@@ -74,20 +75,25 @@ def _load_image(file: str, image: str, image_id: str, class_ids: dict[str, int])
     width, height = (_number(root, f"size/{side}", file) for side in ("width", "height"))
     if not (0 < width < math.inf and 0 < height < math.inf):
         raise ValueError(f"{file}: <size> is {width:g} x {height:g}. Correct it to the image's size in pixels.")
-    objects = []
-    for obj in root.findall("object"):
-        name = _class_name(obj, file)
-        if name not in class_ids:
-            raise ValueError(f"{file}: class {name!r} is not one of {sorted(class_ids)}. Rename it.")
-        xmin, ymin, xmax, ymax = (_number(obj, f"bndbox/{k}", file) for k in ("xmin", "ymin", "xmax", "ymax"))
-        box = [xmin - 1, ymin - 1, xmax, ymax]
-        objects.append({"bbox": box, "bbox_mode": BoxMode.XYXY_ABS, "category_id": class_ids[name]})
     return {
         "file_name": image,
         "image_id": image_id,
         "height": int(height),
         "width": int(width),
-        "annotations": objects,
+        "annotations": [_load_object(obj, file, class_ids) for obj in root.findall("object")],
+    }
+
+
+def _load_object(obj: ElementTree.Element, file: str, class_ids: dict[str, int]) -> dict[str, Any]:
+    name = _class_name(obj, file)
+    if name not in class_ids:
+        raise ValueError(f"{file}: class {name!r} is not one of {sorted(class_ids)}. Rename it.")
+    xmin, ymin, xmax, ymax = (_number(obj, f"bndbox/{k}", file) for k in ("xmin", "ymin", "xmax", "ymax"))
+    return {
+        "bbox": [xmin - 1, ymin - 1, xmax, ymax],
+        "bbox_mode": BoxMode.XYXY_ABS,
+        "category_id": class_ids[name],
+        "difficult": int(obj.find("difficult") is not None and _number(obj, "difficult", file) != 0),
     }
 
 

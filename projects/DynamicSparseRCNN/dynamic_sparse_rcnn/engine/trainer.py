@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import itertools
 import logging
+import weakref
 from collections import OrderedDict
 from pathlib import Path
 from typing import Any
@@ -13,8 +14,8 @@ import torch
 from detectron2.config import CfgNode, get_cfg
 from detectron2.data import build_detection_test_loader, build_detection_train_loader
 from detectron2.data.build import filter_images_with_only_crowd_annotations
-from detectron2.engine import DefaultTrainer, SimpleTrainer, default_setup
-from detectron2.evaluation import COCOEvaluator, DatasetEvaluator, DatasetEvaluators
+from detectron2.engine import DefaultTrainer, HookBase, SimpleTrainer, default_setup
+from detectron2.evaluation import DatasetEvaluator, DatasetEvaluators
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 from torch import nn
@@ -22,12 +23,18 @@ from torch.utils.data import DataLoader
 
 from ..config import add_dynamic_sparse_rcnn_config
 from ..data.checks import load_checked_dataset, report_dataset
-from ..data.datasets import check_same_classes, ensure_coco_json, resolve_num_classes
+from ..data.datasets import check_same_classes, resolve_num_classes
 from ..data.mapper import DetectionMapper
+from .accumulation import AccumulatingTrainer, check_parts
+from .checkpointing import Checkpointer
+from .evaluation import build_evaluator, voc_year
 from .proposal_evaluator import ProposalEvaluator
 from .solver import build_optimizer, scale_to_batch_size
 
 logger = logging.getLogger(__name__)
+
+# Images that take the place of one that can no longer be read.
+_SPARE_IMAGES = 16
 
 
 class Trainer(DefaultTrainer):
@@ -40,12 +47,39 @@ class Trainer(DefaultTrainer):
     _trainer: SimpleTrainer
 
     def __init__(self, cfg: CfgNode) -> None:
-        autocast_on_cpu = cfg.SOLVER.AMP.ENABLED and torch.device(cfg.MODEL.DEVICE).type == "cpu"
+        on_cpu = torch.device(cfg.MODEL.DEVICE).type == "cpu"
         # detectron2's own mixed precision is for CUDA alone.
-        super().__init__(_without_amp(cfg) if autocast_on_cpu else cfg)
-        if autocast_on_cpu:
-            plain = self._trainer
-            self._trainer = CPUAutocastTrainer(plain.model, plain.data_loader, plain.optimizer)
+        super().__init__(_without_amp(cfg) if cfg.SOLVER.AMP.ENABLED and on_cpu else cfg)
+        plain = self._trainer
+        parts = (plain.model, plain.data_loader, plain.optimizer)
+        if cfg.SOLVER.ACCUMULATE_STEPS > 1:
+            self._trainer = AccumulatingTrainer(
+                *parts, steps=cfg.SOLVER.ACCUMULATE_STEPS, **_precision(cfg.SOLVER.AMP.ENABLED, on_cpu)
+            )
+        elif cfg.SOLVER.AMP.ENABLED and on_cpu:
+            self._trainer = CPUAutocastTrainer(*parts)
+
+    def build_hooks(self) -> list[HookBase | None]:
+        """detectron2's hooks, with a :class:`Checkpointer`."""
+        self.checkpointer = Checkpointer(self._trainer.model, self.cfg.OUTPUT_DIR, trainer=weakref.proxy(self))
+        hooks: list[HookBase | None] = super().build_hooks()
+        return hooks
+
+    def resume_or_load(self, resume: bool = True) -> None:
+        """Goes on with the run in ``OUTPUT_DIR``, or starts one from ``MODEL.WEIGHTS``; says which.
+
+        Raises:
+            ValueError: if no iteration is left.
+        """
+        _tell_start(self.cfg, resume, self.checkpointer.get_checkpoint_file())
+        super().resume_or_load(resume)
+        if self.start_iter >= self.max_iter:
+            raise ValueError(
+                f"Nothing is left to train: the run in {self.cfg.OUTPUT_DIR} has done {self.start_iter} iterations, "
+                f"and SOLVER.MAX_ITER is {self.max_iter}. To train for longer, raise SOLVER.MAX_ITER; to evaluate, use "
+                "--eval-only; for a new run from its weights, leave out --resume, name its last checkpoint as "
+                "MODEL.WEIGHTS and give another OUTPUT_DIR."
+            )
 
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint keeps of the run: iteration, hooks, and optimiser, which detectron2 0.6 forgets."""
@@ -69,10 +103,16 @@ class Trainer(DefaultTrainer):
     @classmethod
     def build_train_loader(cls, cfg: CfgNode) -> DataLoader:
         """The checked images of all ``DATASETS.TRAIN``, through :class:`DetectionMapper`; logs what they hold."""
-        dicts = list(itertools.chain.from_iterable(_report(cfg, name) for name in cfg.DATASETS.TRAIN))
+        dicts = list(itertools.chain.from_iterable(_report(cfg, name, is_train=True) for name in cfg.DATASETS.TRAIN))
+        if not any(not a.get("iscrowd", 0) for record in dicts for a in record.get("annotations", ())):
+            raise ValueError(
+                f"The training sets {', '.join(cfg.DATASETS.TRAIN)} have no usable box to learn from. Name sets with "
+                "annotations."
+            )
         if cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS:
             dicts = filter_images_with_only_crowd_annotations(dicts)
-        return build_detection_train_loader(cfg, dataset=dicts, mapper=DetectionMapper(cfg, is_train=True))
+        mapper = DetectionMapper(cfg, is_train=True, spares=dicts[:_SPARE_IMAGES])
+        return build_detection_train_loader(cfg, dataset=dicts, mapper=mapper)
 
     @classmethod
     def build_test_loader(cls, cfg: CfgNode, dataset_name: str) -> DataLoader:
@@ -85,10 +125,8 @@ class Trainer(DefaultTrainer):
 
     @classmethod
     def build_evaluator(cls, cfg: CfgNode, dataset_name: str, output_folder: str | None = None) -> DatasetEvaluator:
-        """COCO evaluation; results are written to ``output_folder`` (``<OUTPUT_DIR>/inference``)."""
-        folder = output_folder or str(Path(cfg.OUTPUT_DIR) / "inference")
-        ensure_coco_json(dataset_name, folder)
-        return COCOEvaluator(dataset_name, output_dir=folder)
+        """See :func:`.evaluation.build_evaluator`; results go to ``output_folder`` (``<OUTPUT_DIR>/inference``)."""
+        return build_evaluator(cfg, dataset_name, output_folder or str(Path(cfg.OUTPUT_DIR) / "inference"))
 
     @classmethod
     def test(cls, cfg: CfgNode, model: nn.Module, evaluators: list[DatasetEvaluator] | None = None) -> OrderedDict:
@@ -103,6 +141,25 @@ class Trainer(DefaultTrainer):
         return super().test(cfg, model, evaluators)
 
 
+def _tell_start(cfg: CfgNode, resume: bool, last_checkpoint: str) -> None:
+    weights = cfg.MODEL.WEIGHTS
+    if resume and last_checkpoint:
+        logger.info(f"Going on with the run in {cfg.OUTPUT_DIR} from {last_checkpoint}; MODEL.WEIGHTS is not read")
+        return
+    source = f"the weights of {weights}" if weights else "random weights"
+    if resume:
+        logger.warning(
+            f"--resume finds no checkpoint in {cfg.OUTPUT_DIR}: this run starts at iteration 0, from {source}"
+        )
+        return
+    logger.info(f"A new run starts at iteration 0, from {source}")
+    if last_checkpoint:
+        logger.warning(
+            f"{cfg.OUTPUT_DIR} holds the checkpoints of an earlier run, which this one will overwrite. To go on with "
+            "that run instead, use --resume; to keep both, give another OUTPUT_DIR."
+        )
+
+
 class CPUAutocastTrainer(SimpleTrainer):
     """Mixed precision on the CPU: bfloat16, which needs no gradient scaler."""
 
@@ -114,6 +171,14 @@ class CPUAutocastTrainer(SimpleTrainer):
             super().run_step()
         finally:
             del self.model.forward  # the instance's: the class has its own
+
+
+def _precision(mixed: bool, on_cpu: bool) -> dict[str, Any]:
+    if not mixed:
+        return {}
+    if on_cpu:
+        return {"autocast_dtype": torch.bfloat16}
+    return {"autocast_dtype": torch.float16, "grad_scaler": torch.amp.GradScaler("cuda")}
 
 
 def _without_amp(cfg: CfgNode) -> CfgNode:
@@ -142,7 +207,8 @@ def setup(args: argparse.Namespace) -> CfgNode:
     cfg.freeze()
     default_setup(cfg, args)
     for name in cfg.DATASETS.TEST:
-        _report(cfg, name)
+        voc_year(cfg.TEST.VOC_METRIC, name)  # an error in it is better known now than at the evaluation
+        _report(cfg, name, is_train=False)
     return cfg
 
 
@@ -161,11 +227,15 @@ def prepare_config(cfg: CfgNode, is_train: bool) -> None:
     cfg.MODEL.SparseRCNN.NUM_CLASSES = resolve_num_classes(cfg)
     check_same_classes([*(cfg.DATASETS.TRAIN if is_train else ()), *cfg.DATASETS.TEST])
     scale_to_batch_size(cfg)
+    if is_train:
+        if cfg.SOLVER.MAX_ITER < 1:
+            raise ValueError(f"SOLVER.MAX_ITER is {cfg.SOLVER.MAX_ITER}: a training needs at least 1 iteration")
+        check_parts(cfg.SOLVER.IMS_PER_BATCH // comm.get_world_size(), cfg.SOLVER.ACCUMULATE_STEPS)
     if cfg.MODEL.DEVICE.startswith("cuda") and not torch.cuda.is_available():
         logger.warning(f"MODEL.DEVICE is {cfg.MODEL.DEVICE}, but there is no CUDA device: using the CPU")
         cfg.MODEL.DEVICE = "cpu"
 
 
-def _report(cfg: CfgNode, name: str) -> list[dict[str, Any]]:
+def _report(cfg: CfgNode, name: str, is_train: bool) -> list[dict[str, Any]]:
     node = cfg.MODEL.SparseRCNN
-    return report_dataset(name, num_classes=node.NUM_CLASSES, num_proposals=node.NUM_PROPOSALS)
+    return report_dataset(name, num_classes=node.NUM_CLASSES, num_proposals=node.NUM_PROPOSALS, is_train=is_train)

@@ -62,6 +62,11 @@ def _fill_experts(
     )
 
 
+def public_name(name: str) -> str:
+    """The public name of a tensor of the detector."""
+    return _PUBLIC + name[len(_OURS) :] if name.startswith(_OURS) else name
+
+
 def _to_public(module: nn.Module, state_dict: dict[str, Any], prefix: str, local_metadata: object) -> None:
     _rename(state_dict, prefix + _OURS, prefix + _PUBLIC)
 

@@ -6,14 +6,15 @@ from typing import Any
 
 import torch
 from detectron2.config import CfgNode, configurable
-from detectron2.utils import comm
 from detectron2.utils.registry import Registry
 from fvcore.nn import sigmoid_focal_loss
 from torch import Tensor, nn
 
 from .costs import MatchCostModel, box_iou_and_giou
+from .crowd import inside_crowd
 from .events import ScalarLog
 from .matcher import Matcher, build_matcher
+from .normalization import BatchNormalizer
 from .structures import Assignment, BatchedTargets, StagePredictions
 
 CRITERION_REGISTRY = Registry("CRITERION")
@@ -54,6 +55,7 @@ class SetCriterion(nn.Module):
         self.focal_alpha = focal_alpha
         self.focal_gamma = focal_gamma
         self.deep_supervision = deep_supervision
+        self.batch_normalizer = BatchNormalizer()
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, object]:
@@ -76,9 +78,9 @@ class SetCriterion(nn.Module):
         supervised = predictions if self.deep_supervision else predictions.last
         assignment = self._match(supervised, targets)
         with torch.autocast(supervised.boxes.device.type, enabled=False):
-            normalizer = self._normalizer(assignment, targets)
+            normalizer = self.batch_normalizer(self._count(assignment, targets))
             losses = {
-                "loss_ce": self.class_weight * self._class_loss(supervised.logits, assignment, targets),
+                "loss_ce": self.class_weight * self._class_loss(supervised, assignment, targets),
                 **self._box_losses(supervised.boxes, assignment, targets),
             }
             return _name_by_stage({name: loss / normalizer for name, loss in losses.items()})
@@ -86,23 +88,24 @@ class SetCriterion(nn.Module):
     def _match(self, predictions: StagePredictions, targets: BatchedTargets) -> Assignment:
         return self.matcher(self.cost_model(predictions, targets))
 
-    def _normalizer(self, assignment: Assignment, targets: BatchedTargets) -> Tensor:
-        """(S,) what :meth:`_count` counts on an average rank, at least 1."""
-        number = self._count(assignment, targets)
-        if comm.get_world_size() > 1:
-            torch.distributed.all_reduce(number)
-        return (number / comm.get_world_size()).clamp(min=1)
+    def count_targets(self, targets: BatchedTargets) -> Tensor | None:
+        """(1,) float32, what the losses are divided by if the targets alone decide it, here their number; or None."""
+        return targets.valid.sum().float()[None]
 
     def _count(self, assignment: Assignment, targets: BatchedTargets) -> Tensor:
-        """(S,) float32 number of ground truths, the same for all stages."""
-        return targets.valid.sum().float().repeat(assignment.gt_index.shape[0])
+        """(S,) float32, what the losses of each stage are divided by, on this rank."""
+        count = self.count_targets(targets)
+        return assignment.positive.sum((1, 2)).float() if count is None else count.repeat(len(assignment.gt_index))
 
-    def _class_loss(self, logits: Tensor, assignment: Assignment, targets: BatchedTargets) -> Tensor:
-        """(S,) sum of the focal loss over images, proposals and classes."""
+    def _class_loss(self, predictions: StagePredictions, assignment: Assignment, targets: BatchedTargets) -> Tensor:
+        """(S,) sum of the focal loss over images, proposals and classes; background in crowds learns nothing."""
+        logits = predictions.logits
         classes = _gather_ground_truth(targets.classes, assignment)
         wanted = classes[..., None] == torch.arange(logits.shape[-1], device=logits.device)
         wanted &= assignment.positive[..., None]
         loss = sigmoid_focal_loss(logits.float(), wanted.float(), self.focal_alpha, self.focal_gamma)
+        if targets.crowd is not None:
+            loss = loss * ~(inside_crowd(predictions.boxes, targets) & ~assignment.positive)[..., None]
         return loss.sum((1, 2, 3))
 
     def _box_losses(self, boxes: Tensor, assignment: Assignment, targets: BatchedTargets) -> dict[str, Tensor]:
@@ -142,10 +145,9 @@ class DLACriterion(SetCriterion):
     def from_config(cls, cfg: CfgNode) -> dict[str, object]:
         return super().from_config(cfg) | {"normalizer": cfg.MODEL.SparseRCNN.DLA.NORMALIZER}
 
-    def _count(self, assignment: Assignment, targets: BatchedTargets) -> Tensor:
-        if self.normalizer == "num_gt":
-            return super()._count(assignment, targets)
-        return assignment.positive.sum((1, 2)).float()
+    def count_targets(self, targets: BatchedTargets) -> Tensor | None:
+        """As :class:`SetCriterion`; None for positives, which the predictions decide."""
+        return super().count_targets(targets) if self.normalizer == "num_gt" else None
 
     def _match(self, predictions: StagePredictions, targets: BatchedTargets) -> Assignment:
         assignment = super()._match(predictions, targets)

@@ -56,6 +56,8 @@ class BatchedTargets:
         classes: (B, G) int64 in [0, K); 0 in the padding.
         valid: (B, G) bool, False in the padding and for boxes without extent, which nothing can learn.
         image_whwh: (B, 4) float32, width, height, width, height of each image without its padding.
+        crowd: (B, G) bool, True for regions with more objects than are annotated (``valid`` is False there); None
+            where nothing is known of any.
 
     ``G`` is at least 1, so that gathering works in a batch without any ground truth.
     """
@@ -64,6 +66,7 @@ class BatchedTargets:
     classes: Tensor
     valid: Tensor
     image_whwh: Tensor
+    crowd: Tensor | None = None
 
     def __post_init__(self) -> None:
         shape = tuple(self.classes.shape)
@@ -72,10 +75,12 @@ class BatchedTargets:
         _check_shape("boxes", self.boxes, (*shape, 4))
         _check_shape("valid", self.valid, shape)
         _check_shape("image_whwh", self.image_whwh, (shape[0], 4))
+        if self.crowd is not None:
+            _check_shape("crowd", self.crowd, shape)
 
     @classmethod
     def from_instances(cls, instances: Sequence[Instances], device: torch.device) -> BatchedTargets:
-        """Batches detectron2's ground truths (fields ``gt_boxes`` and ``gt_classes``)."""
+        """Batches detectron2's ground truths (fields ``gt_boxes``, ``gt_classes`` and perhaps ``gt_is_crowd``)."""
         # Numbers of boxes are known on the host: padding asks the device nothing.
         counts = torch.tensor([len(x) for x in instances], device=device)
         boxes = [x.gt_boxes.tensor.to(device, torch.float32) for x in instances]
@@ -86,12 +91,26 @@ class BatchedTargets:
         valid = torch.arange(padded_boxes.shape[1], device=device) < counts[:, None]
         valid &= (padded_boxes[..., 2:] > padded_boxes[..., :2]).all(-1)
         unit_box = padded_boxes.new_tensor([0.0, 0.0, 1.0, 1.0])
+        boxes_or_unit = torch.where(valid[..., None], padded_boxes, unit_box)
+        crowd = _pad_crowd(instances, valid)
         return cls(
-            boxes=torch.where(valid[..., None], padded_boxes, unit_box),
+            boxes=boxes_or_unit,
             classes=pad_sequence(classes, batch_first=True),
-            valid=valid,
+            valid=valid if crowd is None else valid & ~crowd,
             image_whwh=image_sizes_to_whwh([x.image_size for x in instances], device),
+            crowd=crowd,
         )
+
+
+def _pad_crowd(instances: Sequence[Instances], valid: Tensor) -> Tensor | None:
+    """(B, G) bool, the crowd regions among the boxes of some extent; None where no image can have any."""
+    if not any(x.has("gt_is_crowd") for x in instances):
+        return None
+    crowd = torch.zeros_like(valid)
+    for row, x in zip(crowd, instances, strict=True):
+        if x.has("gt_is_crowd"):
+            row[: len(x)] = x.gt_is_crowd.to(row.device)
+    return crowd & valid
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,91 @@
+"""Loading checkpoints: one line on what was kept, an error where an evaluation would use untrained layers."""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Iterable
+from typing import Any
+
+from detectron2.checkpoint import DetectionCheckpointer
+from detectron2.config import CfgNode
+from torch import nn
+
+from ..modeling.checkpoint import public_name
+
+logger = logging.getLogger(__name__)
+
+# Part of the names of the layers that have a row for each class.
+_CLASS_LAYER = "class_logits"
+_MOST_PARTS = 8
+
+
+class Checkpointer(DetectionCheckpointer):
+    """``DetectionCheckpointer`` that tells in one line what a model got from a checkpoint and what it did not.
+
+    Tensors of another shape start anew, such as the class layers where the number of classes differs.
+    """
+
+    def _log_incompatible_keys(self, incompatible: Any) -> None:
+        total = len(self.model.state_dict())
+        anew = {name: f"{old} -> {new}" for name, old, new in incompatible.incorrect_shapes}
+        missing = [name for name in map(public_name, incompatible.missing_keys) if name not in anew]
+        kept = total - len(anew) - len(missing)
+        parts = [f"kept {kept} of the model's {total} tensors"]
+        if anew:
+            parts.append(f"of another shape, these start anew: {_group(anew)}{_class_note(incompatible)}")
+        if missing:
+            parts.append(f"not in the checkpoint, these start anew: {_group(missing)}")
+        if incompatible.unexpected_keys:
+            parts.append(f"not in the model, these are not read: {_group(incompatible.unexpected_keys)}")
+        level = logging.INFO if kept == total else logging.WARNING
+        logger.log(level, "Checkpoint: " + "; ".join(parts))
+
+
+class StrictCheckpointer(DetectionCheckpointer):
+    """``DetectionCheckpointer`` for evaluations: all of the model has to come from the checkpoint."""
+
+    def _log_incompatible_keys(self, incompatible: Any) -> None:
+        wrong = [name for name, *_ in incompatible.incorrect_shapes] + list(map(public_name, incompatible.missing_keys))
+        if not wrong:
+            super()._log_incompatible_keys(incompatible)
+            return
+        raise ValueError(
+            f"The checkpoint does not have the model that the config describes; of another shape or missing: "
+            f"{_group(wrong)}{_class_note(incompatible)}. Take the config.yaml of the run that wrote it, or set "
+            "MODEL.SparseRCNN.NUM_CLASSES and the other keys as there."
+        )
+
+
+def load_for_evaluation(cfg: CfgNode, model: nn.Module, resume: bool) -> None:
+    """Loads ``MODEL.WEIGHTS``, or with ``resume`` the last checkpoint of ``OUTPUT_DIR``.
+
+    Raises:
+        FileNotFoundError: if there is none to resume.
+        ValueError: if part of the model is not in it.
+    """
+    checkpointer = StrictCheckpointer(model, save_dir=cfg.OUTPUT_DIR)
+    if resume and not checkpointer.has_checkpoint():
+        raise FileNotFoundError(
+            f"--eval-only --resume finds no checkpoint in {cfg.OUTPUT_DIR}. Correct OUTPUT_DIR, or name a checkpoint: "
+            "--eval-only MODEL.WEIGHTS <file>."
+        )
+    checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=resume)
+
+
+def _group(names: Iterable[str]) -> str:
+    """Names of tensors by the part of the model, repeated parts as one: ``head.head_series.*.class_logits (12)``."""
+    parts = [["*" if part.isdigit() else part for part in name.split(".")[:-1]] for name in dict.fromkeys(names)]
+    groups = Counter(".".join(own) for own in parts)
+    if len(groups) > _MOST_PARTS:
+        groups = Counter(".".join(own[:2]) for own in parts)
+    shown = ", ".join(f"{group} ({count})" for group, count in groups.most_common(_MOST_PARTS))
+    return shown + (f" and {len(groups) - _MOST_PARTS} more parts" if len(groups) > _MOST_PARTS else "")
+
+
+def _class_note(incompatible: Any) -> str:
+    """The numbers of classes, where they differ."""
+    for name, old, new in incompatible.incorrect_shapes:
+        if f".{_CLASS_LAYER}." in name:
+            return f" ({old[0]} classes in the checkpoint, {new[0]} in the model)"
+    return ""

@@ -1,0 +1,182 @@
+"""COCO's metric for every data set, and Pascal VOC's beside it."""
+
+from __future__ import annotations
+
+import logging
+import tempfile
+import xml.etree.ElementTree as ElementTree
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from detectron2.config import CfgNode
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.evaluation import COCOEvaluator, DatasetEvaluator, DatasetEvaluators, PascalVOCDetectionEvaluator
+from detectron2.evaluation.pascal_voc_evaluation import parse_rec
+from detectron2.structures import BoxMode, Instances
+from detectron2.utils import comm
+
+from ..data.annotations import BoxProblem, find_box_problems
+from ..data.datasets import ensure_coco_json, register_dataset
+from ..data.voc import load_voc
+
+logger = logging.getLogger(__name__)
+
+_STYLES = {"voc2007": 2007, "voc2012": 2012}
+
+
+def build_evaluator(cfg: CfgNode, dataset_name: str, output_folder: str) -> DatasetEvaluator:
+    """COCO's evaluator, and VOC's where ``TEST.VOC_METRIC`` asks for it. To be called by all processes.
+
+    Raises:
+        ValueError: if that key has another value than its comment allows.
+    """
+    ensure_coco_json(dataset_name, output_folder)
+    coco = COCOEvaluator(dataset_name, output_dir=output_folder)
+    year = voc_year(cfg.TEST.VOC_METRIC, dataset_name)
+    return DatasetEvaluators([coco, VOCEvaluator(dataset_name, year)]) if year else coco
+
+
+def voc_year(metric: str, dataset_name: str) -> int | None:
+    """The style of VOC's metric for a data set, 2007 or 2012, or None for no such metric.
+
+    Args:
+        metric: ``TEST.VOC_METRIC``.
+        dataset_name: a registered data set; ``auto`` takes the year of its metadata, which VOC sets have.
+    """
+    if metric == "auto":
+        register_dataset(dataset_name)
+        year: int | None = MetadataCatalog.get(dataset_name).get("year")
+        return year
+    if metric != "none" and metric not in _STYLES:
+        raise ValueError(f"TEST.VOC_METRIC is {metric!r}: use auto, none, {' or '.join(_STYLES)}")
+    return _STYLES.get(metric)
+
+
+class VOCEvaluator(DatasetEvaluator):
+    """detectron2's ``PascalVOCDetectionEvaluator`` for data sets of any format, class names and annotations.
+
+    The ground truth is written anew as that evaluator needs it: whole pixels, all of VOC's elements, names without
+    spaces. Objects that are ``difficult``, or crowds, count neither way. Classes without objects are left out of
+    the mean. Results are ``AP`` (over IoU 0.50 to 0.95), ``AP50``, which is VOC's own, and ``AP75``, in percent, of
+    the task ``voc2007`` or ``voc2012``.
+    """
+
+    def __init__(self, dataset_name: str, year: int) -> None:
+        """
+        Args:
+            dataset_name: a registered data set, the same in all processes.
+            year: 2007 for the metric at 11 recalls, 2012 for the area under the curve.
+        """
+        self.task = f"voc{year}"
+        dicts = _ground_truth(dataset_name)
+        counted = [_counted(record) for record in dicts]
+        present = np.unique([o["category_id"] for objects in counted for o in objects if not _ignored(o)])
+        #: Position of each class among those with objects.
+        self._positions = {int(category): position for position, category in enumerate(present)}
+        self._numbers = {record["image_id"]: str(number) for number, record in enumerate(dicts)}
+        self._folder = tempfile.TemporaryDirectory(prefix="voc_ground_truth_")
+        if comm.is_main_process():
+            _write_ground_truth(Path(self._folder.name), counted, self._positions, dataset_name)
+        self._evaluator = _evaluator_of(self._folder.name, len(self._positions), year)
+
+    def reset(self) -> None:
+        """Forgets all detections."""
+        self._evaluator.reset()
+
+    def process(self, inputs: Sequence[dict[str, Any]], outputs: Sequence[dict[str, Any]]) -> None:
+        """Takes the detections of some images, in pixels of the original images."""
+        for one, output in zip(inputs, outputs, strict=True):
+            instances = self._of_present_classes(output["instances"].to("cpu"))
+            self._evaluator.process([{"image_id": self._numbers[one["image_id"]]}], [{"instances": instances}])
+
+    def evaluate(self) -> dict[str, dict[str, float]] | None:
+        """The metrics of all processes' detections, in the main process; None in the others."""
+        if not self._positions:
+            logger.warning("There is no object to be found: VOC's metric is not defined.")
+            return {self.task: dict.fromkeys(("AP", "AP50", "AP75"), float("nan"))}
+        results = self._evaluator.evaluate()
+        parse_rec.cache_clear()  # it would keep every file of every evaluation
+        return {self.task: results["bbox"]} if results else None
+
+    def _of_present_classes(self, instances: Instances) -> Instances:
+        known = torch.tensor([c in self._positions for c in instances.pred_classes.tolist()], dtype=torch.bool)
+        instances = instances[known]
+        positions = [self._positions[c] for c in instances.pred_classes.tolist()]
+        instances.pred_classes = torch.tensor(positions, dtype=torch.int64)
+        return instances
+
+
+def _ground_truth(dataset_name: str) -> list[dict[str, Any]]:
+    register_dataset(dataset_name)
+    metadata = MetadataCatalog.get(dataset_name)
+    if metadata.get("evaluator_type") == "pascal_voc":
+        # Of detectron2's own: its loader drops what is difficult or not.
+        return load_voc(metadata.dirname, metadata.split, metadata.thing_classes)
+    dicts: list[dict[str, Any]] = DatasetCatalog.get(dataset_name)
+    return dicts
+
+
+def _counted(record: dict[str, Any]) -> list[dict[str, Any]]:
+    """The objects of an image that some detection could match, as COCO's evaluation has them; boxes in xyxy."""
+    objects = record.get("annotations", [])
+    boxes = [BoxMode.convert(list(o["bbox"]), o["bbox_mode"], BoxMode.XYXY_ABS) for o in objects]
+    sizes = np.full((len(boxes), 2), [record["width"], record["height"]], dtype=np.float64)
+    problems = find_box_problems(np.array(boxes, dtype=np.float64).reshape(-1, 4), sizes, max_point_side=0.0)
+    return [
+        {**o, "bbox": box}
+        for o, box, problem in zip(objects, boxes, problems, strict=True)
+        if problem == BoxProblem.NONE
+    ]
+
+
+def _ignored(obj: dict[str, Any]) -> bool:
+    return bool(obj.get("difficult", 0) or obj.get("iscrowd", 0))
+
+
+def _write_ground_truth(
+    folder: Path, images: Sequence[list[dict[str, Any]]], positions: dict[int, int], dataset_name: str
+) -> None:
+    (folder / "Annotations").mkdir()
+    (folder / "ImageSets" / "Main").mkdir(parents=True)
+    (folder / "ImageSets" / "Main" / "all.txt").write_text("\n".join(map(str, range(len(images)))))
+    fractional = 0
+    for number, objects in enumerate(images):
+        root = ElementTree.Element("annotation")
+        for obj in objects:
+            # Of other classes all objects are ignored, and no detection is kept.
+            if obj["category_id"] in positions:
+                root.append(_voc_object(obj, positions[obj["category_id"]]))
+                fractional += any(value % 1 for value in obj["bbox"])
+        ElementTree.ElementTree(root).write(folder / "Annotations" / f"{number}.xml")
+    if fractional:
+        logger.warning(
+            "%s: %d boxes are rounded to whole pixels for VOC's metric, which knows no others.",
+            dataset_name,
+            fractional,
+        )
+
+
+def _voc_object(obj: dict[str, Any], position: int) -> ElementTree.Element:
+    element = ElementTree.Element("object")
+    values = {"name": position, "pose": "Unspecified", "truncated": 0, "difficult": int(_ignored(obj))}
+    for tag, value in values.items():
+        ElementTree.SubElement(element, tag).text = str(value)
+    box = ElementTree.SubElement(element, "bndbox")
+    xmin, ymin, xmax, ymax = obj["bbox"]
+    for tag, corner in (("xmin", xmin + 1), ("ymin", ymin + 1), ("xmax", xmax), ("ymax", ymax)):
+        ElementTree.SubElement(box, tag).text = str(round(corner))
+    return element
+
+
+def _evaluator_of(folder: str, num_classes: int, year: int) -> PascalVOCDetectionEvaluator:
+    name = f"written to {folder}"
+    MetadataCatalog.get(name).set(
+        dirname=folder, split="all", year=year, thing_classes=[str(i) for i in range(num_classes)]
+    )
+    try:
+        return PascalVOCDetectionEvaluator(name)
+    finally:
+        MetadataCatalog.remove(name)

@@ -1,0 +1,195 @@
+"""Pipelines of other libraries inside the mapper: boxes and classes stay together."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from detectron2.data import transforms as T
+from detectron2.structures import BoxMode
+from detectron2.utils.env import seed_all_rng
+from torchvision.transforms import v2
+
+from dynamic_sparse_rcnn.data.mapper import DetectionMapper, build_augmentations
+from dynamic_sparse_rcnn.data.pipelines import AlbumentationsPipeline, PipelineAugmentation, TorchvisionPipeline
+
+WIDTH, HEIGHT = 120, 80
+# A colour for each class, which tells where each box has to be.
+BOXES = np.array([[10, 10, 40, 30], [60, 20, 110, 70], [5, 50, 25, 75]], dtype=np.float32)
+COLOURS = [(255, 0, 0), (0, 255, 0), (0, 0, 255)]
+
+
+@pytest.fixture
+def image() -> np.ndarray:
+    image = np.zeros((HEIGHT, WIDTH, 3), np.uint8)
+    for (x1, y1, x2, y2), colour in zip(BOXES.astype(int), COLOURS, strict=True):
+        image[y1:y2, x1:x2] = colour
+    return image
+
+
+def save(pipeline, path: Path) -> str:
+    albumentations = pytest.importorskip("albumentations")
+    albumentations.save(pipeline, path, data_format="json" if path.suffix == ".json" else "yaml")
+    return str(path)
+
+
+def geometry(folder: Path, suffix: str = ".yaml") -> str:
+    """Crops and flips, none of which invents a colour."""
+    A = pytest.importorskip("albumentations")
+    return save(A.Compose([A.RandomCrop(50, 70, p=0.7), A.HorizontalFlip(), A.VerticalFlip()]), folder / f"p{suffix}")
+
+
+def seen(image: np.ndarray, channel: int) -> list[int] | None:
+    """The rectangle of a colour, or None."""
+    rows, columns = np.nonzero(image[..., channel] > 127)
+    return [columns.min(), rows.min(), columns.max() + 1, rows.max() + 1] if len(rows) else None
+
+
+@pytest.mark.parametrize("suffix", [".yaml", ".json"])
+def test_boxes_follow_the_image_and_lost_ones_have_no_area(tmp_path: Path, image: np.ndarray, suffix: str) -> None:
+    pipeline = AlbumentationsPipeline(geometry(tmp_path, suffix))
+    lost = 0
+    for seed in range(30):
+        seed_all_rng(seed)
+        new_image, boxes = pipeline(image, BOXES)
+        for channel, box in enumerate(boxes):
+            expected = seen(new_image, channel)
+            lost += expected is None
+            assert (box[2:] <= box[:2]).any() if expected is None else box.tolist() == pytest.approx(expected, abs=1e-3)
+    assert lost > 5
+
+
+def test_the_seed_decides_what_a_pipeline_does(tmp_path: Path, image: np.ndarray) -> None:
+    pipeline = AlbumentationsPipeline(geometry(tmp_path))
+
+    def run(seed: int) -> list[np.ndarray]:
+        seed_all_rng(seed)
+        return [pipeline(image, BOXES)[1] for _ in range(5)]
+
+    assert np.array_equal(run(3), run(3))
+    assert not np.array_equal(run(3), run(4))
+    first, *others = run(5)
+    assert any(not np.array_equal(first, other) for other in others)
+
+
+def test_own_rules_for_small_boxes_are_kept_and_a_single_transform_is_a_pipeline(
+    tmp_path: Path, image: np.ndarray
+) -> None:
+    A = pytest.importorskip("albumentations")
+    strict = A.Compose([A.NoOp()], bbox_params=A.BboxParams("coco", label_fields=[], min_area=1000))
+    _, boxes = AlbumentationsPipeline(save(strict, tmp_path / "strict.yaml"))(image, BOXES)
+    assert ((boxes[:, 2:] > boxes[:, :2]).all(1) == [False, True, False]).all()
+    flipped, boxes = AlbumentationsPipeline(save(A.HorizontalFlip(p=1), tmp_path / "flip.yaml"))(image, BOXES)
+    assert np.array_equal(flipped, image[:, ::-1])
+    assert boxes[:, 0].tolist() == pytest.approx([80, 10, 95], abs=1e-4)
+
+
+def test_an_image_without_boxes_goes_through(tmp_path: Path, image: np.ndarray) -> None:
+    _, boxes = AlbumentationsPipeline(geometry(tmp_path))(image, BOXES[:0])
+    assert boxes.shape == (0, 4)
+
+
+def test_the_mapper_runs_the_pipeline_before_the_recipe_in_training_alone(tiny_cfg, tmp_path, image) -> None:
+    cv2.imwrite(str(tmp_path / "image.png"), image[..., ::-1])
+    tiny_cfg.INPUT.ALBUMENTATIONS = geometry(tmp_path)
+    tiny_cfg.INPUT.FORMAT = "RGB"
+    tiny_cfg.INPUT.MIN_SIZE_TRAIN = (100,)
+    kinds = [type(x) for x in build_augmentations(tiny_cfg, is_train=True)]
+    assert kinds == [PipelineAugmentation, T.ResizeShortestEdge, T.RandomFlip]
+    assert PipelineAugmentation not in [type(x) for x in build_augmentations(tiny_cfg, is_train=False)]
+    annotations = [
+        {"bbox": box.tolist(), "bbox_mode": BoxMode.XYXY_ABS, "category_id": i} for i, box in enumerate(BOXES)
+    ]
+    record = {"file_name": str(tmp_path / "image.png"), "width": WIDTH, "height": HEIGHT, "annotations": annotations}
+    mapper = DetectionMapper(tiny_cfg, is_train=True)
+    numbers = set()
+    for seed in range(15):
+        seed_all_rng(seed)
+        mapped = mapper(record)
+        pixels, instances = mapped["image"].numpy().transpose(1, 2, 0), mapped["instances"]
+        numbers.add(len(instances))
+        visible = [channel for channel in range(3) if seen(pixels, channel)]
+        assert instances.gt_classes.tolist() == visible
+        for box, channel in zip(instances.gt_boxes.tensor.tolist(), visible, strict=True):
+            assert box == pytest.approx(seen(pixels, channel), abs=2.5)
+    assert len(numbers) > 1
+
+
+def test_a_bgr_image_is_rgb_within_the_pipeline(image: np.ndarray) -> None:
+    given = []
+
+    def pipeline(image: np.ndarray, boxes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        given.append(image.copy())
+        return image, boxes
+
+    augmented = T.AugInput(image[..., ::-1].copy(), boxes=BOXES.copy())
+    PipelineAugmentation(pipeline, "BGR")(augmented)
+    assert np.array_equal(given[0], image)
+    assert np.array_equal(augmented.image, image[..., ::-1])
+    with pytest.raises(ValueError, match=r"INPUT\.FORMAT is 'L'"):
+        PipelineAugmentation(pipeline, "L")
+
+
+def test_a_pipeline_that_fails_at_once_is_an_error_and_later_a_warning(image: np.ndarray, caplog, monkeypatch) -> None:
+    monkeypatch.setattr(logging.getLogger("dynamic_sparse_rcnn"), "propagate", True)
+
+    def needs_large(image: np.ndarray, boxes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        if len(image) < HEIGHT:
+            raise RuntimeError("image too small")
+        return image[:, ::-1], boxes
+
+    augmentation = PipelineAugmentation(needs_large, "RGB")
+    small = T.AugInput(image[:10], boxes=BOXES.copy())
+    with pytest.raises(RuntimeError, match="too small"):
+        augmentation(small)
+    augmentation(T.AugInput(image, boxes=BOXES.copy()))
+    augmentation(small)
+    assert np.array_equal(small.image, image[:10])
+    assert "An image of 120 x 10 stays unaugmented: image too small" in caplog.text
+
+
+@pytest.mark.filterwarnings("ignore:Got processor for bboxes:UserWarning")
+def test_pipelines_that_normalise_are_told_not_to(tmp_path: Path, image: np.ndarray) -> None:
+    A = pytest.importorskip("albumentations")
+    pipeline = AlbumentationsPipeline(save(A.Compose([A.Normalize()]), tmp_path / "p.yaml"))
+    with pytest.raises(ValueError, match=r"\(80, 120, 3\) float32, needed are .* leave out what normalises"):
+        PipelineAugmentation(pipeline, "RGB")(T.AugInput(image, boxes=BOXES.copy()))
+
+
+def test_a_missing_library_file_or_pipeline_is_named_with_the_remedy(tmp_path: Path, monkeypatch) -> None:
+    pytest.importorskip("albumentations")
+    with pytest.raises(FileNotFoundError, match=r"none\.yaml, which does not exist"):
+        AlbumentationsPipeline(str(tmp_path / "none.yaml"))
+    (tmp_path / "list.yaml").write_text("[1, 2]")
+    with pytest.raises(ValueError, match=r"list\.yaml is no pipeline .*albumentations\.save"):
+        AlbumentationsPipeline(str(tmp_path / "list.yaml"))
+
+
+def test_without_albumentations_the_error_says_how_to_get_it(monkeypatch) -> None:
+    monkeypatch.setitem(sys.modules, "albumentations", None)
+    with pytest.raises(ImportError, match=r"INPUT\.ALBUMENTATIONS is 'p\.yaml'.*pip install '\.\[albumentations\]'"):
+        AlbumentationsPipeline("p.yaml")
+
+
+def test_torchvisions_transforms_go_through_the_same_interface(image: np.ndarray) -> None:
+    transform = v2.Compose([v2.RandomHorizontalFlip(p=1), v2.RandomCrop((50, 70))])
+    augmentation = PipelineAugmentation(TorchvisionPipeline(transform), "RGB")
+    lost = 0
+    for seed in range(10):
+        torch.manual_seed(seed)
+        augmented = T.AugInput(image, boxes=BOXES.copy())
+        augmentation(augmented)
+        assert augmented.image.shape == (50, 70, 3)
+        for channel, box in enumerate(augmented.boxes):
+            expected = seen(augmented.image, channel)
+            lost += expected is None
+            assert (box[2:] <= box[:2]).any() if expected is None else box.tolist() == pytest.approx(expected)
+    assert lost
+    dropping = TorchvisionPipeline(lambda sample: sample | {"boxes": sample["boxes"][:1]})
+    with pytest.raises(ValueError, match="3 boxes into 1"):
+        dropping(image, BOXES)
