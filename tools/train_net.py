@@ -21,22 +21,31 @@ from dynamic_sparse_rcnn.engine.trainer import Trainer, setup
 def main(args: argparse.Namespace) -> OrderedDict | None:
     """One process of the run: trains, or with ``--eval-only`` evaluates."""
     cfg = setup(args)
+    trust = getattr(args, "trust_checkpoint", False)
     if not args.eval_only:
         trainer = Trainer(cfg)
+        trainer.checkpointer.trust = trust
         trainer.resume_or_load(resume=args.resume)
         return trainer.train()
     if not cfg.MODEL.WEIGHTS and not args.resume:
         raise SystemExit("error: --eval-only needs MODEL.WEIGHTS <checkpoint>, or --resume for the last of OUTPUT_DIR")
     model = Trainer.build_model(cfg)
-    load_for_evaluation(cfg, model, args.resume)
+    load_for_evaluation(cfg, model, args.resume, trust)
     results = Trainer.test(cfg, model)
     if comm.is_main_process():
         verify_results(cfg, results)
     return results
 
 
+def argument_parser() -> argparse.ArgumentParser:
+    """detectron2's options and our own."""
+    parser = default_argument_parser()
+    parser.add_argument("--trust-checkpoint", action="store_true", help="run code that a pickled checkpoint may hold")
+    return parser
+
+
 if __name__ == "__main__":
-    args = default_argument_parser().parse_args()
+    args = argument_parser().parse_args()
     launch(
         main,
         args.num_gpus,

@@ -19,9 +19,9 @@ from detectron2.config import CfgNode, LazyConfig, get_cfg, instantiate
 from detectron2.modeling import build_model
 from torch import nn
 
-from .checkpoints.checkpointer import SafeCheckpointer
 from .checkpoints.released import ReleasedCheckpoint, released_checkpoints
 from .config import add_dynamic_sparse_rcnn_config
+from .engine.checkpointing import Checkpointer
 
 __all__ = ["ELSEWHERE", "get", "get_checkpoint_url", "get_config", "get_config_file", "list_configs"]
 
@@ -172,5 +172,5 @@ def get(config_path: str, trained: bool = False, device: str | None = None) -> n
     else:
         model, weights = instantiate(cfg.model), cfg.train.init_checkpoint
         model.to(device or cfg.train.device)
-    SafeCheckpointer(model).load(weights)
+    Checkpointer(model).load(weights)
     return model

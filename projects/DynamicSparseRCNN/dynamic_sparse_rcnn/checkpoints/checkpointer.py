@@ -15,10 +15,6 @@ from .files import read_checkpoint, whole_file, write_checkpoint
 
 logger = logging.getLogger(__name__)
 
-# Of batch norms: nothing at inference depends on it.
-_COUNTER = "num_batches_tracked"
-_FIRST = 5
-
 
 class SafeCheckpointer(DetectionCheckpointer):
     """``DetectionCheckpointer`` for files of any origin.
@@ -81,22 +77,6 @@ class SafeCheckpointer(DetectionCheckpointer):
         """Makes ``last_checkpoint`` point to a file of ``save_dir``."""
         with whole_file(os.path.join(self.save_dir, "last_checkpoint")) as file:
             file.write(last_filename_basename.encode())
-
-
-class CompleteCheckpointer(SafeCheckpointer):
-    """For evaluations and predictions: all of the model has to come from the checkpoint."""
-
-    def _log_incompatible_keys(self, incompatible: Any) -> None:
-        total = len(self.model.state_dict())
-        wrong = [name for name, *_ in incompatible.incorrect_shapes]
-        wrong += [name for name in incompatible.missing_keys if name not in wrong and not name.endswith(_COUNTER)]
-        if not wrong:
-            super()._log_incompatible_keys(incompatible)
-            return
-        raise ValueError(
-            f"{len(wrong)} of the model's {total} tensors are missing from the checkpoint or have another shape there, "
-            f"the first: {', '.join(wrong[:_FIRST])}. Is it of another config, or of a backbone alone?"
-        )
 
 
 def _for_heuristics(checkpoint: dict[str, Any], filename: str) -> dict[str, Any]:

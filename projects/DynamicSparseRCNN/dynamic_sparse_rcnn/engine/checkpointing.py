@@ -7,10 +7,10 @@ from collections import Counter
 from collections.abc import Iterable
 from typing import Any
 
-from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import CfgNode
 from torch import nn
 
+from ..checkpoints.checkpointer import SafeCheckpointer
 from ..modeling.checkpoint import public_name
 
 logger = logging.getLogger(__name__)
@@ -18,10 +18,12 @@ logger = logging.getLogger(__name__)
 # Part of the names of the layers that have a row for each class.
 _CLASS_LAYER = "class_logits"
 _MOST_PARTS = 8
+# Of batch norms: nothing at inference depends on it.
+_COUNTER = "num_batches_tracked"
 
 
-class Checkpointer(DetectionCheckpointer):
-    """``DetectionCheckpointer`` that tells in one line what a model got from a checkpoint and what it did not.
+class Checkpointer(SafeCheckpointer):
+    """``SafeCheckpointer`` that tells in one line what a model got from a checkpoint and what it did not.
 
     Tensors of another shape start anew, such as the class layers where the number of classes differs.
     """
@@ -42,29 +44,31 @@ class Checkpointer(DetectionCheckpointer):
         logger.log(level, "Checkpoint: " + "; ".join(parts))
 
 
-class StrictCheckpointer(DetectionCheckpointer):
-    """``DetectionCheckpointer`` for evaluations: all of the model has to come from the checkpoint."""
+class StrictCheckpointer(SafeCheckpointer):
+    """``SafeCheckpointer`` for evaluations and predictions: all of the model has to come from the checkpoint."""
 
     def _log_incompatible_keys(self, incompatible: Any) -> None:
         wrong = [name for name, *_ in incompatible.incorrect_shapes] + list(map(public_name, incompatible.missing_keys))
+        wrong = [name for name in dict.fromkeys(wrong) if not name.endswith(_COUNTER)]
         if not wrong:
             super()._log_incompatible_keys(incompatible)
             return
         raise ValueError(
             f"The checkpoint does not have the model that the config describes; of another shape or missing: "
-            f"{_group(wrong)}{_class_note(incompatible)}. Take the config.yaml of the run that wrote it, or set "
+            f"{_group(wrong)}{_class_note(incompatible)}, {len(wrong)} of {len(self.model.state_dict())} tensors, the "
+            f"first {wrong[0]}. Take the config.yaml of the run that wrote it, or set "
             "MODEL.SparseRCNN.NUM_CLASSES and the other keys as there."
         )
 
 
-def load_for_evaluation(cfg: CfgNode, model: nn.Module, resume: bool) -> None:
-    """Loads ``MODEL.WEIGHTS``, or with ``resume`` the last checkpoint of ``OUTPUT_DIR``.
+def load_for_evaluation(cfg: CfgNode, model: nn.Module, resume: bool, trust: bool = False) -> None:
+    """Loads ``MODEL.WEIGHTS``, or with ``resume`` the last checkpoint of ``OUTPUT_DIR``; ``trust``: see ``SafeCheckpointer``.
 
     Raises:
         FileNotFoundError: if there is none to resume.
         ValueError: if part of the model is not in it.
     """
-    checkpointer = StrictCheckpointer(model, save_dir=cfg.OUTPUT_DIR)
+    checkpointer = StrictCheckpointer(model, save_dir=cfg.OUTPUT_DIR, trust=trust)
     if resume and not checkpointer.has_checkpoint():
         raise FileNotFoundError(
             f"--eval-only --resume finds no checkpoint in {cfg.OUTPUT_DIR}. Correct OUTPUT_DIR, or name a checkpoint: "

@@ -21,6 +21,7 @@ from detectron2.utils.logger import setup_logger
 from torch import nn
 from torch.utils.data import DataLoader
 
+from ..checkpoints.classes import DetectorClasses
 from ..config import add_dynamic_sparse_rcnn_config
 from ..data.checks import load_checked_dataset, report_dataset
 from ..data.datasets import check_same_classes, resolve_num_classes
@@ -61,7 +62,12 @@ class Trainer(DefaultTrainer):
 
     def build_hooks(self) -> list[HookBase | None]:
         """detectron2's hooks, with a :class:`Checkpointer`."""
-        self.checkpointer = Checkpointer(self._trainer.model, self.cfg.OUTPUT_DIR, trainer=weakref.proxy(self))
+        self.checkpointer = Checkpointer(
+            self._trainer.model,
+            self.cfg.OUTPUT_DIR,
+            classes=DetectorClasses.from_datasets(self.cfg.DATASETS.TRAIN),
+            trainer=weakref.proxy(self),
+        )
         hooks: list[HookBase | None] = super().build_hooks()
         return hooks
 

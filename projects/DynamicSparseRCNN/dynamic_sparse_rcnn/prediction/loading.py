@@ -17,10 +17,10 @@ from torch import nn
 
 from .. import model_zoo
 from ..checkpoints import read_checkpoint
-from ..checkpoints.checkpointer import CompleteCheckpointer
 from ..checkpoints.classes import DetectorClasses
 from ..config import add_dynamic_sparse_rcnn_config
 from ..data.mapper import DetectionMapper
+from ..engine.checkpointing import StrictCheckpointer
 
 logger = logging.getLogger(__name__)
 
@@ -65,7 +65,7 @@ def load_detector(config: Any, weights: str | None, device: str | None, trust: b
         datasets = [cfg.dataloader.test.dataset.names]
     if mapper.image_format not in ("RGB", "BGR"):
         raise ValueError(f"INPUT.FORMAT is {mapper.image_format}: predictions need RGB or BGR")
-    rest = CompleteCheckpointer(model, trust=trust).load(str(weights))
+    rest = StrictCheckpointer(model, trust=trust).load(str(weights))
     classes = DetectorClasses.from_checkpoint(rest) or DetectorClasses.from_datasets(datasets)
     number = _number_of_classes(model.state_dict())
     if classes is None or len(classes.names) != number:
