@@ -25,6 +25,7 @@ from typing import Any
 _MMDETECTION = "rpn_head.init_proposal_bboxes.weight"
 _RESNET = "layer1.0.conv1.weight"
 _BOTTOM_UP = "backbone.bottom_up."
+_OWN = ("backbone.", "head.head_series.", "init_proposal_", "proposal_generator.")
 _COUNTER = "num_batches_tracked"
 
 # Of one stage of mmdetection's head, behind "roi_head.bbox_head.{stage}.".
@@ -73,7 +74,7 @@ def convert_state_dict(state_dict: Mapping[str, Any], wanted: Iterable[str]) -> 
     plain = {name.removeprefix("module."): value for name, value in state_dict.items()}
     if _MMDETECTION in plain:
         return _renamed(plain, {name: _from_mmdetection(name) for name in plain}, names, "mmdetection's Sparse R-CNN")
-    if names & plain.keys() or any(name.startswith(("backbone.", "head.", "init_proposal_")) for name in plain):
+    if names & plain.keys() or any(name.startswith(_OWN) for name in plain):
         return Conversion(plain, "")
     if _RESNET in plain and f"{_BOTTOM_UP}stem.conv1.weight" in names:
         mapping = {name: f"{_BOTTOM_UP}{_resnet_name(name)}" for name in plain}

@@ -67,7 +67,7 @@ def load_detector(config: Any, weights: str | None, device: str | None, trust: b
         raise ValueError(f"INPUT.FORMAT is {mapper.image_format}: predictions need RGB or BGR")
     rest = StrictCheckpointer(model, trust=trust).load(str(weights))
     classes = DetectorClasses.from_checkpoint(rest) or DetectorClasses.from_datasets(datasets)
-    number = _number_of_classes(model.state_dict())
+    number = number_of_classes(model.state_dict())
     if classes is None or len(classes.names) != number:
         logger.warning(f"Nothing says what the {number} classes are called: they are given by their numbers")
         classes = DetectorClasses.numbered(number)
@@ -112,11 +112,16 @@ def _build_from_yaml(
     cfg.MODEL.WEIGHTS = str(weights)
     if cfg.MODEL.SparseRCNN.NUM_CLASSES == 0:
         local = PathManager.get_local_path(str(weights))
-        cfg.MODEL.SparseRCNN.NUM_CLASSES = _number_of_classes(read_checkpoint(local, trust=trust)["model"])
+        cfg.MODEL.SparseRCNN.NUM_CLASSES = number_of_classes(read_checkpoint(local, trust=trust)["model"])
     return build_model(cfg), DetectionMapper(cfg, is_train=False), (*cfg.DATASETS.TEST, *cfg.DATASETS.TRAIN)
 
 
-def _number_of_classes(state_dict: dict[str, Any]) -> int:
+def number_of_classes(state_dict: dict[str, Any]) -> int:
+    """The number of classes of a Sparse R-CNN, from its weights in our names or in mmdetection's.
+
+    Raises:
+        ValueError: they are of something else.
+    """
     for name, value in state_dict.items():
         if name.endswith((_CLASS_BIAS, ".fc_cls.bias")):
             return len(value)
