@@ -5,8 +5,8 @@ from pathlib import Path
 
 from setuptools import find_packages, setup
 
-# The backbones of timm, and their weights.
-TIMM = ["timm>=1.0.15", "safetensors>=0.4"]
+# The backbones of timm.
+TIMM = ["timm>=1.0.15"]
 ROOT = Path(__file__).parent
 PROJECT = "projects/DynamicSparseRCNN"
 PACKAGE = "dynamic_sparse_rcnn"
@@ -36,16 +36,19 @@ setup(
     python_requires=">=3.10",
     package_dir={"": PROJECT, CONFIGS: "configs"},
     packages=[*find_packages(PROJECT), CONFIGS],
-    package_data={CONFIGS: ["**/*.yaml", "**/*.py"]},
+    package_data={CONFIGS: ["**/*.yaml", "**/*.py"], PACKAGE: ["released/*"]},
     # detectron2 is needed too, but cannot be named here: it is not on the package index under its own name.
     # Who has none runs tools/install_detectron2.py. constraints.txt holds the versions that are tested.
     install_requires=[
         "torch>=2.4",
         "torchvision>=0.19",
         "numpy>=1.26",
+        "safetensors>=0.4",
         "scipy>=1.11",
         "opencv-python>=4.8",
         "fvcore>=0.1.5",
+        "iopath>=0.1.9",
+        "omegaconf>=2.1",
         "pycocotools>=2.0.8",
         "matplotlib>=3.7",
         "tabulate>=0.9",

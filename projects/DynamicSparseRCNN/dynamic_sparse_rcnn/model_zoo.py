@@ -102,8 +102,10 @@ def get_config_file(config_path: str) -> str:
     Raises:
         RuntimeError: there is none of that name (as in detectron2).
     """
-    file = _config_folder() / config_path
-    if not config_path.endswith((".yaml", ".py")) or not file.is_file():
+    folder = _config_folder()
+    file = folder / config_path
+    inside = file.resolve().is_relative_to(folder.resolve())
+    if not (inside and config_path.endswith((".yaml", ".py")) and file.is_file()):
         raise RuntimeError(f"{config_path} is not in the model zoo; there are: {', '.join(list_configs())}")
     return str(file)
 
