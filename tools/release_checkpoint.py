@@ -10,6 +10,7 @@ evaluates what was written, and records its hash and result in the table. An int
 from __future__ import annotations
 
 import argparse
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -44,7 +45,7 @@ def main(args: argparse.Namespace) -> None:
     write_checkpoint(file, {"model": halved(trainer.model.state_dict()), **classes.to_checkpoint()})
     if file.stat().st_size > MOST_BYTES:
         raise SystemExit(f"error: {file} has {file.stat().st_size} bytes, more than {MOST_BYTES}: make the model smaller")
-    options = f" {' '.join(args.opts)}" if args.opts else ""
+    options = f" {shlex.join(args.opts)}" if args.opts else ""
     entry = ReleasedCheckpoint(
         config=DEFAULT_CONFIG,
         file=file.name,

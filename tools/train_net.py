@@ -3,6 +3,7 @@
 
 tools/train_net.py --config-file configs/coco/sparse_rcnn_R_50_FPN_300pro_3x.yaml --num-gpus 8
 tools/train_net.py --config-file ... --eval-only MODEL.WEIGHTS model_final.pth
+tools/train_net.py --config-file configs/lazy/sparse_rcnn_R_50_FPN_300pro_3x.py dataloader.train.total_batch_size=8
 """
 
 from __future__ import annotations
@@ -15,13 +16,16 @@ from detectron2.evaluation import verify_results
 from detectron2.utils import comm
 
 from dynamic_sparse_rcnn.engine.checkpointing import load_for_evaluation
+from dynamic_sparse_rcnn.engine.lazy import run as run_lazy
 from dynamic_sparse_rcnn.engine.trainer import Trainer, setup
 
 
 def main(args: argparse.Namespace) -> OrderedDict | None:
     """One process of the run: trains, or with ``--eval-only`` evaluates."""
-    cfg = setup(args)
     trust = getattr(args, "trust_checkpoint", False)
+    if args.config_file.endswith(".py"):
+        return run_lazy(args, trust)
+    cfg = setup(args)
     if not args.eval_only:
         trainer = Trainer(cfg)
         trainer.checkpointer.trust = trust

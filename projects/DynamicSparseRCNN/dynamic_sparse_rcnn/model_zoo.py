@@ -90,7 +90,7 @@ def list_configs() -> list[str]:
     """The names of all configs."""
     folder = _config_folder()
     files = [file.relative_to(folder).as_posix() for file in (*folder.glob("*/*.yaml"), *folder.glob("lazy/*.py"))]
-    return sorted(file for file in files if not file.endswith("__init__.py"))
+    return sorted(file for file in files if not file.endswith(("__init__.py", "common.py")))
 
 
 def get_config_file(config_path: str) -> str:

@@ -41,7 +41,7 @@ def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
         raise ValueError(f"SOLVER.OPTIMIZER is {cfg.SOLVER.OPTIMIZER!r}: use ADAMW or SGD")
     clip = cfg.SOLVER.CLIP_GRADIENTS
     if clip.ENABLED and clip.CLIP_TYPE == "full_model":
-        _clip_full_model(optimizer, clip.CLIP_VALUE, clip.NORM_TYPE)
+        clip_full_model(optimizer, clip.CLIP_VALUE, clip.NORM_TYPE)
         return optimizer
     return maybe_add_gradient_clipping(cfg, optimizer)
 
@@ -96,7 +96,8 @@ def _without_weight_decay(kinds: Sequence[str], model: nn.Module) -> set[str]:
     return exempt
 
 
-def _clip_full_model(optimizer: torch.optim.Optimizer, max_norm: float, norm_type: float) -> None:
+def clip_full_model(optimizer: torch.optim.Optimizer, max_norm: float, norm_type: float) -> None:
+    """Makes every step of ``optimizer`` clip the norm of all gradients together first."""
     def clip(optimizer: torch.optim.Optimizer, args: object, kwargs: object) -> None:
         parameters = itertools.chain.from_iterable(group["params"] for group in optimizer.param_groups)
         nn.utils.clip_grad_norm_(parameters, max_norm, norm_type)

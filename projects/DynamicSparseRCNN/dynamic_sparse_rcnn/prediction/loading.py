@@ -62,7 +62,7 @@ def load_detector(config: Any, weights: str | None, device: str | None, trust: b
     else:
         model = instantiate(cfg.model).to(device or _usable(cfg.train.device))
         mapper = instantiate(cfg.dataloader.test.mapper)
-        datasets = [cfg.dataloader.test.dataset.names]
+        datasets = [cfg.dataloader.test.dataset.name]
     if mapper.image_format not in ("RGB", "BGR"):
         raise ValueError(f"INPUT.FORMAT is {mapper.image_format}: predictions need RGB or BGR")
     rest = StrictCheckpointer(model, trust=trust).load(str(weights))

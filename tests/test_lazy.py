@@ -1,0 +1,151 @@
+"""Lazy configs say what the yaml files say, and train and evaluate as they do."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+import train_net
+from detectron2.config import LazyConfig, instantiate
+from detectron2.modeling import build_model
+
+from dynamic_sparse_rcnn import model_zoo
+from dynamic_sparse_rcnn.data.mapper import build_augmentations
+from dynamic_sparse_rcnn.data.shapes import ShapesConfig, generate_shapes
+from dynamic_sparse_rcnn.engine.solver import build_optimizer
+
+NAMES = ["sparse_rcnn_R_50_FPN_300pro_3x", "dynamic_sparse_rcnn_R_50_FPN_300pro_3x"]
+SMALL = {
+    "model.proposal_generator.num_proposals": 10,
+    "model.head.stages.num_stages": 2,
+    "model.head.stages.num_classes": 5,
+    "model.head.stages.feedforward_channels": 64,
+}
+
+
+def small_yaml_cfg(name: str):
+    cfg = model_zoo.get_config(f"coco/{name}.yaml")
+    cfg.MODEL.DEVICE, cfg.MODEL.WEIGHTS = "cpu", ""
+    node = cfg.MODEL.SparseRCNN
+    node.NUM_PROPOSALS, node.NUM_HEADS, node.NUM_CLASSES, node.DIM_FEEDFORWARD = 10, 2, 5, 64
+    return cfg
+
+
+def small_lazy_cfg(name: str, **overrides):
+    cfg = model_zoo.get_config(f"lazy/{name}.py")
+    return LazyConfig.apply_overrides(cfg, [f"{key}={value}" for key, value in (SMALL | overrides).items()])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", NAMES)
+def test_both_routes_give_the_same_parameters(name):
+    cfg = model_zoo.get_config(f"coco/{name}.yaml")
+    cfg.MODEL.DEVICE = "cpu"
+    of_yaml, of_lazy = build_model(cfg), instantiate(model_zoo.get_config(f"lazy/{name}.py").model)
+    shapes = [{key: tuple(value.shape) for key, value in model.state_dict().items()} for model in (of_yaml, of_lazy)]
+    assert shapes[0] == shapes[1]
+    learning = [{key for key, value in model.named_parameters() if value.requires_grad} for model in (of_yaml, of_lazy)]
+    assert learning[0] == learning[1]
+    assert type(of_yaml) is type(of_lazy)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", NAMES)
+def test_both_routes_give_the_same_losses_and_detections_from_one_state_dict(name, make_inputs):
+    of_yaml, of_lazy = build_model(small_yaml_cfg(name)), instantiate(small_lazy_cfg(name).model)
+    of_lazy.load_state_dict(of_yaml.state_dict())
+    inputs = make_inputs([2, 3])
+    first, second = of_yaml.train()(inputs), of_lazy.train()(inputs)
+    assert first.keys() == second.keys()
+    for key, value in first.items():
+        assert torch.allclose(value, second[key], rtol=1e-6), key
+    with torch.no_grad():
+        detections = [model.eval()(inputs)[1]["instances"] for model in (of_yaml, of_lazy)]
+    assert len(detections[0]) == len(detections[1]) > 0
+    assert torch.allclose(detections[0].pred_boxes.tensor, detections[1].pred_boxes.tensor, atol=1e-3)
+    assert torch.equal(detections[0].scores, detections[1].scores)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_both_routes_train_alike(name):
+    cfg, lazy = model_zoo.get_config(f"coco/{name}.yaml"), model_zoo.get_config(f"lazy/{name}.py")
+    solver = cfg.SOLVER
+    assert lazy.train.max_iter == solver.MAX_ITER
+    assert lazy.train.init_checkpoint == cfg.MODEL.WEIGHTS
+    assert (lazy.train.eval_period, lazy.train.seed) == (cfg.TEST.EVAL_PERIOD, cfg.SEED)
+    assert (lazy.train.checkpointer.period, lazy.dataloader.train.total_batch_size) == (solver.CHECKPOINT_PERIOD, 16)
+    assert (lazy.optimizer.lr, lazy.optimizer.weight_decay) == (solver.BASE_LR, solver.WEIGHT_DECAY)
+    assert lazy.train.max_gradient_norm == solver.CLIP_GRADIENTS.CLIP_VALUE
+    factor = instantiate(lazy.lr_multiplier)
+    expected = {0: solver.WARMUP_FACTOR, solver.WARMUP_ITERS: 1.0}
+    for step, rate in zip((*solver.STEPS, solver.MAX_ITER - 1), (0.1, 0.01, 0.01), strict=True):
+        expected |= {step: rate}
+    for iteration, rate in expected.items():
+        assert factor(iteration / solver.MAX_ITER) == pytest.approx(rate, rel=1e-3), iteration
+    for is_train, mapper in ((True, lazy.dataloader.train.mapper), (False, lazy.dataloader.test.mapper)):
+        augmentations = instantiate(mapper).augmentations.augs
+        assert [type(x) for x in augmentations] == [type(x) for x in build_augmentations(cfg, is_train)]
+        assert str(list(augmentations[-1 - is_train].short_edge_length)[-1]) == "800"
+    assert lazy.dataloader.train.mapper.image_format == cfg.INPUT.FORMAT
+
+
+def test_both_routes_optimise_the_same_parameters_alike():
+    name = NAMES[0]
+    cfg, lazy = small_yaml_cfg(name), small_lazy_cfg(name)
+    model = build_model(cfg)
+    lazy.optimizer.params.model = model
+    for optimizer in (build_optimizer(cfg, model), instantiate(lazy.optimizer)):
+        rates = {
+            id(parameter): (group["lr"], group["weight_decay"])
+            for group in optimizer.param_groups
+            for parameter in group["params"]
+        }
+        assert rates == {id(p): (2.5e-5, 1e-4) for p in model.parameters() if p.requires_grad}
+
+
+@pytest.fixture
+def overrides(tmp_path) -> list[str]:
+    paths = generate_shapes(tmp_path / "shapes", "train", ShapesConfig(num_images=4, image_size=64))
+    data = f"coco:{paths.json_path}:{paths.image_folder}"
+    values = SMALL | {
+        "model.backbone.bottom_up.stages.norm": "BN",
+        "model.proposal_generator.hidden_channels": 8,
+        "dataloader.train.dataset.name": f"'{data}'",
+        "dataloader.test.dataset.name": f"'{data}'",
+        "dataloader.train.total_batch_size": 2,
+        "dataloader.train.num_workers": 0,
+        "dataloader.test.num_workers": 0,
+        "dataloader.train.mapper.augmentations.1.short_edge_length": "[64]",
+        "dataloader.train.mapper.augmentations.0.prob": 0,
+        "dataloader.test.mapper.augmentations.0.short_edge_length": 64,
+        "train.init_checkpoint": "''",
+        "train.device": "cpu",
+        "train.output_dir": str(tmp_path / "run"),
+        "train.max_iter": 2,
+        "train.checkpointer.period": 2,
+    }
+    return [f"{key}={value}" for key, value in values.items()]
+
+
+@pytest.mark.slow
+def test_a_lazy_config_trains_resumes_and_evaluates_from_the_command_line(overrides, tmp_path):
+    config = model_zoo.get_config_file(f"lazy/{NAMES[1]}.py")
+
+    def run(*options: str):
+        flags = [x for x in options if x.startswith("--")]
+        pairs = [*overrides, *(x for x in options if not x.startswith("--"))]
+        return train_net.main(train_net.argument_parser().parse_args(["--config-file", config, *flags, *pairs]))
+
+    run()
+    assert (tmp_path / "run/last_checkpoint").read_text() == "model_final.pth"
+    saved = torch.load(tmp_path / "run/model_final.pth")
+    assert saved["class_names"] == ["circle", "square", "triangle", "star", "ring"]
+    run("--resume", "train.max_iter=3")
+    assert torch.load(tmp_path / "run/model_final.pth")["iteration"] == 2
+    lines = [json.loads(line) for line in (tmp_path / "run/metrics.json").read_text().splitlines()]
+    assert {"bbox/AP", "total_loss"} <= set().union(*lines)
+    results = run("--eval-only", f"train.init_checkpoint={tmp_path / 'run/model_final.pth'}")
+    assert "AP50" in results["bbox"]
+    with pytest.raises(ValueError, match=r"train\.init_checkpoint"):
+        run("--eval-only")
