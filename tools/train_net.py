@@ -15,6 +15,7 @@ from detectron2.engine import default_argument_parser, launch
 from detectron2.evaluation import verify_results
 from detectron2.utils import comm
 
+from dynamic_sparse_rcnn import DetectorWithTTA
 from dynamic_sparse_rcnn.engine.checkpointing import load_for_evaluation
 from dynamic_sparse_rcnn.engine.lazy import run as run_lazy
 from dynamic_sparse_rcnn.engine.trainer import Trainer, setup
@@ -36,6 +37,10 @@ def main(args: argparse.Namespace) -> OrderedDict | None:
     model = Trainer.build_model(cfg)
     load_for_evaluation(cfg, model, args.resume, trust)
     results = Trainer.test(cfg, model)
+    if cfg.TEST.AUG.ENABLED:
+        evaluators = [Trainer.build_evaluator(cfg, name) for name in cfg.DATASETS.TEST]
+        augmented = Trainer.test(cfg, DetectorWithTTA(cfg, model), evaluators)
+        results |= {f"{task}_TTA": metrics for task, metrics in augmented.items()}
     if comm.is_main_process():
         verify_results(cfg, results)
     return results

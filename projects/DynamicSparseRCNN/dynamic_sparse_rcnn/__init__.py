@@ -22,6 +22,7 @@ from .modeling.matcher import (
 from .modeling.proposals import LearnedProposalGenerator
 from .modeling.router import ExpertRouter
 from .modeling.structures import BACKGROUND, Assignment, BatchedTargets, MatchCosts, StagePredictions
+from .modeling.test_time_augmentation import DetectorWithTTA
 from .prediction import Prediction, Predictor
 
 __all__ = [
@@ -31,6 +32,7 @@ __all__ = [
     "Assignment",
     "BatchedTargets",
     "DLACriterion",
+    "DetectorWithTTA",
     "DynamicConv",
     "DynamicHead",
     "DynamicProposalGenerator",
