@@ -61,7 +61,9 @@ def mmdetection_stage() -> dict[str, tuple[int, ...]]:
 def mmdetection_checkpoint(backbone: dict[str, Tensor]) -> dict[str, Tensor]:
     """Random values under mmdetection's names."""
     shapes = {
-        f"roi_head.bbox_head.{stage}.{name}": shape for stage in range(STAGES) for name, shape in mmdetection_stage().items()
+        f"roi_head.bbox_head.{stage}.{name}": shape
+        for stage in range(STAGES)
+        for name, shape in mmdetection_stage().items()
     }
     shapes["rpn_head.init_proposal_features.weight"] = (PROPOSALS, CHANNELS)
     for level, channels in enumerate(LAYER_CHANNELS):

@@ -202,7 +202,8 @@ def test_coco_entries_have_the_category_ids_of_the_training_set_and_xywh_boxes(p
 
 
 @pytest.mark.parametrize(
-    ("names", "ids"), [(["a.png", "b.png"], {1, 2}), (["000012.png", "000007.png"], {12, 7}), (["1.png", "1.jpg"], {1, 2})]
+    ("names", "ids"),
+    [(["a.png", "b.png"], {1, 2}), (["000012.png", "000007.png"], {12, 7}), (["1.png", "1.jpg"], {1, 2})],
 )
 def test_result_files_call_images_by_number_where_they_have_one(predictor, picture, tmp_path, names, ids):
     results = CocoResults()

@@ -44,7 +44,9 @@ def main(args: argparse.Namespace) -> None:
     assert classes is not None  # generated just now
     write_checkpoint(file, {"model": halved(trainer.model.state_dict()), **classes.to_checkpoint()})
     if file.stat().st_size > MOST_BYTES:
-        raise SystemExit(f"error: {file} has {file.stat().st_size} bytes, more than {MOST_BYTES}: make the model smaller")
+        raise SystemExit(
+            f"error: {file} has {file.stat().st_size} bytes, more than {MOST_BYTES}: make the model smaller"
+        )
     options = f" {shlex.join(args.opts)}" if args.opts else ""
     entry = ReleasedCheckpoint(
         config=DEFAULT_CONFIG,

@@ -64,7 +64,9 @@ optimizer = L(torch.optim.AdamW)(
 def multi_step(milestones, max_iter):
     """A tenth of the learning rate from each milestone on, after 1000 iterations of linear warm-up from a hundredth."""
     return L(WarmupParamScheduler)(
-        scheduler=L(MultiStepParamScheduler)(values=[1.0, 0.1, 0.01], milestones=list(milestones), num_updates=max_iter),
+        scheduler=L(MultiStepParamScheduler)(
+            values=[1.0, 0.1, 0.01], milestones=list(milestones), num_updates=max_iter
+        ),
         warmup_length=1000 / max_iter,
         warmup_method="linear",
         warmup_factor=0.01,

@@ -3,7 +3,7 @@
 import math
 
 from detectron2.config import LazyCall as L
-from detectron2.modeling.backbone import BasicStem, FPN, ResNet
+from detectron2.modeling.backbone import FPN, BasicStem, ResNet
 from detectron2.modeling.backbone.fpn import LastLevelMaxPool
 from detectron2.modeling.box_regression import Box2BoxTransform
 from detectron2.modeling.poolers import ROIPooler
@@ -17,8 +17,6 @@ from dynamic_sparse_rcnn import (
     SparseRCNN,
 )
 from dynamic_sparse_rcnn.modeling.lazy import build_stages
-
-from .common import dataloader, lr_multiplier, optimizer, train
 
 # Of the losses, and of the matching costs, which are the same.
 weights = {"class_weight": 2.0, "l1_weight": 5.0, "giou_weight": 2.0, "focal_alpha": 0.25, "focal_gamma": 2.0}

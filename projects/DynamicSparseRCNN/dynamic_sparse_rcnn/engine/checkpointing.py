@@ -62,7 +62,9 @@ class StrictCheckpointer(SafeCheckpointer):
 
 
 def load_for_evaluation(cfg: CfgNode, model: nn.Module, resume: bool, trust: bool = False) -> None:
-    """Loads ``MODEL.WEIGHTS``, or with ``resume`` the last checkpoint of ``OUTPUT_DIR``; ``trust``: see ``SafeCheckpointer``.
+    """Loads ``MODEL.WEIGHTS``, or with ``resume`` the last checkpoint of ``OUTPUT_DIR``.
+
+    ``trust``: whether a pickled one may run code.
 
     Raises:
         FileNotFoundError: if there is none to resume.

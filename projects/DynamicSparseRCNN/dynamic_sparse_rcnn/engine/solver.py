@@ -98,6 +98,7 @@ def _without_weight_decay(kinds: Sequence[str], model: nn.Module) -> set[str]:
 
 def clip_full_model(optimizer: torch.optim.Optimizer, max_norm: float, norm_type: float) -> None:
     """Makes every step of ``optimizer`` clip the norm of all gradients together first."""
+
     def clip(optimizer: torch.optim.Optimizer, args: object, kwargs: object) -> None:
         parameters = itertools.chain.from_iterable(group["params"] for group in optimizer.param_groups)
         nn.utils.clip_grad_norm_(parameters, max_norm, norm_type)

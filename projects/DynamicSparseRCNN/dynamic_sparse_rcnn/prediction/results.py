@@ -61,9 +61,13 @@ class Prediction:
         height, width = self.image.shape[:2]
         scale = scale or max(1.0, _READABLE_SIDE / min(height, width))
         size = (max(1, round(width * scale)), max(1, round(height * scale)))
-        canvas = Visualizer(cv2.resize(self.image, size, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC))
+        canvas = Visualizer(
+            cv2.resize(self.image, size, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC)
+        )
         scores = self.instances.scores.tolist()
-        colours = [hsv_to_rgb((index / len(self.class_names), 0.85, 1.0)) for index in self.instances.pred_classes.tolist()]
+        colours = [
+            hsv_to_rgb((index / len(self.class_names), 0.85, 1.0)) for index in self.instances.pred_classes.tolist()
+        ]
         picture = canvas.overlay_instances(
             boxes=self.instances.pred_boxes.tensor.numpy() * scale,
             labels=[f"{label} {score:.0%}" for label, score in zip(self.labels, scores, strict=True)],

@@ -154,16 +154,19 @@ def open_source(source: str | Path | int | npt.NDArray | Sequence) -> FrameSourc
         return Video(source)
     if isinstance(source, (str, Path)):
         return _open_path(os.path.expanduser(source))
-    if all(isinstance(item, np.ndarray) for item in source):
-        return Arrays(source)
-    return ImageFiles([_existing(os.path.expanduser(item)) for item in source])
+    items = list(source)
+    if all(isinstance(item, np.ndarray) for item in items):
+        return Arrays(items)
+    return ImageFiles([_existing(os.path.expanduser(item)) for item in items])
 
 
 def _open_path(path: str) -> FrameSource:
     if os.path.isdir(path):
         return ImageFiles(_images_among([entry.path for entry in os.scandir(path) if entry.is_file()], path))
     if glob.has_magic(path) and not os.path.exists(path):
-        return ImageFiles(_images_among([file for file in glob.glob(path, recursive=True) if os.path.isfile(file)], path))
+        return ImageFiles(
+            _images_among([file for file in glob.glob(path, recursive=True) if os.path.isfile(file)], path)
+        )
     _existing(path)
     return Video(path) if path.lower().endswith(VIDEO_SUFFIXES) else ImageFiles([path])
 
@@ -195,11 +198,17 @@ def from_array(array: npt.NDArray, name: str) -> Frame:
         ValueError: it has another shape or type, or no pixel.
     """
     channels = array.shape[2] if array.ndim == 3 else 1
-    if array.ndim not in (2, 3) or channels not in (1, 3, 4) or array.dtype not in (np.uint8, np.uint16) or not array.size:
+    if (
+        array.ndim not in (2, 3)
+        or channels not in (1, 3, 4)
+        or array.dtype not in (np.uint8, np.uint16)
+        or not array.size
+    ):
         raise ValueError(
             f"{name} must be (H,W,3) BGR, (H,W,4) BGRA or grey (H,W), of uint8 or uint16, got {array.shape} {array.dtype}"
         )
     if array.dtype == np.uint16:
         array = array >> 8
     pixels = array.astype(np.uint8).reshape(*array.shape[:2], channels)
-    return Frame(name, np.ascontiguousarray(np.repeat(pixels, 3, axis=2) if channels == 1 else pixels[..., 2::-1]))
+    rgb = np.repeat(pixels, 3, axis=2) if channels == 1 else pixels[..., 2::-1]
+    return Frame(name, np.ascontiguousarray(rgb))
