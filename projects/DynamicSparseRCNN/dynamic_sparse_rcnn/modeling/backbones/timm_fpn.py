@@ -236,8 +236,8 @@ def _same_module(name: str, wanted: str) -> bool:
 
 
 def _checkpoint_gradients(model: Any, name: str) -> None:
-    inner = model if hasattr(model, "set_grad_checkpointing") else getattr(model, "model", None)
-    if inner is not None and hasattr(inner, "set_grad_checkpointing"):
+    inner: Any = model if hasattr(model, "set_grad_checkpointing") else getattr(model, "model", None)
+    try:
         inner.set_grad_checkpointing(True)
-        return
-    raise ValueError(f"MODEL.TIMM.NAME {name} cannot: set MODEL.TIMM.GRAD_CHECKPOINTING False")
+    except (AttributeError, AssertionError) as error:
+        raise ValueError(f"MODEL.TIMM.NAME {name} cannot: set MODEL.TIMM.GRAD_CHECKPOINTING False") from error
