@@ -4,28 +4,26 @@ from __future__ import annotations
 
 import pytest
 import torch
-from timm_configs import build, use_timm
+from timm_configs import NAMES, build, use_timm
 
 SIZE = (64, 96)
 
 
-@pytest.mark.parametrize(
-    "name", ["resnet18", "efficientnet_b0", "convnext_atto", "regnety_002", "pvt_v2_b0", "darknet17"]
-)
-@pytest.mark.parametrize("freeze_at", [1, 2, 4])
-def test_freezing_takes_exactly_what_lies_before(tiny_cfg, name, freeze_at):
-    backbone = build(use_timm(tiny_cfg, name, FREEZE_AT=freeze_at)).bottom_up
-    free = build(use_timm(tiny_cfg, name, FREEZE_AT=0)).bottom_up.eval()
-    frozen = {key for key, parameter in backbone.named_parameters() if not parameter.requires_grad}
+# Twins have no module of their own for a map: refused. The maps of Xception are taken within a block, of which the
+# shortcut is frozen as well.
+@pytest.mark.parametrize("name", [name for name in NAMES if name not in ("twins_svt_small", "xception41")])
+def test_freezing_takes_exactly_what_lies_before(tiny_cfg, name):
+    free = build(use_timm(tiny_cfg, name)).bottom_up.eval()
     maps = free(torch.randn(1, 3, *SIZE))
-    if freeze_at >= 2:
+    for freeze_at in (1, 2, 4):
+        backbone = build(use_timm(tiny_cfg, name, FREEZE_AT=freeze_at)).bottom_up
+        frozen = {key for key, parameter in backbone.named_parameters() if not parameter.requires_grad}
         # What the map of that stride depends on, by its gradients.
-        maps[f"res{freeze_at}"].sum().backward()
-        assert frozen == {key for key, parameter in free.named_parameters() if parameter.grad is not None}
-    else:
-        maps["res2"].sum().backward()
-        needed = {key for key, parameter in free.named_parameters() if parameter.grad is not None}
-        assert set() < frozen < needed
+        names, parameters = zip(*free.named_parameters(), strict=True)
+        total = maps[f"res{max(freeze_at, 2)}"].sum()
+        gradients = torch.autograd.grad(total, parameters, retain_graph=True, allow_unused=True)
+        needed = {key for key, gradient in zip(names, gradients, strict=True) if gradient is not None}
+        assert frozen == needed if freeze_at >= 2 else set() < frozen < needed
 
 
 def test_frozen_parts_keep_their_statistics_and_their_mode_in_training(tiny_cfg):
