@@ -111,7 +111,8 @@ def main() -> None:
     rows: list[list[str | float]] = []
     for config, detector in zip(args.configs, detectors, strict=True):
         sizes = [sum(p.numel() for p in module.parameters()) / 1e6 for module in (detector.backbone, detector)]
-        rows.append([config.stem, *sizes, *count_gflops(detector, inputs)])
+        name = config.stem.removeprefix("dynamic_sparse_rcnn_").removesuffix("_FPN_300pro_3x")
+        rows.append([name, *sizes, *count_gflops(detector, inputs)])
     if args.repeats:
         header.append(f"images/s, {torch.cuda.get_device_name() if args.device.startswith('cuda') else 'CPU'}")
         for row, rate in zip(rows, images_per_second(detectors, inputs, args.repeats), strict=True):

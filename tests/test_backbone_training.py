@@ -68,6 +68,5 @@ def test_the_loss_on_unseen_images_falls_and_falls(tiny_cfg, shapes, family, use
             sum(model(seen[first : first + BATCH]).values()).backward()
             optimizer.step()
         losses.append(loss_of(model, unseen))
-    print(family, losses)
     assert losses == sorted(losses, reverse=True)
     assert losses[-1] < 0.8 * losses[0]

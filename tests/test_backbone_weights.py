@@ -84,6 +84,7 @@ def test_what_a_file_lacks_is_named(caplog):
 def test_files_that_cannot_be_used_are_refused_by_name(tiny_cfg, tmp_path):
     (tmp_path / "text.safetensors").write_text("no weights")
     (tmp_path / "text.pth").write_text("no weights")
+    (tmp_path / "nothing.pth").write_text("")
     (tmp_path / "weights.npz").write_text("")
     torch.save({"epoch": 1}, tmp_path / "empty.pth")
     other = save(timm.create_model("test_convnext"), tmp_path / "other.pth")
@@ -92,6 +93,7 @@ def test_files_that_cannot_be_used_are_refused_by_name(tiny_cfg, tmp_path):
         (tmp_path / "none.pth", FileNotFoundError, "there is no file .*none.pth"),
         (tmp_path / "text.safetensors", ValueError, "text.safetensors is no safetensors file"),
         (tmp_path / "text.pth", ValueError, "text.pth cannot be read as weights"),
+        (tmp_path / "nothing.pth", ValueError, r"nothing.pth cannot be read as weights alone \(EOFError\)"),
         (tmp_path / "weights.npz", ValueError, r"weights.npz: .safetensors and .pth"),
         (tmp_path / "empty.pth", ValueError, "empty.pth holds no weights"),
         (other, ValueError, r"none of its \d+ names, such as stem.0.weight"),

@@ -1,4 +1,4 @@
-"""Hierarchical models of timm behind the FPN: shapes, freezing, normalisation, and the ResNet of detectron2."""
+"""Hierarchical models of timm behind the FPN: shapes, normalisation, and the ResNet of detectron2."""
 
 from __future__ import annotations
 
@@ -8,33 +8,11 @@ import pytest
 import timm
 import torch
 from detectron2.modeling import build_backbone, build_model
-from timm_configs import MEAN, STD, build, use_timm
+from timm_configs import MEAN, NAMES, STD, build, use_timm
 
 from dynamic_sparse_rcnn.modeling.backbones.inputs import InputNormalization
 from dynamic_sparse_rcnn.modeling.backbones.timm_fpn import check_maps
 
-# Of each family the smallest, with what it is here for.
-NAMES = [
-    "resnet18",  # starts at stride 2
-    "resnetv2_50",
-    "densenet121",
-    "darknet17",  # starts at stride 1
-    "efficientnet_b0",  # a feature extractor of its own
-    "efficientnet_b3",
-    "mobilenetv3_small_050",
-    "mobilenetv4_conv_small",
-    "regnety_002",
-    "convnext_atto",  # starts at stride 4
-    "edgenext_xx_small",
-    "mobilevit_xxs",
-    "hgnetv2_b0",
-    "pvt_v2_b0",
-    "swin_tiny_patch4_window7_224",  # one input size, channels last
-    "swinv2_cr_tiny_ns_224",
-    "twins_svt_small",  # features by a method of the model
-    "xception41",  # features by hooks
-    "test_mambaout",  # channels last
-]
 SIZE = (64, 96)
 
 
@@ -57,9 +35,7 @@ def test_every_family_gives_the_pyramid_and_finite_gradients(tiny_cfg, name):
     assert gradients[0].abs().max() > 0
 
 
-@pytest.mark.parametrize(
-    "name", ["resnet18", "efficientnet_b0", "convnext_atto", "swin_tiny_patch4_window7_224", "pvt_v2_b0"]
-)
+@pytest.mark.parametrize("name", NAMES)
 def test_mixed_precision_gives_nearly_the_same_maps_and_finite_gradients(tiny_cfg, name):
     backbone = build(use_timm(tiny_cfg, name)).eval()
     images = torch.randn(1, 3, *SIZE)
@@ -71,8 +47,9 @@ def test_mixed_precision_gives_nearly_the_same_maps_and_finite_gradients(tiny_cf
         assert (exact - rounded.float()).abs().max() < 0.1 * exact.abs().max()
 
 
-@pytest.mark.parametrize("name", ["resnet18", "efficientnet_b0", "convnext_atto", "pvt_v2_b0", "test_mambaout"])
+@pytest.mark.parametrize("name", [name for name in NAMES if name not in ("densenet121", "twins_svt_small")])
 def test_state_dict_names_depend_on_the_model_alone(tiny_cfg, name):
+    # Those left out refuse one of these options.
     plain = build(use_timm(tiny_cfg, name)).state_dict()
     options = {"FREEZE_AT": 2, "NORM_EVAL": True, "DROP_PATH": 0.1, "GRAD_CHECKPOINTING": True}
     other = build(use_timm(tiny_cfg, name, **options)).train()
@@ -85,50 +62,6 @@ def test_state_dict_names_are_those_of_checkpoints_already_written(tiny_cfg):
     assert {"bottom_up.model.conv1.weight", "bottom_up.model.layer4.1.bn2.running_var", "fpn_lateral2.weight"} <= names
     names = build(use_timm(tiny_cfg, "convnext_atto")).state_dict().keys()
     assert {"bottom_up.model.stem_0.weight", "bottom_up.model.stages_3.blocks.1.mlp.fc2.bias"} <= names
-
-
-@pytest.mark.parametrize(
-    "name", ["resnet18", "efficientnet_b0", "convnext_atto", "regnety_002", "pvt_v2_b0", "darknet17"]
-)
-@pytest.mark.parametrize("freeze_at", [1, 2, 4])
-def test_freezing_takes_exactly_what_lies_before(tiny_cfg, name, freeze_at):
-    backbone = build(use_timm(tiny_cfg, name, FREEZE_AT=freeze_at)).bottom_up
-    free = build(use_timm(tiny_cfg, name, FREEZE_AT=0)).bottom_up.eval()
-    frozen = {key for key, parameter in backbone.named_parameters() if not parameter.requires_grad}
-    maps = free(torch.randn(1, 3, *SIZE))
-    if freeze_at >= 2:
-        # What the map of that stride depends on, by its gradients.
-        maps[f"res{freeze_at}"].sum().backward()
-        assert frozen == {key for key, parameter in free.named_parameters() if parameter.grad is not None}
-    else:
-        maps["res2"].sum().backward()
-        needed = {key for key, parameter in free.named_parameters() if parameter.grad is not None}
-        assert set() < frozen < needed
-
-
-def test_frozen_parts_keep_their_statistics_and_their_mode_in_training(tiny_cfg):
-    backbone = build(use_timm(tiny_cfg, "efficientnet_b0", FREEZE_AT=3, DROP_PATH=0.5)).train()
-    before = {key: value.clone() for key, value in backbone.state_dict().items() if "running" in key}
-    backbone(torch.randn(2, 3, *SIZE))
-    changed = {key for key, value in backbone.state_dict().items() if key in before and not value.equal(before[key])}
-    frozen = ("bottom_up.model.bn1", "bottom_up.model.blocks.0", "bottom_up.model.blocks.1", "bottom_up.model.blocks.2")
-    assert changed == {key for key in before if not key.startswith(frozen)}
-    # Stochastic depth of the frozen part is off: its map is the same each time, later ones are not.
-    images = torch.randn(2, 3, *SIZE)
-    first, second = backbone.bottom_up(images), backbone.bottom_up(images)
-    assert torch.equal(first["res3"], second["res3"])
-    assert not torch.equal(first["res5"], second["res5"])
-
-
-def test_with_norm_eval_no_statistics_change_and_scales_learn_unless_frozen(tiny_cfg):
-    backbone = build(use_timm(tiny_cfg, "resnet18", NORM_EVAL=True)).train()
-    before = {key: value.clone() for key, value in backbone.state_dict().items()}
-    backbone(torch.randn(2, 3, *SIZE))
-    torch.testing.assert_close(backbone.state_dict(), before, rtol=0, atol=0)
-    assert all(parameter.requires_grad for parameter in backbone.parameters())
-    frozen = build(use_timm(tiny_cfg, "resnet18", NORM_EVAL=True, NORM_FROZEN=True))
-    still = {key for key, parameter in frozen.named_parameters() if not parameter.requires_grad}
-    assert still == {key for key, _ in backbone.named_parameters() if ".bn" in key or ".downsample.1." in key}
 
 
 def test_gradient_checkpointing_gives_the_same_gradients(tiny_cfg):
@@ -247,6 +180,23 @@ def test_out_indices_choose_the_maps(tiny_cfg):
     assert not any("stages_3" in name for name, _ in backbone.named_parameters())
 
 
+def test_maps_computed_in_vain_are_warned_about_and_their_parameters_have_no_gradients(tiny_cfg, caplog):
+    tiny_cfg.MODEL.FPN.IN_FEATURES = ["res2", "res3"]
+    for indices, unused in (((), {"layer3", "layer4"}), ((1, 2), set())):
+        caplog.clear()
+        backbone = build(use_timm(tiny_cfg, "resnet18", OUT_INDICES=indices))
+        sum(x.mean() for x in backbone(torch.randn(1, 3, *SIZE)).values()).backward()
+        without = {name.split(".")[2] for name, parameter in backbone.named_parameters() if parameter.grad is None}
+        assert without == unused
+        assert ("res4, res5 of MODEL.TIMM.NAME resnet18 are computed in vain" in caplog.text) == bool(unused)
+
+
+def test_p6_without_p5_is_refused(tiny_cfg):
+    tiny_cfg.MODEL.FPN.IN_FEATURES, tiny_cfg.MODEL.FPN.P6 = ["res2", "res3", "res4"], True
+    with pytest.raises(ValueError, match=r"MODEL.FPN.P6 .*add res5 to MODEL.FPN.IN_FEATURES"):
+        build(use_timm(tiny_cfg, "resnet18"))
+
+
 def test_what_a_model_needs_is_what_images_are_padded_to(tiny_cfg):
     assert build(use_timm(tiny_cfg, "resnet18", SIZE_DIVISIBILITY=48)).size_divisibility == 96
     # Its windows are as large as its last map, so that the size must be a multiple of 256.
@@ -265,6 +215,7 @@ def test_what_a_model_needs_is_what_images_are_padded_to(tiny_cfg):
         ("resnet18", {"OUT_INDICES": [2, 3, 4]}, r"IN_FEATURES \['res2'.*gives {'res3': 8, 'res4': 16, 'res5': 32}"),
         ("resnet18", {"OUT_INDICES": [7]}, r"OUT_INDICES \(7,\)"),
         ("vgg11_bn", {"DROP_PATH": 0.1}, "set MODEL.TIMM.DROP_PATH 0"),
+        ("twins_svt_small", {"GRAD_CHECKPOINTING": True}, "twins_svt_small cannot: set MODEL.TIMM.GRAD_CHECKPOINTING"),
         ("hrnet_w18_small", {"FREEZE_AT": 3}, "FREEZE_AT 3.*use 0"),
         ("resnet18", {"FREEZE_AT": 6}, r"FREEZE_AT 6.*strides \[2, 4, 8, 16, 32\]"),
         ("resnet18", {"NORMALIZATION": "both"}, "'both': use model or config"),

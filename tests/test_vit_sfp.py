@@ -110,6 +110,14 @@ def test_positions_of_another_grid_are_interpolated(tiny_cfg, tmp_path, caplog):
     assert "pos_embed of 401 tokens interpolated to 101" in caplog.text
 
 
+@pytest.mark.parametrize("tokens", [100, 21])
+def test_positions_of_no_square_grid_behind_a_class_token_are_refused(tiny_cfg, tmp_path, tokens):
+    weights = make_vit().state_dict() | {"pos_embed": torch.zeros(1, tokens, 64)}
+    torch.save({"model": weights}, tmp_path / "mae.pth")
+    with pytest.raises(ValueError, match=rf"pos_embed: \(1, {tokens}, 64\) instead of \(1, 101, 64\)"):
+        build(use_vit(tiny_cfg, CHECKPOINT=str(tmp_path / "mae.pth")))
+
+
 def test_timms_names_with_mae_are_taken_and_the_pyramid_may_be_built_on_an_earlier_block(tiny_cfg):
     backbone = build(use_vit(tiny_cfg, "vit_base_patch16_224.mae", OUT_INDICES=[0]))
     assert backbone(torch.randn(1, 3, 32, 32))["p5"].shape == (1, 32, 1, 1)
@@ -201,6 +209,8 @@ def test_freezing_takes_the_embeddings_and_the_blocks_before(tiny_cfg, freeze_at
         ("vit_tiny_patch8_224", {}, "vit_.*_patch16"),
         ("test_vit", {"FREEZE_AT": 8}, "FREEZE_AT 8"),
         ("test_vit", {"GLOBAL_BLOCKS": [6], "WINDOW_SIZE": 2}, r"GLOBAL_BLOCKS \[6\]"),
+        ("test_vit", {"WINDOW_SIZE": -2}, "WINDOW_SIZE is -2: use 0"),
+        ("deit_tiny_distilled_patch16_224", {"WINDOW_SIZE": 2}, "WINDOW_SIZE.*cannot do without.*set it 0"),
         ("test_vit", {"OUT_INDICES": [2, 5]}, "one block"),
         ("test_vit", {"OUT_INDICES": [9]}, "OUT_INDICES"),
     ],

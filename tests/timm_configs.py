@@ -1,4 +1,4 @@
-"""Configs of detectors with backbones of timm."""
+"""Models of timm, and configs of detectors with them as backbones."""
 
 from __future__ import annotations
 
@@ -7,6 +7,29 @@ from detectron2.config import CfgNode
 from detectron2.modeling import Backbone, build_backbone
 
 MEAN, STD = [123.675, 116.280, 103.530], [58.395, 57.120, 57.375]
+
+# Of each family the smallest, with what it is here for.
+NAMES = [
+    "resnet18",  # starts at stride 2
+    "resnetv2_50",
+    "densenet121",
+    "darknet17",  # starts at stride 1
+    "efficientnet_b0",  # a feature extractor of its own
+    "efficientnet_b3",
+    "mobilenetv3_small_050",
+    "mobilenetv4_conv_small",
+    "regnety_002",
+    "convnext_atto",  # starts at stride 4
+    "edgenext_xx_small",
+    "mobilevit_xxs",
+    "hgnetv2_b0",
+    "pvt_v2_b0",
+    "swin_tiny_patch4_window7_224",  # one input size, channels last
+    "swinv2_cr_tiny_ns_224",
+    "twins_svt_small",  # features by a method of the model
+    "xception41",  # features by hooks
+    "test_mambaout",  # channels last
+]
 
 
 def use_timm(cfg: CfgNode, name: str, **keys: object) -> CfgNode:

@@ -125,7 +125,8 @@ def _add_timm(node: CfgNode) -> None:
     # 0: nothing is frozen; 1: the stem; 2: up to stride 4; .. 5: up to stride 32. With a plain vision
     # transformer 1: the embeddings; n: n - 1 blocks too. MODEL.BACKBONE.FREEZE_AT is not read.
     node.FREEZE_AT = 0
-    # Batch norms keep their statistics; and their scale and shift. Both: detectron2's FrozenBN.
+    # Batch norms keep their statistics; and their scale and shift. Both: detectron2's FrozenBN. (Plain vision
+    # transformers have none.)
     node.NORM_EVAL = False
     node.NORM_FROZEN = False
     # Recompute activations in the backward pass: less memory, more time (some models need timm 1.0.31).
@@ -133,7 +134,8 @@ def _add_timm(node: CfgNode) -> None:
     # model: images are normalised (and their channels ordered) as the model's data config says;
     # config: as MODEL.PIXEL_MEAN, MODEL.PIXEL_STD and INPUT.FORMAT say.
     node.NORMALIZATION = "model"
-    # What input height and width are padded to multiples of, beyond what the FPN needs.
+    # What input height and width are padded to multiples of, beyond what the FPN needs. (Plain vision
+    # transformers need no more.)
     node.SIZE_DIVISIBILITY = 0
 
 

@@ -8,7 +8,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 
-def freeze_up_to(model: nn.Module, last: str) -> list[nn.Module]:
+def freeze_up_to(model: nn.Module, last: str) -> list[str]:
     """Takes the gradients from all modules up to one, in the order in which they are registered (and run).
 
     Args:
@@ -16,7 +16,7 @@ def freeze_up_to(model: nn.Module, last: str) -> list[nn.Module]:
         last: the name of the last frozen one; all within it are frozen too.
 
     Returns:
-        The modules frozen whole.
+        The names of the modules frozen whole.
     """
     names = [name for name, _ in model.named_modules()]
     end = max(index for index, name in enumerate(names) if name == last or name.startswith(f"{last}."))
@@ -28,7 +28,7 @@ def freeze_up_to(model: nn.Module, last: str) -> list[nn.Module]:
         for parameter in module.parameters(recurse=False):
             parameter.requires_grad_(False)
         if not any(name == "" or other.startswith(f"{name}.") for other in learning):
-            frozen.append(module)
+            frozen.append(name)
     return frozen
 
 
@@ -36,22 +36,27 @@ class KeptInEval:
     """Modules that stay in evaluation mode while the rest of a model trains."""
 
     def __init__(
-        self, model: nn.Module, frozen: Iterable[nn.Module], *, norm_eval: bool = False, norm_frozen: bool = False
+        self, model: nn.Module, frozen: Iterable[str], *, norm_eval: bool = False, norm_frozen: bool = False
     ) -> None:
         """
         Args:
-            model: whose batch norms are meant.
-            frozen: stay in evaluation mode, with all of their submodules.
+            model: whose modules these are.
+            frozen: names of those that stay in evaluation mode, with all of their submodules.
             norm_eval: so do all batch norms: they keep their statistics.
             norm_frozen: their scale and shift get no gradients.
         """
-        norms = [module for module in model.modules() if isinstance(module, _BatchNorm)]
-        self._modules = [*frozen, *(norms if norm_eval else ())]
+        self._model, self._frozen, self._norm_eval = model, tuple(frozen), norm_eval
         if norm_frozen:
-            for norm in norms:
+            for norm in self._norms():
                 norm.requires_grad_(False)
 
     def apply(self) -> None:
         """To be called after the model was set to training mode."""
-        for module in self._modules:
-            module.eval()
+        # Looked up each time: a conversion to synchronised batch norms puts other modules in their places.
+        for name in self._frozen:
+            self._model.get_submodule(name).eval()
+        for norm in self._norms() if self._norm_eval else ():
+            norm.eval()
+
+    def _norms(self) -> list[nn.Module]:
+        return [module for module in self._model.modules() if isinstance(module, _BatchNorm)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from typing import Any
 
@@ -16,6 +17,8 @@ from .creation import create_timm_model
 from .freezing import KeptInEval, freeze_up_to
 from .inputs import build_input_normalization
 from .weights import load_weights, read_state_dict, wanted_weights
+
+logger = logging.getLogger(__name__)
 
 # Swin and its like: any input size, windows always whole and shifted. Others have no such arguments.
 _ANY_INPUT_SIZE: tuple[dict[str, Any], ...] = (
@@ -121,16 +124,8 @@ def build_fpn(cfg: CfgNode, input_shape: ShapeSpec) -> TimmFPN:
     """See :func:`build_timm_fpn_backbone`."""
     bottom_up = TimmBackbone(cfg, input_shape)
     _check_frozen(bottom_up, cfg.MODEL.TIMM.FREEZE_AT, input_shape.channels)
+    _check_levels(cfg, {name: shape.stride for name, shape in bottom_up.output_shape().items()})
     node = cfg.MODEL.FPN
-    strides = {name: shape.stride for name, shape in bottom_up.output_shape().items()}
-    missing = [name for name in node.IN_FEATURES if name not in strides]
-    if missing or not node.IN_FEATURES:
-        raise ValueError(
-            f"MODEL.FPN.IN_FEATURES {list(node.IN_FEATURES)} (res2 is stride 4, res5 is stride 32): MODEL.TIMM.NAME "
-            f"{cfg.MODEL.TIMM.NAME} gives {strides or 'no map of these strides'}. Leave out what is missing, here and "
-            "of MODEL.ROI_HEADS.IN_FEATURES, see MODEL.TIMM.OUT_INDICES, or take another model; for plain vision "
-            "transformers (one stride, 16) there is MODEL.BACKBONE.NAME build_vit_sfp_backbone"
-        )
     return TimmFPN(
         bottom_up=bottom_up,
         in_features=node.IN_FEATURES,
@@ -139,6 +134,27 @@ def build_fpn(cfg: CfgNode, input_shape: ShapeSpec) -> TimmFPN:
         top_block=LastLevelMaxPool() if node.P6 else None,
         fuse_type=node.FUSE_TYPE,
     )
+
+
+def _check_levels(cfg: CfgNode, strides: dict[str, int]) -> None:
+    """Raises ``ValueError`` if the FPN asks for maps that there are not; warns of maps that it leaves unused."""
+    node = cfg.MODEL.FPN
+    missing = [name for name in node.IN_FEATURES if name not in strides]
+    if missing or not node.IN_FEATURES:
+        raise ValueError(
+            f"MODEL.FPN.IN_FEATURES {list(node.IN_FEATURES)} (res2 is stride 4, res5 is stride 32): MODEL.TIMM.NAME "
+            f"{cfg.MODEL.TIMM.NAME} gives {strides or 'no map of these strides'}. Leave out what is missing, here and "
+            "of MODEL.ROI_HEADS.IN_FEATURES, see MODEL.TIMM.OUT_INDICES, or take another model; for plain vision "
+            "transformers (one stride, 16) there is MODEL.BACKBONE.NAME build_vit_sfp_backbone"
+        )
+    if node.P6 and "res5" not in node.IN_FEATURES:
+        raise ValueError(f"MODEL.FPN.P6 is subsampled from p5: add res5 to MODEL.FPN.IN_FEATURES {node.IN_FEATURES}")
+    unused = [name for name, stride in strides.items() if stride > max(strides[x] for x in node.IN_FEATURES)]
+    if unused:
+        logger.warning(
+            f"{', '.join(unused)} of MODEL.TIMM.NAME {cfg.MODEL.TIMM.NAME} are computed in vain, and have parameters "
+            "that get no gradients (distributed training fails on such): leave them out of MODEL.TIMM.OUT_INDICES"
+        )
 
 
 @torch.no_grad()
@@ -220,8 +236,8 @@ def _same_module(name: str, wanted: str) -> bool:
 
 
 def _checkpoint_gradients(model: Any, name: str) -> None:
-    inner = model if hasattr(model, "set_grad_checkpointing") else getattr(model, "model", None)
-    if inner is not None and hasattr(inner, "set_grad_checkpointing"):
+    inner: Any = model if hasattr(model, "set_grad_checkpointing") else getattr(model, "model", None)
+    try:
         inner.set_grad_checkpointing(True)
-        return
-    raise ValueError(f"MODEL.TIMM.NAME {name} cannot: set MODEL.TIMM.GRAD_CHECKPOINTING False")
+    except (AttributeError, AssertionError) as error:
+        raise ValueError(f"MODEL.TIMM.NAME {name} cannot: set MODEL.TIMM.GRAD_CHECKPOINTING False") from error

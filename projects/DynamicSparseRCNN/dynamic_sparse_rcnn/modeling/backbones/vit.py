@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -50,7 +51,7 @@ class ViTBackbone(Backbone):
             freeze_at: 0: nothing is frozen; 1: the embeddings; n: the first n - 1 blocks too.
 
         Raises:
-            ValueError: an index or ``freeze_at`` is out of range, or the blocks are of a kind without windows.
+            ValueError: a number is out of range, or the model is of a kind without windows.
         """
         super().__init__()
         self.vit = vit
@@ -61,6 +62,8 @@ class ViTBackbone(Backbone):
                 f"MODEL.TIMM.FREEZE_AT {freeze_at} and MODEL.VIT.GLOBAL_BLOCKS {list(global_blocks)} must lie "
                 f"within the {depth} blocks of the model"
             )
+        if window_size < 0:
+            raise ValueError(f"MODEL.VIT.WINDOW_SIZE is {window_size}: use 0, or the side of windows in patches")
         if window_size:
             _drop_prefix_tokens(vit)
             for index in set(range(depth)) - set(global_blocks):
@@ -226,7 +229,9 @@ class SimpleFeaturePyramid(Backbone):
         above = len(self.bottom_up.vit.blocks) + 1
         prefix = "bottom_up."
         return {
-            name: decay ** (above - self.bottom_up.layer_of(name.removeprefix(prefix))) if prefix in name else 1.0
+            name: decay ** (above - self.bottom_up.layer_of(name.removeprefix(prefix)))
+            if name.startswith(prefix)
+            else 1.0
             for name, _ in self.named_parameters()
         }
 
@@ -243,12 +248,15 @@ def load_vit_weights(vit: VisionTransformer, path: str) -> None:
         ValueError, FileNotFoundError: see :func:`read_state_dict` and :func:`load_weights`.
     """
     state_dict = read_state_dict(path)
-    embeddings = state_dict.get("pos_embed")
-    if embeddings is not None and vit.pos_embed is not None and embeddings.shape[1] != vit.pos_embed.shape[1]:
+    embeddings, ours = state_dict.get("pos_embed"), vit.pos_embed
+    if embeddings is not None and ours is not None and embeddings.shape[1] != ours.shape[1]:
         prefix = 0 if vit.no_embed_class else vit.num_prefix_tokens
-        new = resample_abs_pos_embed(embeddings, list(vit.patch_embed.grid_size), num_prefix_tokens=prefix)
-        logger.warning(f"{path}: pos_embed of {embeddings.shape[1]} tokens interpolated to {new.shape[1]}")
-        state_dict["pos_embed"] = new
+        patches = max(1, embeddings.shape[1] - prefix)
+        # Of a square grid; else their shape is refused below.
+        if math.isqrt(patches) ** 2 == patches:
+            new = resample_abs_pos_embed(embeddings, list(vit.patch_embed.grid_size), num_prefix_tokens=prefix)
+            logger.warning(f"{path}: pos_embed of {embeddings.shape[1]} tokens interpolated to {new.shape[1]}")
+            state_dict["pos_embed"] = new
     load_weights(vit, state_dict, path)
 
 
@@ -263,6 +271,11 @@ def _check_plain(vit: nn.Module, name: str) -> None:
 def _drop_prefix_tokens(vit: VisionTransformer) -> None:
     if not vit.num_prefix_tokens:
         return
+    if type(vit) is not VisionTransformer:
+        raise ValueError(
+            f"MODEL.VIT.WINDOW_SIZE: timm's {type(vit).__name__} cannot do without its class and distillation tokens: "
+            "set it 0, or take another MODEL.TIMM.NAME"
+        )
     logger.info(f"{vit.num_prefix_tokens} class and register tokens are dropped: windows have no place for them")
     if vit.pos_embed is not None and not vit.no_embed_class:
         vit.pos_embed = nn.Parameter(vit.pos_embed.detach()[:, vit.num_prefix_tokens :].clone())
@@ -270,7 +283,7 @@ def _drop_prefix_tokens(vit: VisionTransformer) -> None:
     vit.num_prefix_tokens = 0
 
 
-def _freeze(vit: VisionTransformer, freeze_at: int) -> list[nn.Module]:
+def _freeze(vit: VisionTransformer, freeze_at: int) -> list[str]:
     if freeze_at > 1:
         return freeze_up_to(vit, f"blocks.{freeze_at - 2}")
     names = [name for name, _ in vit.named_modules()]

@@ -155,13 +155,13 @@ def _read_safetensors(file: Path) -> dict[str, Tensor]:
 
 def _read_pickled(file: Path) -> Any:
     try:
-        # MAE's files hold the arguments of their runs besides the weights.
-        with torch.serialization.safe_globals([argparse.Namespace]):
-            return torch.load(file, map_location="cpu", weights_only=True)
+        # MAE's files hold the arguments of their runs besides the weights. (PyTorch 2.4 can only add for good.)
+        torch.serialization.add_safe_globals([argparse.Namespace])
+        return torch.load(file, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise ValueError(
-            f"MODEL.TIMM.CHECKPOINT {file} cannot be read as weights alone ({str(error).splitlines()[0]}): "
-            "save its state dict by itself"
+            f"MODEL.TIMM.CHECKPOINT {file} cannot be read as weights alone ({reason}): save its state dict by itself"
         ) from error
 
 
