@@ -13,7 +13,7 @@ from dynamic_sparse_rcnn import (
 )
 from dynamic_sparse_rcnn.modeling.lazy import feature_levels
 
-from .common import multi_step, train
+from .common import dataloader, multi_step, optimizer, train
 from .sparse_rcnn_R_50_FPN_300pro_3x import model, weights
 
 train.max_iter = 263880

@@ -18,6 +18,8 @@ from dynamic_sparse_rcnn import (
 )
 from dynamic_sparse_rcnn.modeling.lazy import build_stages
 
+from .common import dataloader, lr_multiplier, optimizer, train
+
 # Of the losses, and of the matching costs, which are the same.
 weights = {"class_weight": 2.0, "l1_weight": 5.0, "giou_weight": 2.0, "focal_alpha": 0.25, "focal_gamma": 2.0}
 

@@ -198,14 +198,11 @@ def from_array(array: npt.NDArray, name: str) -> Frame:
         ValueError: it has another shape or type, or no pixel.
     """
     channels = array.shape[2] if array.ndim == 3 else 1
-    if (
-        array.ndim not in (2, 3)
-        or channels not in (1, 3, 4)
-        or array.dtype not in (np.uint8, np.uint16)
-        or not array.size
-    ):
+    usual = array.ndim in (2, 3) and channels in (1, 3, 4) and array.dtype in (np.uint8, np.uint16)
+    if not usual or not array.size:
         raise ValueError(
-            f"{name} must be (H,W,3) BGR, (H,W,4) BGRA or grey (H,W), of uint8 or uint16, got {array.shape} {array.dtype}"
+            f"{name} must be (H,W,3) BGR, (H,W,4) BGRA or grey (H,W), of uint8 or uint16, "
+            f"got {array.shape} {array.dtype}"
         )
     if array.dtype == np.uint16:
         array = array >> 8
