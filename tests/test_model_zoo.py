@@ -9,6 +9,7 @@ from pathlib import Path
 
 import iopath.common.file_io
 import pytest
+import release_checkpoint
 import torch
 from detectron2.config import CfgNode
 from detectron2.engine import DefaultPredictor
@@ -149,6 +150,24 @@ def test_recording_replaces_the_entry_of_the_same_config(entry, table):
 def test_the_small_detector_fits_into_the_package():
     model = model_zoo.get(DEFAULT_CONFIG, device="cpu")
     assert 2 * sum(value.numel() for value in model.state_dict().values()) < 8_000_000
+
+
+@pytest.mark.slow
+def test_the_command_that_makes_the_checkpoint_records_what_it_wrote(table, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    options = ["SOLVER.MAX_ITER", "2", "SOLVER.STEPS", "()", "SOLVER.IMS_PER_BATCH", "2", "DATALOADER.NUM_WORKERS", "0"]
+    fixed = ["--images", "4", "--held-out", "2", "--folder", str(table), *options]
+    release_checkpoint.main(release_checkpoint.parse_args(fixed))
+    entry = model_zoo.released(DEFAULT_CONFIG)
+    assert entry is not None and entry.result.startswith("bbox AP ") and "SOLVER.STEPS '()'" in entry.command
+    file = released.local_checkpoint(entry.file)
+    assert file.stat().st_size <= 8_000_000
+    found = read_checkpoint(file)
+    assert found["category_ids"] == [1, 2, 3, 4, 5]
+    trained = torch.load(tmp_path / "output/slim/model_final.pth")["model"]
+    assert found["model"].keys() == trained.keys()
+    for name, value in found["model"].items():
+        assert torch.equal(value, trained[name].to(value.dtype)), name
 
 
 @pytest.mark.slow

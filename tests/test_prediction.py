@@ -160,6 +160,11 @@ def test_a_file_that_is_no_video_is_an_error(tmp_path):
         open_source(path)
 
 
+def test_a_camera_that_is_not_there_is_an_error():
+    with pytest.raises(OSError, match="camera 99 cannot be opened"):
+        open_source(99)
+
+
 @pytest.mark.parametrize("batch_size", [1, 2, 4])
 def test_batches_of_equal_sizes_give_the_detections_of_single_images(tiny_cfg, tmp_path, batch_size):
     rng = np.random.default_rng(1)

@@ -115,6 +115,15 @@ def test_evaluation_from_the_command_line(setting, expected):
     assert_same(found, expected)
 
 
+@pytest.mark.slow
+def test_test_time_augmentation_is_evaluated_beside(setting):
+    arguments = ["--config-file", str(setting["folder"] / "config.yaml"), "--eval-only"]
+    options = ["TEST.AUG.ENABLED", "True", "TEST.AUG.MIN_SIZES", "(96,)", "TEST.AUG.MAX_SIZE", "128"]
+    results = train_net.main(train_net.argument_parser().parse_args([*arguments, *options]))
+    assert {"bbox", "bbox_TTA"} <= results.keys()
+    assert results["bbox"].keys() == results["bbox_TTA"].keys()
+
+
 def _serve(cfg, tasks, results) -> None:
     predictor = DefaultPredictor(cfg)
     while (image := tasks.get()) is not None:

@@ -66,6 +66,7 @@ def test_training_writes_checkpoints_metrics_and_an_evaluation(run, tmp_path):
     assert (folder / "last_checkpoint").read_text() == "model_final.pth"
     saved = torch.load(folder / "model_final.pth")
     assert saved["iteration"] == 3
+    assert saved["class_names"] == ["circle", "square", "triangle", "star", "ring"]
     assert "init_proposal_boxes.weight" in saved["model"]
     names = set().union(*read_metrics(folder))
     assert {"total_loss", "loss_ce", "loss_giou_0", "lr", "ground_truths_without_proposal"} <= names

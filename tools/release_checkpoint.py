@@ -18,7 +18,7 @@ from convert_checkpoint import halved
 from detectron2.config import CfgNode
 from detectron2.modeling import build_model
 
-from dynamic_sparse_rcnn import model_zoo, write_checkpoint
+from dynamic_sparse_rcnn import model_zoo, read_checkpoint, write_checkpoint
 from dynamic_sparse_rcnn.checkpoints.classes import DetectorClasses
 from dynamic_sparse_rcnn.checkpoints.released import FOLDER, ReleasedCheckpoint, record_checkpoint, sha256_of
 from dynamic_sparse_rcnn.data.shapes import ShapesConfig, generate_shapes
@@ -36,13 +36,11 @@ def main(args: argparse.Namespace) -> None:
     generate_shapes(SHAPES_FOLDER, "train", ShapesConfig(num_images=args.images))
     generate_shapes(SHAPES_FOLDER, "val", ShapesConfig(num_images=args.held_out))
     cfg = setup(args)
-    trainer = Trainer(cfg)
-    trainer.resume_or_load(resume=args.resume)
-    trainer.train()
+    weights = args.weights or train(cfg, args.resume)
     file = args.folder / f"{Path(DEFAULT_CONFIG).stem}.safetensors"
     classes = DetectorClasses.from_datasets(cfg.DATASETS.TRAIN)
     assert classes is not None  # generated just now
-    write_checkpoint(file, {"model": halved(trainer.model.state_dict()), **classes.to_checkpoint()})
+    write_checkpoint(file, {"model": halved(read_checkpoint(weights)["model"]), **classes.to_checkpoint()})
     if file.stat().st_size > MOST_BYTES:
         raise SystemExit(
             f"error: {file} has {file.stat().st_size} bytes, more than {MOST_BYTES}: make the model smaller"
@@ -57,6 +55,14 @@ def main(args: argparse.Namespace) -> None:
     )
     record_checkpoint(entry, args.folder)
     print(entry)
+
+
+def train(cfg: CfgNode, resume: bool) -> Path:
+    """Trains, and gives the last checkpoint."""
+    trainer = Trainer(cfg)
+    trainer.resume_or_load(resume=resume)
+    trainer.train()
+    return Path(cfg.OUTPUT_DIR) / "model_final.pth"
 
 
 def evaluate(cfg: CfgNode, file: Path, images: int) -> str:
@@ -76,6 +82,7 @@ def parse_args(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--held-out", type=int, default=500, metavar="N", help="to evaluate on")
     parser.add_argument("--folder", type=Path, default=FOLDER, help="of the table; default: the package's own")
     parser.add_argument("--resume", action="store_true", help="go on with an interrupted run")
+    parser.add_argument("--weights", type=Path, metavar="FILE", help="a run's last checkpoint, instead of training")
     parser.add_argument("opts", nargs=argparse.REMAINDER, help="KEY VALUE pairs that override the config")
     return parser.parse_args(arguments)
 

@@ -15,7 +15,6 @@ from typing import Any
 
 import cv2
 import torch
-from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import CfgNode, get_cfg
 from detectron2.data import DatasetCatalog
 from detectron2.data.detection_utils import convert_image_to_rgb
@@ -30,6 +29,7 @@ from dynamic_sparse_rcnn import (
     add_dynamic_sparse_rcnn_config,
 )
 from dynamic_sparse_rcnn.data.mapper import DetectionMapper
+from dynamic_sparse_rcnn.engine.checkpointing import Checkpointer
 from dynamic_sparse_rcnn.engine.trainer import prepare_config
 from dynamic_sparse_rcnn.visualization import Image, draw_assignment, image_grid
 
@@ -45,7 +45,7 @@ def main(args: argparse.Namespace) -> None:
     mapper = DetectionMapper(cfg, is_train=True)
     mapper.augmentations = DetectionMapper(cfg, is_train=False).augmentations
     detector = build_model(cfg).eval()
-    DetectionCheckpointer(detector).load(cfg.MODEL.WEIGHTS)
+    Checkpointer(detector).load(cfg.MODEL.WEIGHTS)
     picture = draw(cfg, detector, mapper(find_record(cfg, args.image)))
     args.output.parent.mkdir(parents=True, exist_ok=True)
     if not cv2.imwrite(str(args.output), cv2.cvtColor(picture, cv2.COLOR_RGB2BGR)):

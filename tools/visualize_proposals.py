@@ -16,7 +16,6 @@ from typing import Any
 
 import cv2
 import torch
-from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import CfgNode, get_cfg
 from detectron2.data import DatasetCatalog
 from detectron2.data.detection_utils import convert_image_to_rgb
@@ -27,6 +26,7 @@ from visualize_assignment import find_record
 
 from dynamic_sparse_rcnn import DynamicProposalGenerator, SparseRCNN, add_dynamic_sparse_rcnn_config
 from dynamic_sparse_rcnn.data.mapper import DetectionMapper
+from dynamic_sparse_rcnn.engine.checkpointing import Checkpointer
 from dynamic_sparse_rcnn.engine.trainer import prepare_config
 from dynamic_sparse_rcnn.visualization import Image, draw_expert_proposals, image_grid
 
@@ -43,7 +43,7 @@ def main(args: argparse.Namespace) -> None:
     detector = build_model(cfg).eval()
     if not isinstance(detector.proposal_generator, DynamicProposalGenerator):
         raise SystemExit(f"error: {args.config_file} has static proposals, the same for every image")
-    DetectionCheckpointer(detector).load(cfg.MODEL.WEIGHTS)
+    Checkpointer(detector).load(cfg.MODEL.WEIGHTS)
     mapper = DetectionMapper(cfg, is_train=False)
     picture = draw(cfg, detector, [mapper(record) for record in find_records(cfg, args.image)], args.proposals)
     args.output.parent.mkdir(parents=True, exist_ok=True)

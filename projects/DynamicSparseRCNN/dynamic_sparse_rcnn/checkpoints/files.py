@@ -167,6 +167,7 @@ def as_tensor(value: Tensor | np.ndarray) -> Tensor:
 def whole_file(path: str | Path) -> Iterator[IO[bytes]]:
     """A binary file to write, which takes the place of ``path`` once all of it is on the disk, or not at all."""
     path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", suffix=".partial", delete=False) as file:
         try:
             yield file
