@@ -85,6 +85,15 @@ def test_damaged_files_are_errors_that_name_them(tmp_path, suffix):
         read_checkpoint(path)
 
 
+def test_objects_of_a_library_that_is_not_installed_are_named_even_if_trusted(tmp_path):
+    path = tmp_path / "x.pkl"
+    path.write_bytes(b"cnowhere_installed\nThing\n.")
+    with pytest.raises(ValueError, match=r"nowhere_installed\.Thing"):
+        read_checkpoint(path)
+    with pytest.raises(ValueError, match="install it"):
+        read_checkpoint(path, trust=True)
+
+
 def test_other_files_are_errors(tmp_path):
     (tmp_path / "x.txt").write_text("x")
     with pytest.raises(ValueError, match="is no checkpoint"):
@@ -153,3 +162,5 @@ def test_a_run_killed_while_it_writes_leaves_a_last_checkpoint_that_can_be_read(
         last = folder / (folder / "last_checkpoint").read_text()
         found = read_checkpoint(last)
         assert (found["model"]["weight"] == found["iteration"]).all()
+        SafeCheckpointer(torch.nn.Linear(2, 2), str(folder)).save("next")
+        assert not list(folder.glob(".*"))

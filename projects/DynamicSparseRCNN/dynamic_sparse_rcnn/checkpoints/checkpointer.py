@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+from pathlib import Path
 from typing import Any
 
 from detectron2.checkpoint import DetectionCheckpointer
@@ -61,20 +62,29 @@ class SafeCheckpointer(DetectionCheckpointer):
         """Saves the model and what is registered as ``<name>.pth`` in ``save_dir``, with ``kwargs``."""
         if not self.save_dir or not self.save_to_disk:
             return
+        kwargs = (self.classes.to_checkpoint() if self.classes is not None else {}) | kwargs
+        if self._is_remote:
+            super().save(name, **kwargs)
+            return
         content = {"model": self.model.state_dict()}
         content |= {key: part.state_dict() for key, part in self.checkpointables.items()}
-        if self.classes is not None:
-            content |= self.classes.to_checkpoint()
-        if "://" in self.save_dir:
-            raise ValueError(f"checkpoints are saved in local folders alone, not in {self.save_dir}")
-        self.path_manager.mkdirs(self.save_dir)
+        for leftover in Path(self.save_dir).glob(".*.pth.*.partial"):  # of a run that was killed
+            leftover.unlink()
         file = os.path.join(self.save_dir, f"{name}.pth")
         self.logger.info(f"Saving checkpoint to {file}")
         write_checkpoint(file, content | kwargs)
         self.tag_last_checkpoint(f"{name}.pth")
 
+    @property
+    def _is_remote(self) -> bool:
+        """Whether checkpoints go to one of iopath's stores, which take a file as a whole."""
+        return "://" in self.save_dir
+
     def tag_last_checkpoint(self, last_filename_basename: str) -> None:
         """Makes ``last_checkpoint`` point to a file of ``save_dir``."""
+        if self._is_remote:
+            super().tag_last_checkpoint(last_filename_basename)
+            return
         with whole_file(os.path.join(self.save_dir, "last_checkpoint")) as file:
             file.write(last_filename_basename.encode())
 

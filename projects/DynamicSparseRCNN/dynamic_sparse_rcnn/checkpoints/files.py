@@ -7,7 +7,7 @@ import json
 import os
 import pickle
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
@@ -31,6 +31,20 @@ _ARRAY_PARTS = {
     ("numpy._core.multiarray", "scalar"),
     ("_codecs", "encode"),
 }
+
+
+# What reading a pickle that is damaged, or no pickle, can raise.
+_DAMAGED = (
+    pickle.UnpicklingError,
+    AttributeError,
+    EOFError,
+    ImportError,
+    IndexError,
+    KeyError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+)
 
 
 class _ArrayUnpickler(pickle.Unpickler):
@@ -66,9 +80,9 @@ def read_checkpoint(path: str | Path, *, trust: bool = False) -> dict[str, Any]:
     safe, trusting = (_read_torch, _read_torch_trusting) if file.suffix in _TORCH else (_read_pickle, _trusting_pickle)
     try:
         content = safe(file)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError) as error:
+    except _DAMAGED as error:
         if trust:
-            return _with_model(trusting(file), file)
+            return _with_model(_trusted(trusting, file), file)
         raise ValueError(
             f"{path} cannot be read as tensors and plain containers alone ({_first_line(error)}). It is damaged, or it "
             "holds objects, whose code would be run: if you trust where it comes from, use --trust-checkpoint"
@@ -119,7 +133,19 @@ def _trusting_pickle(file: Path) -> Any:
         return pickle.load(opened, encoding="latin1")
 
 
-def _first_line(error: Exception) -> str:
+def _trusted(read: Callable[[Path], Any], file: Path) -> Any:
+    try:
+        return read(file)
+    except ImportError as error:
+        raise ValueError(
+            f"{file} holds objects of a library that is not installed ({error}): install it, or save the state dict "
+            "by itself where it is"
+        ) from error
+    except _DAMAGED as error:
+        raise ValueError(f"{file} is damaged: {_first_line(error)}") from error
+
+
+def _first_line(error: BaseException) -> str:
     return (str(error).splitlines() or [type(error).__name__])[0]
 
 
