@@ -99,7 +99,7 @@ def _register_coco(name: str, source: CocoSource) -> None:
         thing_classes=list(classes.names),
         thing_dataset_id_to_contiguous_id={category: i for i, category in enumerate(classes.category_ids)},
     )
-    DatasetCatalog.register(name, partial(load_coco, source.json_file, source.image_root, name, source.part))
+    DatasetCatalog.register(name, partial(load_coco, source.json_file, source.image_root, source.part))
 
 
 def _register_voc(name: str, source: VocSource) -> None:
