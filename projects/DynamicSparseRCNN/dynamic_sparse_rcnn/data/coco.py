@@ -195,7 +195,7 @@ def load_coco(json_file: str, image_root: str, part: SplitPart | None = None) ->
         coco = part_of_coco(coco, part)
     objects: dict[Any, list[dict[str, Any]]] = defaultdict(list)
     for annotation in _annotations_of_images(coco):
-        kept = {key: annotation[key] for key in ("bbox", "iscrowd") if key in annotation}
+        kept: dict[str, Any] = {key: annotation[key] for key in ("bbox", "iscrowd") if key in annotation}
         kept |= {"bbox_mode": BoxMode.XYWH_ABS, "category_id": class_ids[annotation["category_id"]]}
         objects[annotation["image_id"]].append(kept)
     return [
