@@ -56,14 +56,17 @@ class PipelineAugmentation(T.Augmentation):
         """Runs the pipeline on (H, W, 3) uint8 and (N, 4) xyxy; what comes out is the transform's only result.
 
         Raises:
-            ValueError: if the image that comes out is not (H, W, 3) uint8.
+            ValueError: if the pipeline fails at its first image, or what comes out is not (H, W, 3) uint8.
         """
         try:
             new_image, new_boxes = self.pipeline(np.ascontiguousarray(self._swapped(image)), boxes)
             _check_image(new_image)
         except Exception as error:  # of whatever kind the library raises
             if not self._has_worked:
-                raise
+                raise ValueError(
+                    f"{self.pipeline} fails at an image of {image.shape[1]} x {image.shape[0]}: "
+                    f"{str(error).rstrip('.')}. Correct it; a crop may need a padding or a resizing before it."
+                ) from error
             logger.warning("An image of %d x %d stays unaugmented: %s", *image.shape[1::-1], error)
             return T.NoOpTransform()
         self._has_worked = True
@@ -160,8 +163,8 @@ def _with_boxes(albumentations: Any, loaded: Any) -> Any:
 
 
 def _bbox_params(albumentations: Any, own: Any) -> Any:
-    rules = ("min_area", "min_visibility", "min_width", "min_height")
-    kept = {rule: getattr(own, rule) for rule in rules} if own else {}
+    rules = ("min_area", "min_visibility", "min_width", "min_height", "max_accept_ratio")
+    kept = {rule: getattr(own, rule) for rule in rules if hasattr(own, rule)} if own else {}
     return albumentations.BboxParams(format="pascal_voc", label_fields=["index"], clip=True, **kept)
 
 
