@@ -218,7 +218,7 @@ def _merge_options(cfg: CfgNode, options: list[str]) -> None:
     except ValueError as error:
         if "DATASETS." in str(error):
             remedy = "Data sets are a list, also if there is one: DATASETS.TRAIN \"('name',)\""
-            raise ValueError(f"{error} {remedy}") from error
+            raise ValueError(f"{error}. {remedy}") from error
         raise
 
 
