@@ -33,8 +33,8 @@ def cfg(tiny_cfg, request):
     return tiny_cfg
 
 
-def run(trainer: SimpleTrainer) -> EventStorage:
-    with EventStorage() as storage:
+def run(trainer: SimpleTrainer, iteration: int = 0) -> EventStorage:
+    with EventStorage(iteration) as storage:
         trainer.iter = 0
         trainer.run_step()
     return storage
@@ -71,6 +71,18 @@ def test_gradients_step_and_log_are_those_of_the_batch_at_once(cfg, make_inputs,
         if "loss" in name:
             assert found.latest()[name][0] == pytest.approx(value, rel=1e-3, abs=1e-6), name
     assert set(expected.latest()) == set(found.latest())
+
+
+def test_dynamic_proposals_are_mixed_at_the_temperature_of_the_iteration_in_parts_too(cfg, make_inputs):
+    cfg.MODEL.META_ARCHITECTURE, cfg.MODEL.SparseRCNN.DPG.TEMPERATURE_ITERS = "DynamicSparseRCNN", 10
+    at_once = build_model(cfg)
+    in_parts = copy.deepcopy(at_once)
+    batch = make_inputs([5, 1, 2, 0])
+    expected = run(SimpleTrainer(at_once, [batch], build_optimizer(cfg, at_once)), iteration=5)
+    found = run(AccumulatingTrainer(in_parts, [batch], build_optimizer(cfg, in_parts), steps=2), iteration=5)
+    assert_same_step(in_parts, at_once)
+    assert in_parts.proposal_generator.router is not None
+    assert found.latest()["dpg/temperature"] == expected.latest()["dpg/temperature"] == (15.5, 5)
 
 
 @pytest.mark.parametrize("scaled", [False, True])

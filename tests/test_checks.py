@@ -217,6 +217,15 @@ def test_loading_logs_the_summary_and_returns_the_usable_boxes(folder: Path, log
     assert log.records[-1].levelname == "INFO"
 
 
+def test_what_detectron2s_own_loaders_refuse_names_the_set() -> None:
+    def refuse() -> list[dict[str, Any]]:
+        raise ValueError("'RBC' is not in list")
+
+    DatasetCatalog.register("voc_of_own_data", refuse)
+    with pytest.raises(ValueError, match=r"Data set voc_of_own_data cannot be read: 'RBC' is not in list\. .*'coco:<"):
+        load_checked_dataset("voc_of_own_data", num_classes=3)
+
+
 def test_empty_and_unknown_data_sets_are_errors(folder: Path) -> None:
     name = f"nothing in {folder}"
     DatasetCatalog.register(name, list)

@@ -1,5 +1,6 @@
 import json
 import logging
+import os
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,8 @@ from written_datasets import CONTENT, coco_content, registered, write_coco
 
 from dynamic_sparse_rcnn.data.checks import load_checked_dataset
 from dynamic_sparse_rcnn.data.datasets import ensure_coco_json, register_dataset
+
+BCCD = Path(os.environ.get("BCCD_FOLDER", "-"))
 
 
 @pytest.fixture
@@ -31,6 +34,14 @@ def test_coco_classes_are_those_of_detectron2(coco_name: str) -> None:
         "coco",
     )
     assert DatasetCatalog.get(coco_name) == expected_dicts
+
+
+@pytest.mark.skipif(not BCCD.is_dir(), reason="BCCD_FOLDER does not name the folder of the BCCD data set")
+def test_real_annotations_are_read_as_detectron2_reads_them() -> None:
+    json_file, images = f"{BCCD}/annotations_coco/train.json", f"{BCCD}/JPEGImages"
+    assert DatasetCatalog.get(registered(f"coco:{json_file}:{images}")) == load_coco_json(
+        json_file, images, "real annotations"
+    )
 
 
 def test_missing_coco_files_are_named(tmp_path: Path, coco_name: str) -> None:
@@ -69,13 +80,44 @@ def test_coco_annotation_of_an_unknown_category_is_named(tmp_path: Path) -> None
         register_dataset(write_coco(tmp_path, coco))
 
 
-def test_coco_content_that_detectron2_refuses_names_the_file(tmp_path: Path) -> None:
+@pytest.mark.parametrize("segmentation", [5, [[]], [[1, 2, 3, 4]], {"counts": "?"}])
+def test_objects_are_kept_whatever_their_segmentation(tmp_path: Path, coco_name: str, segmentation: Any) -> None:
     coco = coco_content(CONTENT)
     for annotation in coco["annotations"]:
-        annotation["segmentation"] = 5
+        annotation["segmentation"] = segmentation
+    dicts = DatasetCatalog.get(registered(write_coco(tmp_path, coco)))
+    expected = DatasetCatalog.get(registered(coco_name))
+    assert [record["annotations"] for record in dicts] == [record["annotations"] for record in expected]
+
+
+@pytest.mark.parametrize(
+    ("flags", "reason"),
+    [
+        ({"iscrowd": "0"}, r"1 annotations have 'iscrowd' '0' \(first images: b\.jpg\)\. Write 0 or 1"),
+        ({"iscrowd": None}, "1 annotations have 'iscrowd' None"),
+        ({"ignore": 1}, "1 annotations have 'ignore' 1 .* Set 'iscrowd' 1"),
+    ],
+)
+def test_flags_that_would_not_mean_what_they_say_are_named(tmp_path: Path, flags: dict[str, Any], reason: str) -> None:
+    coco = coco_content(CONTENT)
+    coco["annotations"][-1] |= flags
+    with pytest.raises(ValueError, match=rf"boxes\.json: {reason}"):
+        register_dataset(write_coco(tmp_path, coco))
+    coco["annotations"][-1] |= {"iscrowd": 1, "ignore": 0}
+    name = registered(write_coco(tmp_path / "other", coco))
+    assert [o.get("iscrowd") for record in DatasetCatalog.get(name) for o in record["annotations"]][-1] == 1
+
+
+@pytest.mark.parametrize("ids", [[1] * 5, [None] * 5, [3, 2, 1, 0, 7]])
+def test_ids_of_annotations_need_not_be_distinct_or_there(tmp_path: Path, ids: list[int | None]) -> None:
+    coco = coco_content(CONTENT)
+    for annotation, own in zip(coco["annotations"], ids, strict=True):
+        annotation["id"] = own
     name = registered(write_coco(tmp_path, coco))
-    with pytest.raises(ValueError, match=r"boxes\.json cannot be read .*int"):
-        DatasetCatalog.get(name)
+    assert [len(record["annotations"]) for record in DatasetCatalog.get(name)] == [3, 2, 0]
+    ensure_coco_json(name, str(tmp_path / "output"))
+    written = json.loads(Path(MetadataCatalog.get(name).json_file).read_text())
+    assert [annotation["id"] for annotation in written["annotations"]] == [1, 2, 3, 4, 5]
 
 
 @pytest.mark.parametrize(
@@ -91,6 +133,7 @@ def test_coco_content_that_detectron2_refuses_names_the_file(tmp_path: Path) -> 
         ({"height": float("nan")}, "has 'height' nan, which"),
         ({"width": None}, "has 'width' None, which"),
         ({"id": None}, "has no 'id'"),
+        ({"id": "1"}, r"some ids of 'images' are strings, others numbers: \['1', 2\]"),
         ({"file_name": 5}, "has no 'file_name'"),
     ],
 )
@@ -116,8 +159,11 @@ def test_coco_annotations_of_images_that_are_not_listed_are_left_out_and_counted
     coco = coco_content(CONTENT)
     coco["annotations"][0]["image_id"] = 99
     coco["annotations"][1]["image_id"] = "1"  # a string is another id than the number
-    dicts = DatasetCatalog.get(registered(write_coco(tmp_path, coco)))
+    name = registered(write_coco(tmp_path, coco))
+    dicts = DatasetCatalog.get(name)
     assert [len(record["annotations"]) for record in dicts] == [1, 2, 0]
+    ensure_coco_json(name, str(tmp_path / "output"))
+    assert len(json.loads(Path(MetadataCatalog.get(name).json_file).read_text())["annotations"]) == 3
     assert "boxes.json: 2 annotations have an 'image_id'" in caplog.text
     assert "99" in caplog.text and "'1'" in caplog.text
 

@@ -6,6 +6,7 @@ import pytest
 import torch
 from detectron2.modeling import build_model
 from detectron2.structures import Boxes, Instances
+from detectron2.utils.events import EventStorage
 
 from dynamic_sparse_rcnn import BatchedTargets, SetCriterion, StagePredictions
 from dynamic_sparse_rcnn.modeling.crowd import inside_crowd
@@ -91,6 +92,14 @@ def test_batches_of_crowds_and_empty_images_train_with_the_same_loss_keys(tiny_c
         model.zero_grad()
         sum(losses.values()).backward()
         assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters() if p.requires_grad)
+
+
+def test_crowd_regions_need_no_proposals(tiny_cfg, make_inputs) -> None:
+    inputs = make_inputs([10])
+    inputs[0]["instances"] = with_crowd(inputs[0]["instances"], [[0.0, 0, 9, 9]] * 3)
+    with EventStorage() as storage:
+        build_model(tiny_cfg)(inputs)
+    assert storage.latest()["ground_truths_without_proposal"][0] == 10 - tiny_cfg.MODEL.SparseRCNN.NUM_PROPOSALS
 
 
 def test_predictions_know_nothing_of_the_option(tiny_cfg, make_predictions, make_instances) -> None:

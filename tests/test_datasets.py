@@ -92,6 +92,17 @@ def test_sets_with_other_classes_or_another_order_are_refused(voc_folder: Path, 
     assert voc_name in str(error.value) and coco_name in str(error.value)
 
 
+def test_what_long_lists_of_classes_differ_in_is_named(tmp_path: Path) -> None:
+    names = []
+    for last in ("wasp", "bee"):
+        classes = [*(f"class {i}" for i in range(30)), last]
+        coco = {"images": [{"id": 1, "file_name": "a.jpg", "width": 9, "height": 9}]}
+        coco["categories"] = [{"id": i, "name": name} for i, name in enumerate(classes)]
+        names.append(write_coco(tmp_path / last, coco))
+    with pytest.raises(ValueError, match=r"only the first has \['wasp'\], only the second \['bee'\]"):
+        check_same_classes(names)
+
+
 def test_number_of_classes_is_that_of_the_config_or_of_the_training_set(tiny_cfg: CfgNode, tmp_path: Path) -> None:
     write_voc(tmp_path, {"a": CONTENT["a"]})
     tiny_cfg.DATASETS.TRAIN = (f"voc:{tmp_path}:train",)

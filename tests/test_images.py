@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageFile
 
 from dynamic_sparse_rcnn.data.images import IMAGE_ERRORS, check_images, read_image
 
@@ -106,6 +106,36 @@ def test_turned_images_have_the_size_of_what_is_read(tmp_path: Path, pixels: np.
     if orientation >= 5:
         assert (width, height) == (HEIGHT, WIDTH)
         assert "EXIF orientation" in (problem_of(file, width=WIDTH, height=HEIGHT) or "")
+
+
+def move_exif_behind_pixels(file: Path) -> None:
+    content = file.read_bytes()
+    start, end = content.index(b"eXIf") - 4, content.index(b"IEND") - 4
+    length = 12 + int.from_bytes(content[start : start + 4], "big")
+    file.write_bytes(content[:start] + content[start + length : end] + content[start : start + length] + content[end:])
+
+
+@pytest.mark.parametrize("behind", [False, True])
+def test_turned_pngs_are_found_wherever_their_exif_data_are(tmp_path: Path, pixels: np.ndarray, behind: bool) -> None:
+    file = tmp_path / "image.png"
+    save_turned(file, pixels, 6)
+    if behind:
+        move_exif_behind_pixels(file)
+    assert read_image(str(file), "RGB").shape == (WIDTH, HEIGHT, 3)
+    assert problem_of(file, width=HEIGHT, height=WIDTH) is None
+    assert "EXIF orientation" in (problem_of(file, width=WIDTH, height=HEIGHT) or "")
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "png"])
+def test_whole_images_are_not_decoded(
+    tmp_path: Path, pixels: np.ndarray, suffix: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / f"image.{suffix}"
+    Image.fromarray(pixels).save(file)
+    decoded: list[Image.Image] = []
+    monkeypatch.setattr(ImageFile.ImageFile, "load", decoded.append)
+    assert problem_of(file) is None
+    assert not decoded
 
 
 def test_sixteen_bits_are_read_as_their_upper_eight_and_counted(tmp_path: Path) -> None:

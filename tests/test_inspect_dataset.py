@@ -102,6 +102,18 @@ def test_sets_with_other_classes_are_an_error(coco_name: str, tmp_path: Path) ->
         cv2.imwrite(str(tmp_path / f"other/images/{stem}.jpg"), np.zeros((HEIGHT, WIDTH, 3), np.uint8))
     with pytest.raises(ValueError, match="different classes"):
         run(coco_name, other_name, output=tmp_path / "samples.png")
+    assert (tmp_path / "samples.png").is_file()
+
+
+def test_what_the_system_says_of_a_file_is_told(
+    coco_name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*arguments: object) -> None:
+        raise PermissionError(13, "Permission denied", "boxes.json")
+
+    monkeypatch.setattr(inspect_dataset, "register_dataset", refuse)
+    assert run(coco_name, output=tmp_path / "samples.png") == 1
+    assert "cannot be used: [Errno 13] Permission denied: 'boxes.json'" in capsys.readouterr().out
 
 
 def test_annotations_are_drawn_in_the_colour_of_their_class_and_crowds_in_grey() -> None:

@@ -133,6 +133,27 @@ def test_resuming_and_starting_from_weights_are_told_apart(run, tmp_path):
     assert torch.load(weights)["iteration"] == 0
 
 
+@pytest.mark.parametrize(("key", "value"), [("NUM_PROPOSALS", "7"), ("NUM_HEADS", "2"), ("NUM_HEADS", "4")])
+def test_a_run_does_not_go_on_with_another_model(run, tmp_path, key, value):
+    run("SOLVER.MAX_ITER", "1")
+    with pytest.raises(ValueError, match=r"does not have the model .*config\.yaml of .*run; or start a new run"):
+        run("--resume", f"MODEL.SparseRCNN.{key}", value)
+
+
+def test_a_test_set_with_the_training_sets_classes_in_another_order_is_not_evaluated(run, shapes, tmp_path):
+    run("SOLVER.MAX_ITER", "1")
+    weights = ["--eval-only", "MODEL.WEIGHTS", str(tmp_path / "run/model_final.pth")]
+    _, json_path, images = shapes.split(":")
+    content = json.loads(Path(json_path).read_text())
+    content["categories"][0]["id"], content["categories"][1]["id"] = 2, 1
+    (tmp_path / "other.json").write_text(json.dumps(content))
+    other = ["DATASETS.TEST", f"('coco:{tmp_path}/other.json:{images}',)", "MODEL.SparseRCNN.NUM_CLASSES", "5"]
+    with pytest.raises(ValueError, match=r"different classes.*same names, but in another order .* from class 0 on"):
+        run(*weights, *other)
+    # What the model was not trained on says nothing of its classes.
+    run(*weights, *other, "DATASETS.TRAIN", "('coco_2017_train',)")
+
+
 def test_a_data_set_that_is_no_list_is_an_error_that_shows_the_list(run):
     with pytest.raises(ValueError, match=r"DATASETS\.TRAIN \"\('name',\)\""):
         run("DATASETS.TRAIN", "coco:a.json:b")
@@ -146,6 +167,10 @@ def test_evaluation_needs_no_training_annotations(run, tmp_path):
         "--eval-only", "MODEL.WEIGHTS", weights, "DATASETS.TRAIN", nowhere, "MODEL.SparseRCNN.NUM_CLASSES", "5"
     )
     assert "AP" in results["bbox"]
+    assert (
+        "classes of the training set is not known: Annotation file nowhere.json"
+        in (tmp_path / "run/log.txt").read_text()
+    )
 
 
 def test_a_test_set_that_cannot_be_used_stops_the_run_before_the_training(run, shapes, tmp_path):

@@ -41,15 +41,16 @@ def main(args: argparse.Namespace) -> int:
         try:
             panels += inspect(cfg, name, args.images)
         except (KeyError, OSError, ValueError) as error:
-            print(f"error: {name} cannot be used: {error.args[0] if error.args else error}")
+            reason = error.args[0] if isinstance(error, KeyError) else error  # a KeyError's text is quoted
+            print(f"error: {name} cannot be used: {reason}")
             unusable += 1
-    if unusable == 0:
-        check_same_classes(args.names)
     if panels:
         args.output.parent.mkdir(parents=True, exist_ok=True)
         if not cv2.imwrite(str(args.output), cv2.cvtColor(image_grid(panels, PANELS_A_ROW), cv2.COLOR_RGB2BGR)):
             raise OSError(f"could not write {args.output}")
         print(f"Wrote {args.output}: {len(panels)} samples as the training gets them")
+    if unusable == 0:
+        check_same_classes(args.names)
     return unusable
 
 

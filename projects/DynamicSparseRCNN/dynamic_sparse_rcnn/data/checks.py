@@ -234,6 +234,13 @@ def _load(name: str) -> list[dict[str, Any]]:
             f"Data set {name}: {error}. detectron2 looks for its own data sets below DETECTRON2_DATASETS, now "
             f"{root!r}: set it to the folder that holds coco/, VOC2007/ and so on."
         ) from error
+    except ValueError as error:  # detectron2's loader of VOC meets a class that is none of VOC's, say
+        if parse_dataset_name(name) is not None:
+            raise
+        raise ValueError(
+            f"Data set {name} cannot be read: {error}. Data of your own are named by their files: "
+            "'coco:<json>:<image folder>' or 'voc:<folder>:<split>'."
+        ) from error
     if not dicts:
         raise ValueError(f"Data set {name} has no images. Name another one, or add images to it.")
     return dicts

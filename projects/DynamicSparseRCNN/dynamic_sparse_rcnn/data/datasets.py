@@ -99,7 +99,7 @@ def _register_coco(name: str, source: CocoSource) -> None:
         thing_classes=list(classes.names),
         thing_dataset_id_to_contiguous_id={category: i for i, category in enumerate(classes.category_ids)},
     )
-    DatasetCatalog.register(name, partial(load_coco, source.json_file, source.image_root, name, source.part))
+    DatasetCatalog.register(name, partial(load_coco, source.json_file, source.image_root, source.part))
 
 
 def _register_voc(name: str, source: VocSource) -> None:
@@ -138,9 +138,36 @@ def check_same_classes(names: Sequence[str]) -> None:
         first = first or (name, list(classes))
         if list(classes) != first[1]:
             raise ValueError(
-                f"The data sets have different classes: {first[0]}: {first[1][:20]}; {name}: {list(classes)[:20]}. "
-                "Give all the same names in the same order (in a COCO file, the order of the category ids)."
+                f"The data sets have different classes: {first[0]}: {first[1][:20]}; {name}: {list(classes)[:20]}; "
+                f"{_difference(first[1], list(classes))}. Give all the same names in the same order (in a COCO file, "
+                "the order of the category ids)."
             )
+
+
+def _difference(first: Sequence[str], second: Sequence[str]) -> str:
+    """What long lists differ in."""
+    only_first, only_second = ([n for n in a if n not in b] for a, b in ((first, second), (second, first)))
+    if only_first or only_second:
+        return f"only the first has {only_first[:10]}, only the second {only_second[:10]}"
+    changed = [i for i, (one, other) in enumerate(zip(first, second, strict=False)) if one != other]
+    return f"the same names, but in another order or number from class {changed[0] if changed else len(second)} on"
+
+
+def with_known_classes(names: Sequence[str], num_classes: int) -> list[str]:
+    """Those of a model's training sets that tell what its classes are, for an evaluation, which does not need them.
+
+    Left out are sets that have another number of classes, which it cannot have been trained on, and (with a warning)
+    those that cannot be read any more.
+    """
+    known = []
+    for name in names:
+        try:
+            register_dataset(name)
+        except (OSError, ValueError) as error:
+            logger.warning("Whether the test sets have the classes of the training set is not known: %s", error)
+        else:
+            known += [name] * (len(MetadataCatalog.get(name).get("thing_classes") or ()) == num_classes)
+    return known
 
 
 def resolve_num_classes(cfg: CfgNode) -> int:

@@ -34,6 +34,8 @@ _QUARTER_TURNS = (5, 6, 7, 8)
 # The ends of complete files. A JPEG's data never contain its end marker, a PNG's last chunk has a fixed content.
 _JPEG_END = b"\xff\xd9"
 _PNG_END = b"IEND\xaeB`\x82"
+_PNG_EXIF = b"eXIf"
+_LONGEST_EXIF = 1 << 16
 
 
 def read_image(file_name: str, image_format: str) -> npt.NDArray[np.uint8]:
@@ -123,7 +125,7 @@ def check_images(dicts: Sequence[dict[str, Any]]) -> tuple[list[dict[str, Any]],
 
 def _size_problem(image: Image.Image, record: dict[str, Any]) -> str | None:
     size = image.size
-    turned = image.getexif().get(_EXIF_ORIENTATION) in _QUARTER_TURNS
+    turned = _is_turned_by_a_quarter(image, record["file_name"])
     if turned:
         size = size[::-1]
     annotated = (record.get("width", size[0]), record.get("height", size[1]))
@@ -140,6 +142,13 @@ def _size_problem(image: Image.Image, record: dict[str, Any]) -> str | None:
     )
 
 
+def _is_turned_by_a_quarter(image: Image.Image, file: str) -> bool:
+    # Pillow decodes every PNG for EXIF data that may be behind its pixels; the end of the file shows whether there are.
+    decoding = image.format == "PNG" and _PNG_EXIF in _end_of(file, _LONGEST_EXIF)
+    exif = image.getexif() if decoding else Image.Image.getexif(image)
+    return exif.get(_EXIF_ORIENTATION) in _QUARTER_TURNS
+
+
 def _mode_problem(image: Image.Image) -> str | None:
     if image.mode in _UNBOUNDED_MODES:
         return "has floating-point pixels of unknown range: convert it to 8 or 16 bits"
@@ -151,6 +160,10 @@ def _is_complete(file: str, image_format: str | None) -> bool:
     ends = {"JPEG": _JPEG_END, "PNG": _PNG_END}
     if image_format not in ends:
         return False
+    return _end_of(file, len(_PNG_END)).endswith(ends[image_format])
+
+
+def _end_of(file: str, length: int) -> bytes:
     with open(file, "rb") as opened:
-        opened.seek(max(0, os.path.getsize(file) - len(_PNG_END)))
-        return opened.read().endswith(ends[image_format])
+        opened.seek(max(0, os.path.getsize(file) - length))
+        return opened.read()

@@ -9,9 +9,8 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 from detectron2.data import transforms as T
+from detectron2.utils.logger import log_every_n_seconds
 from torchvision import tv_tensors
-
-logger = logging.getLogger(__name__)
 
 
 class Pipeline(Protocol):
@@ -33,7 +32,7 @@ class PipelineAugmentation(T.Augmentation):
     """Runs a pipeline wherever detectron2 takes an ``Augmentation``; the input needs ``boxes`` too.
 
     If a pipeline that has worked fails at some image (a crop larger than the image, say), that image stays as it
-    is, with a warning: it is no reason to end a run.
+    is, with a warning (at most one a minute, with their number): it is no reason to end a run.
     """
 
     def __init__(self, pipeline: Pipeline, image_format: str) -> None:
@@ -51,20 +50,30 @@ class PipelineAugmentation(T.Augmentation):
         self.pipeline = pipeline
         self.image_format = image_format
         self._has_worked = False
+        self._failures = 0
 
     def get_transform(self, image: np.ndarray, boxes: np.ndarray) -> T.Transform:
         """Runs the pipeline on (H, W, 3) uint8 and (N, 4) xyxy; what comes out is the transform's only result.
 
         Raises:
-            ValueError: if the image that comes out is not (H, W, 3) uint8.
+            ValueError: if the pipeline fails at its first image, or what comes out is not (H, W, 3) uint8.
         """
         try:
             new_image, new_boxes = self.pipeline(np.ascontiguousarray(self._swapped(image)), boxes)
             _check_image(new_image)
         except Exception as error:  # of whatever kind the library raises
             if not self._has_worked:
-                raise
-            logger.warning("An image of %d x %d stays unaugmented: %s", *image.shape[1::-1], error)
+                raise ValueError(
+                    f"{self.pipeline} fails at an image of {image.shape[1]} x {image.shape[0]}: "
+                    f"{str(error).rstrip('.')}. Correct it; a crop may need a padding or a resizing before it."
+                ) from error
+            self._failures += 1
+            log_every_n_seconds(
+                logging.WARNING,
+                f"{self.pipeline}: {self._failures} images stayed unaugmented in this process, the last, of "
+                f"{image.shape[1]} x {image.shape[0]}: {error}",
+                n=60,
+            )
             return T.NoOpTransform()
         self._has_worked = True
         return _Result(self._swapped(new_image), new_boxes)
@@ -160,8 +169,8 @@ def _with_boxes(albumentations: Any, loaded: Any) -> Any:
 
 
 def _bbox_params(albumentations: Any, own: Any) -> Any:
-    rules = ("min_area", "min_visibility", "min_width", "min_height")
-    kept = {rule: getattr(own, rule) for rule in rules} if own else {}
+    rules = ("min_area", "min_visibility", "min_width", "min_height", "max_accept_ratio")
+    kept = {rule: getattr(own, rule) for rule in rules if hasattr(own, rule)} if own else {}
     return albumentations.BboxParams(format="pascal_voc", label_fields=["index"], clip=True, **kept)
 
 

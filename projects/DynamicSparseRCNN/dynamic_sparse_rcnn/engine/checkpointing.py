@@ -1,4 +1,4 @@
-"""Loading checkpoints: one line on what was kept, an error where an evaluation would use untrained layers."""
+"""Loading checkpoints: one line on what was kept, an error where a run goes on, or is evaluated, with another model."""
 
 from __future__ import annotations
 
@@ -25,10 +25,30 @@ _COUNTER = "num_batches_tracked"
 class Checkpointer(SafeCheckpointer):
     """``SafeCheckpointer`` that tells in one line what a model got from a checkpoint and what it did not.
 
-    Tensors of another shape start anew, such as the class layers where the number of classes differs.
+    Tensors of another shape start anew, such as the class layers where the number of classes differs. Not so in a run
+    that goes on: the optimiser's state is that of the old tensors, and would be written over other memory.
     """
 
+    _resumes = False
+
+    def resume_or_load(self, path: str, *, resume: bool = True) -> dict[str, Any]:
+        """As ``DetectionCheckpointer``.
+
+        Raises:
+            ValueError: if the run goes on from a checkpoint of another model.
+        """
+        self._resumes = resume and self.has_checkpoint()
+        loaded: dict[str, Any] = super().resume_or_load(path, resume=resume)
+        return loaded
+
     def _log_incompatible_keys(self, incompatible: Any) -> None:
+        if self._resumes:
+            _require_whole(
+                incompatible,
+                incompatible.unexpected_keys,
+                f"Go on with the config.yaml of {self.save_dir}; or start a new run from these weights: leave out "
+                "--resume, name the checkpoint as MODEL.WEIGHTS and give another OUTPUT_DIR.",
+            )
         total = len(self.model.state_dict())
         anew = {name: f"{old} -> {new}" for name, old, new in incompatible.incorrect_shapes}
         missing = [name for name in map(public_name, incompatible.missing_keys) if name not in anew]
@@ -48,16 +68,23 @@ class StrictCheckpointer(SafeCheckpointer):
     """``SafeCheckpointer`` for evaluations and predictions: all of the model has to come from the checkpoint."""
 
     def _log_incompatible_keys(self, incompatible: Any) -> None:
-        wrong = [name for name, *_ in incompatible.incorrect_shapes] + list(map(public_name, incompatible.missing_keys))
-        wrong = [name for name in dict.fromkeys(wrong) if not name.endswith(_COUNTER)]
-        if not wrong:
-            super()._log_incompatible_keys(incompatible)
-            return
+        _require_whole(
+            incompatible,
+            (),
+            "Take the config.yaml of the run that wrote it, or set MODEL.SparseRCNN.NUM_CLASSES and the other keys as "
+            "there.",
+        )
+        super()._log_incompatible_keys(incompatible)
+
+
+def _require_whole(incompatible: Any, unexpected: Iterable[str], remedy: str) -> None:
+    wrong = [name for name, *_ in incompatible.incorrect_shapes]
+    wrong += [*map(public_name, incompatible.missing_keys), *unexpected]
+    wrong = [name for name in dict.fromkeys(wrong) if not name.endswith(_COUNTER)]
+    if wrong:
         raise ValueError(
-            f"The checkpoint does not have the model that the config describes; of another shape or missing: "
-            f"{_group(wrong)}{_class_note(incompatible)}, {len(wrong)} of {len(self.model.state_dict())} tensors, the "
-            f"first {wrong[0]}. Take the config.yaml of the run that wrote it, or set "
-            "MODEL.SparseRCNN.NUM_CLASSES and the other keys as there."
+            "The checkpoint does not have the model that the config describes; of another shape, or in one of them "
+            f"alone: {_group(wrong)}{_class_note(incompatible)}, {len(wrong)} tensors, the first {wrong[0]}. {remedy}"
         )
 
 

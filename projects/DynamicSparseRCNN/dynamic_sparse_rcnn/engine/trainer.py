@@ -24,7 +24,7 @@ from torch.utils.data import DataLoader
 from ..checkpoints.classes import DetectorClasses
 from ..config import add_dynamic_sparse_rcnn_config
 from ..data.checks import load_checked_dataset, report_dataset
-from ..data.datasets import check_same_classes, resolve_num_classes
+from ..data.datasets import check_same_classes, resolve_num_classes, with_known_classes
 from ..data.mapper import DetectionMapper
 from .accumulation import AccumulatingTrainer, check_parts
 from .checkpointing import Checkpointer
@@ -75,7 +75,7 @@ class Trainer(DefaultTrainer):
         """Goes on with the run in ``OUTPUT_DIR``, or starts one from ``MODEL.WEIGHTS``; says which.
 
         Raises:
-            ValueError: if no iteration is left.
+            ValueError: if no iteration is left, or the run had another model.
         """
         _tell_start(self.cfg, resume, self.checkpointer.get_checkpoint_file())
         super().resume_or_load(resume)
@@ -224,14 +224,15 @@ def _merge_options(cfg: CfgNode, options: list[str]) -> None:
     except ValueError as error:
         if "DATASETS." in str(error):
             remedy = "Data sets are a list, also if there is one: DATASETS.TRAIN \"('name',)\""
-            raise ValueError(f"{error} {remedy}") from error
+            raise ValueError(f"{error}. {remedy}") from error
         raise
 
 
 def prepare_config(cfg: CfgNode, is_train: bool) -> None:
     """Fills in what the config leaves to the data, the batch and the machine; registers the data sets."""
-    cfg.MODEL.SparseRCNN.NUM_CLASSES = resolve_num_classes(cfg)
-    check_same_classes([*(cfg.DATASETS.TRAIN if is_train else ()), *cfg.DATASETS.TEST])
+    num_classes = cfg.MODEL.SparseRCNN.NUM_CLASSES = resolve_num_classes(cfg)
+    trained_on = cfg.DATASETS.TRAIN if is_train else with_known_classes(cfg.DATASETS.TRAIN, num_classes)
+    check_same_classes([*trained_on, *cfg.DATASETS.TEST])
     scale_to_batch_size(cfg)
     if is_train:
         if cfg.SOLVER.MAX_ITER < 1:

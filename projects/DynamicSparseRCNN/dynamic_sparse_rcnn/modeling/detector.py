@@ -252,9 +252,9 @@ def _check_classes(batched_inputs: list[dict[str, Any]], num_classes: int) -> No
 
 
 def _report_excess_ground_truths(instances: list[Instances], num_proposals: int) -> None:
-    # Boxes without extent are no targets. Few images are looked at so closely.
+    # Few images are looked at so closely.
     crowded = [x for x in instances if len(x) > num_proposals]
-    excess = sum(max(0, int(x.gt_boxes.nonempty().sum()) - num_proposals) for x in crowded)
+    excess = sum(max(0, int(_is_target(x).sum()) - num_proposals) for x in crowded)
     storage = current_event_storage()
     if storage is not None:
         storage.put_scalar("ground_truths_without_proposal", excess)
@@ -265,3 +265,9 @@ def _report_excess_ground_truths(instances: list[Instances], num_proposals: int)
             f"MODEL.SparseRCNN.NUM_PROPOSALS {num_proposals}. Raise it.",
             n=60,
         )
+
+
+def _is_target(instances: Instances) -> Tensor:
+    """(N,) bool: neither boxes without extent nor crowd regions are targets."""
+    nonempty: Tensor = instances.gt_boxes.nonempty()
+    return nonempty & ~instances.gt_is_crowd if instances.has("gt_is_crowd") else nonempty
