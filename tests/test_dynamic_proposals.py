@@ -195,6 +195,15 @@ def test_training_without_a_loop_says_that_it_is_not_annealed(caplog, monkeypatc
     assert caplog.text.count("not annealed") == 1
 
 
+def test_one_expert_has_no_temperature_to_log_or_to_warn_about(caplog, monkeypatch):
+    monkeypatch.setattr("detectron2.utils.logger._LOG_COUNTER", Counter())
+    generator = make_generator(1, temperature=TemperatureSchedule(30.0, 1.0, 100))
+    generator(IMAGES, {})
+    with EventStorage() as storage:
+        generator(IMAGES, {})
+    assert not caplog.records and not storage.latest()
+
+
 def test_autocast_mixes_in_float32(tiny_dynamic_cfg, make_inputs):
     model = build_model(tiny_dynamic_cfg)
     inputs = make_inputs([2, 1])
