@@ -98,7 +98,7 @@ class ExpertRouter(nn.Module):
         """(B, C, H, W) to (B, side, side), each image's own cells alone. Resizing and the sum commute."""
         channels, height, width = aggregated.shape[1:]
         summed = aggregated.sum(1, dtype=torch.promote_types(aggregated.dtype, torch.float32)) / channels**0.5
-        rows, columns = integers_on_device(own_cells, aggregated.device).unbind(1)
+        rows, columns = integers_on_device(own_cells, summed.device).to(summed.dtype).unbind(1)
         return _resizing(rows, height, self.pool_size) @ summed @ _resizing(columns, width, self.pool_size).mT
 
 
@@ -119,7 +119,7 @@ def _zero_outside(maps: Tensor, own_cells: Sequence[tuple[int, int]]) -> Tensor:
 
 
 def _resizing(own_cells: Tensor, length: int, side: int) -> Tensor:
-    """(B, side, length) weights that resize each image's own cells, the first of ``length``, to ``side``.
+    """(B, side, length) weights that resize each image's own cells, (B,) floats, the first of ``length``, to ``side``.
 
     Bilinear with antialiasing, as ``F.interpolate`` does it for images that are all of one size: a triangle around each
     sample, as wide as the distance between samples, or between cells where that is more.
