@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import pytest
 import torch
-from detectron2.layers import ShapeSpec
 from detectron2.structures import ImageList
+from small_generators import SIZES, make_features, make_generator
 from torch import nn
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 
 from dynamic_sparse_rcnn import (
     BatchedTargets,
-    DynamicProposalGenerator,
     StagePredictions,
     TemperatureSchedule,
     build_criterion,
@@ -47,22 +46,11 @@ def test_a_matcher_that_does_ask_is_found_out(tiny_cfg):
 
 
 def test_dynamic_proposals_ask_the_device_nothing():
-    generator = DynamicProposalGenerator(
-        num_proposals=6,
-        channels=8,
-        init_boxes="grid",
-        num_experts=3,
-        expert_init=0.5,
-        levels={f"p{level}": ShapeSpec(channels=8, stride=2**level) for level in (4, 5)},
-        hidden_channels=12,
-        pool_size=6,
-        temperature=TemperatureSchedule(30.0, 1.0, 100),
-    )
+    generator = make_generator(temperature=TemperatureSchedule(30.0, 1.0, 100))
     with FakeTensorMode():
         for module in generator.modules():
             for name, parameter in list(module.named_parameters(recurse=False)):
                 setattr(module, name, nn.Parameter(torch.empty(parameter.shape, device="cuda")))
-        images = ImageList(torch.empty(2, 3, 64, 128, device="cuda"), [(64, 96), (40, 120)])
-        features = {f"p{level}": torch.empty(2, 8, 64 // 2**level, 128 // 2**level, device="cuda") for level in (4, 5)}
-        proposals, _ = generator(images, features)
+        features = {name: torch.empty(x.shape, device="cuda") for name, x in make_features().items()}
+        proposals, _ = generator(ImageList(torch.empty(2, 3, 64, 128, device="cuda"), SIZES), features)
     assert proposals[0].proposal_boxes.tensor.device.type == "cuda"
