@@ -1,16 +1,21 @@
 #!/usr/bin/env python3
-"""Times a training step and inference of a config, with and without some of its options, in one process.
+"""What options cost a detector: parameters, FLOPs, and the time of a training step and of inference.
 
-Both detectors start from the same seed and see the same random images and ground truths; they take turns, so that
-what else the machine does hits both alike. A step is the forward pass, the backward pass and the optimiser's.
+Two detectors of one config, without and with the options, from the same seed and on the same random images and ground
+truths; they take turns, in one process, so that what else the machine does hits both alike. A step is the forward
+pass, the backward pass and the optimiser's. FLOPs are fvcore's, which counts a multiply-add as one, of one image at
+inference.
 
     python benchmarks/detectors.py --config-file configs/coco/sparse_rcnn_R_50_FPN_300pro_3x.yaml \\
         MODEL.SparseRCNN.CRITERION DLACriterion MODEL.SparseRCNN.MATCHER OptimalTransportMatcher
+    python benchmarks/detectors.py --config-file configs/coco/sparse_rcnn_R_50_FPN_300pro_3x.yaml \\
+        MODEL.PROPOSAL_GENERATOR.NAME DynamicProposalGenerator
 """
 
 from __future__ import annotations
 
 import argparse
+import logging
 from collections.abc import Callable
 from typing import Any
 
@@ -18,6 +23,7 @@ import torch
 from detectron2.config import CfgNode, get_cfg
 from detectron2.modeling import build_model
 from detectron2.structures import Boxes, Instances
+from detectron2.utils.analysis import FlopCountAnalysis
 from detectron2.utils.events import EventStorage
 from matching import time_alternating
 from tabulate import tabulate
@@ -39,17 +45,21 @@ def main() -> None:
     args = parser.parse_args()
     configs = {"without": load_config(args.config_file, []), "with": load_config(args.config_file, args.opts)}
     inputs = make_inputs(args, configs["without"].MODEL.SparseRCNN.NUM_CLASSES)
-    steps, inferences = {}, {}
+    detectors, steps, inferences = {}, {}, {}
     for name, cfg in configs.items():
         torch.manual_seed(0)
-        detector = build_model(cfg)
-        steps[name] = training_step(cfg, detector, inputs)
-        inferences[name] = inference(detector, inputs)
+        detectors[name] = build_model(cfg)
+        steps[name] = training_step(cfg, detectors[name], inputs)
+        inferences[name] = inference(detectors[name], inputs)
+    rows = [
+        row("parameters, M", {name: parameters(detector) / 1e6 for name, detector in detectors.items()}),
+        row("FLOPs, G", {name: flops(detector, inputs) / 1e9 for name, detector in detectors.items()}),
+    ]
     device = configs["without"].MODEL.DEVICE
     with EventStorage():
-        rows = [row("training step", time_alternating(steps, args.repeats, device))]
-    rows.append(row("inference", time_alternating(inferences, args.repeats, device)))
-    print(tabulate(rows, ("", "ms without", "ms with", "ratio"), floatfmt=("", ".1f", ".1f", ".3f")))
+        rows.append(row("training step, ms", in_ms(time_alternating(steps, args.repeats, device))))
+    rows.append(row("inference, ms", in_ms(time_alternating(inferences, args.repeats, device))))
+    print(tabulate(rows, ("", "without", "with", "ratio"), floatfmt=("", ".3f", ".3f", ".4f")))
 
 
 def load_config(path: str, options: list[str]) -> CfgNode:
@@ -80,12 +90,12 @@ def make_inputs(args: argparse.Namespace, num_classes: int) -> list[dict[str, An
 
 
 def training_step(cfg: CfgNode, detector: nn.Module, inputs: list[dict[str, Any]]) -> Callable[[], None]:
-    """A step of the config's optimiser, under autocast if the config asks for mixed precision."""
+    """A step of the config's optimiser; if the config asks for mixed precision, in bfloat16 (no gradient scaler)."""
     optimizer = build_optimizer(cfg, detector)
 
     def step() -> None:
         detector.train()
-        with torch.autocast(cfg.MODEL.DEVICE, torch.bfloat16, enabled=cfg.SOLVER.AMP.ENABLED):
+        with torch.autocast(torch.device(cfg.MODEL.DEVICE).type, torch.bfloat16, enabled=cfg.SOLVER.AMP.ENABLED):
             loss = sum(detector(inputs).values())
         optimizer.zero_grad()
         loss.backward()
@@ -104,9 +114,25 @@ def inference(detector: nn.Module, inputs: list[dict[str, Any]]) -> Callable[[],
     return infer
 
 
-def row(name: str, seconds: dict[str, float]) -> tuple[str, float, float, float]:
+def parameters(detector: nn.Module) -> int:
+    """Number of learned values."""
+    return sum(parameter.numel() for parameter in detector.parameters())
+
+
+def flops(detector: nn.Module, inputs: list[dict[str, Any]]) -> float:
+    """Of the first image."""
+    logging.getLogger("fvcore").setLevel(logging.ERROR)  # it lists what it takes as free
+    return FlopCountAnalysis(detector.eval(), inputs[:1]).total()
+
+
+def in_ms(seconds: dict[str, float]) -> dict[str, float]:
+    """Seconds to milliseconds."""
+    return {name: 1000 * value for name, value in seconds.items()}
+
+
+def row(name: str, values: dict[str, float]) -> tuple[str, float, float, float]:
     """A row of the table."""
-    return name, 1000 * seconds["without"], 1000 * seconds["with"], seconds["with"] / seconds["without"]
+    return name, values["without"], values["with"], values["with"] / values["without"]
 
 
 if __name__ == "__main__":

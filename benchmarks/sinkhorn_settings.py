@@ -18,7 +18,6 @@ import time
 from pathlib import Path
 
 import torch
-from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import CfgNode, get_cfg
 from detectron2.data import DatasetCatalog
 from detectron2.modeling import build_model
@@ -33,6 +32,7 @@ from dynamic_sparse_rcnn import (
     add_dynamic_sparse_rcnn_config,
 )
 from dynamic_sparse_rcnn.data.mapper import DetectionMapper
+from dynamic_sparse_rcnn.engine.checkpointing import StrictCheckpointer
 from dynamic_sparse_rcnn.engine.trainer import prepare_config
 
 EPSILONS = (0.5, 0.2, 0.1, 0.05, 0.02)
@@ -64,11 +64,11 @@ def main() -> None:
 @torch.no_grad()
 def costs_of(cfg: CfgNode, checkpoint: Path, num_images: int) -> MatchCosts:
     """The costs of all stages for the first images of the test set."""
-    mapper = DetectionMapper(cfg, is_train=True)
-    mapper.augmentations = DetectionMapper(cfg, is_train=False).augmentations
+    mapper = DetectionMapper(cfg, is_train=False)
+    mapper.is_train = True  # keeps the annotations
     inputs = [mapper(record) for record in DatasetCatalog.get(cfg.DATASETS.TEST[0])[:num_images]]
     detector = build_model(cfg).eval()
-    DetectionCheckpointer(detector).load(str(checkpoint))
+    StrictCheckpointer(detector).load(str(checkpoint))
     predictions = detector.predict(detector.preprocess_image(inputs))
     targets = BatchedTargets.from_instances([x["instances"] for x in inputs], detector.device)
     return MatchCostModel(cfg)(predictions, targets)

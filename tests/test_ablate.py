@@ -88,3 +88,18 @@ def test_a_run_that_fails_ends_it_and_names_its_output(run_plan, tmp_path):
     with pytest.raises(SystemExit, match="the run failed, its output is in"):
         run_plan([13, 1])
     assert "unlucky" in (tmp_path / "out/plain, seed 13/stdout.txt").read_text()
+
+
+@pytest.mark.parametrize(
+    ("plan", "wrong"),
+    [
+        ("{config: a.yaml, seeds: [], common: [], variants: {one: []}, evaluations: {one: []}}", "seeds"),
+        ("{config: a.yaml, seeds: [1], common: [], variant: {one: []}, evaluations: {one: []}}", "variant, variants"),
+        ("", "common, config, evaluations, seeds, variants"),
+    ],
+)
+def test_what_is_wrong_with_a_plan_is_named(tmp_path, plan, wrong):
+    path = tmp_path / "plan.yaml"
+    path.write_text(plan)
+    with pytest.raises(SystemExit, match=f"plan.yaml has missing, empty or unknown keys: {wrong}\\."):
+        ablate.read_plan(path)

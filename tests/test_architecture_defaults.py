@@ -45,6 +45,12 @@ def test_each_part_can_be_overridden_alone(tiny_dynamic_cfg, name, defaults, oth
     assert parts(tiny_dynamic_cfg) == tuple(expected)
 
 
+def test_a_negative_threshold_of_nms_which_would_leave_one_box_a_class_is_refused(tiny_cfg):
+    tiny_cfg.MODEL.SparseRCNN.NMS_THRESHOLD = -0.5
+    with pytest.raises(ValueError, match=r"MODEL\.SparseRCNN\.NMS_THRESHOLD is -0\.5"):
+        build_model(tiny_cfg)
+
+
 def test_a_file_that_says_only_the_architecture_gets_its_parts(tmp_path):
     file = tmp_path / "mine.yaml"
     file.write_text(

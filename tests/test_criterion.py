@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from scipy.optimize import linear_sum_assignment
 from torchvision.ops import generalized_box_iou
 
-from dynamic_sparse_rcnn import BatchedTargets, SetCriterion, StagePredictions
+from dynamic_sparse_rcnn import Assignment, BatchedTargets, MatchCosts, Matcher, SetCriterion, StagePredictions
 
 CPU = torch.device("cpu")
 
@@ -109,3 +109,34 @@ def test_half_precision_logits_give_float32_losses(tiny_cfg, make_instances, mak
     assert {loss.dtype for loss in losses.values()} == {torch.float32}
     for name, loss in exact.items():
         torch.testing.assert_close(losses[name], loss)
+
+
+class FixedMatcher(Matcher):
+    """Always gives the same assignment."""
+
+    def __init__(self, assignment: Assignment) -> None:
+        super().__init__()
+        self.assignment = assignment
+
+    def forward(self, costs: MatchCosts) -> Assignment:
+        return self.assignment
+
+
+def test_weights_of_the_config_weight_costs_and_losses(tiny_cfg, make_instances, make_predictions):
+    predictions = make_predictions(2, [(64, 96)], 6)
+    targets = BatchedTargets.from_instances([make_instances(6)], CPU)  # as many as proposals: all are matched
+    plain = SetCriterion(tiny_cfg)
+    node = tiny_cfg.MODEL.SparseRCNN
+    node.CLASS_WEIGHT, node.L1_WEIGHT, node.GIOU_WEIGHT, node.ALPHA, node.GAMMA = 6.0, 1.0, 0.5, 0.4, 1.5
+    weighted = SetCriterion(tiny_cfg)
+    cost_model = weighted.cost_model
+    assert (cost_model.class_weight, cost_model.l1_weight, cost_model.giou_weight) == (6.0, 1.0, 0.5)
+    for module in (cost_model, weighted):
+        assert (module.focal_alpha, module.focal_gamma) == (0.4, 1.5)
+    weighted.focal_alpha, weighted.focal_gamma = 0.25, 2.0
+    same = FixedMatcher(Assignment(torch.arange(6).expand(2, 1, 6)))
+    weighted.matcher = plain.matcher = same
+    factors = {"loss_ce": 3.0, "loss_bbox": 0.2, "loss_giou": 0.25}
+    before = plain(predictions, targets)
+    for name, loss in weighted(predictions, targets).items():
+        torch.testing.assert_close(loss, factors[name.removesuffix("_0")] * before[name], msg=name)

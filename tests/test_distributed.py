@@ -30,14 +30,20 @@ def gradients_of_a_rank(rank: int, cfg: CfgNode, inputs: list[list[dict]], folde
 )
 def test_gradients_of_two_ranks_equal_those_of_one_process(tiny_cfg, make_inputs, tmp_path, counts, criterion, matcher):
     tiny_cfg.MODEL.SparseRCNN.CRITERION, tiny_cfg.MODEL.SparseRCNN.MATCHER = criterion, matcher
+    check_gradients(tiny_cfg, make_inputs(counts, [(64, 96)] * 4), tmp_path)
+
+
+def test_gradients_of_dynamic_proposals_are_those_of_one_process_too(tiny_dynamic_cfg, make_inputs, tmp_path):
+    check_gradients(tiny_dynamic_cfg, make_inputs([3, 2, 1, 0], [(64, 96), (48, 80), (64, 96), (64, 64)]), tmp_path)
+
+
+def check_gradients(cfg: CfgNode, inputs: list[dict], folder: Path) -> None:
     # Batch statistics would be each rank's own.
-    tiny_cfg.MODEL.RESNETS.NORM = "FrozenBN"
-    inputs = make_inputs(counts, [(64, 96)] * 4)
-    arguments = (tiny_cfg, [inputs[:2], inputs[2:]], tmp_path)
-    torch.multiprocessing.spawn(gradients_of_a_rank, arguments, nprocs=2)
+    cfg.MODEL.RESNETS.NORM = "FrozenBN"
+    torch.multiprocessing.spawn(gradients_of_a_rank, (cfg, [inputs[:2], inputs[2:]], folder), nprocs=2)
     torch.manual_seed(0)
-    model = build_model(tiny_cfg)
+    model = build_model(cfg)
     sum(model(inputs).values()).backward()
-    found = torch.load(tmp_path / "gradients.pth")
+    found = torch.load(folder / "gradients.pth")
     for name, parameter in model.named_parameters():
         torch.testing.assert_close(found[name], parameter.grad, rtol=1e-3, atol=1e-5, msg=name)

@@ -1,47 +1,19 @@
-"""Dynamic proposals: mixed per image from several experts, annealed in training, static with one expert."""
+"""Dynamic proposals: mixed per image from several experts, static with one expert."""
 
 from __future__ import annotations
 
 import copy
-import logging
 import pickle
-from collections import Counter
 
 import pytest
 import torch
 import torch.nn.functional as F
-from detectron2.layers import ShapeSpec
 from detectron2.modeling import build_model
-from detectron2.structures import ImageList
 from detectron2.utils.events import EventStorage
+from small_generators import IMAGES, SIZES, make_features, make_generator
 from torchvision.ops import box_convert
 
-from dynamic_sparse_rcnn import DynamicProposalGenerator, TemperatureSchedule
 from dynamic_sparse_rcnn.engine.solver import build_optimizer
-
-SIZES = [(64, 96), (40, 120)]
-IMAGES = ImageList.from_tensors([torch.zeros(3, *size) for size in SIZES], 32)
-STRIDES = {"p2": 4, "p3": 8, "p4": 16, "p5": 32}
-NO_ANNEALING = TemperatureSchedule(1.0, 1.0, 0)
-
-
-def make_generator(num_experts=3, *, temperature=NO_ANNEALING, expert_init=0.5, init_boxes="grid"):
-    return DynamicProposalGenerator(
-        num_proposals=6,
-        channels=8,
-        init_boxes=init_boxes,
-        num_experts=num_experts,
-        expert_init=expert_init,
-        levels={name: ShapeSpec(channels=8, stride=stride) for name, stride in STRIDES.items()},
-        hidden_channels=12,
-        pool_size=6,
-        temperature=temperature,
-    )
-
-
-def make_features() -> dict[str, torch.Tensor]:
-    height, width = IMAGES.tensor.shape[2:]
-    return {name: torch.randn(2, 8, height // stride, width // stride) for name, stride in STRIDES.items()}
 
 
 @pytest.mark.parametrize("num_experts", [1, 2, 4, 8])
@@ -106,6 +78,18 @@ def test_gradients_reach_every_expert_and_all_of_the_router_at_step_0(tiny_dynam
         assert parameter.grad.isfinite().all() and parameter.grad.abs().sum() > 0, name
 
 
+@pytest.mark.parametrize("kind", ["proposal_boxes", "proposal_features"])
+def test_boxes_and_features_each_teach_the_router_and_all_experts(kind):
+    generator = make_generator()
+    proposals, _ = generator(IMAGES, make_features())
+    values = [x.get(kind).tensor if kind == "proposal_boxes" else x.get(kind) for x in proposals]
+    sum((x * torch.randn_like(x)).sum() for x in values).backward()
+    for parameter in generator.router.parameters():
+        assert parameter.grad is not None and parameter.grad.any()
+    gradient = generator.get_submodule(f"expert_{kind}").weight.grad
+    assert gradient.unflatten(0, (3, 6)).abs().sum(2).all()
+
+
 def test_the_experts_come_apart_and_the_weights_follow_the_image_in_training(tiny_dynamic_cfg, make_inputs):
     tiny_dynamic_cfg.SOLVER.BASE_LR = 1e-3
     model = build_model(tiny_dynamic_cfg)
@@ -145,54 +129,6 @@ def test_experts_start_alike_where_the_config_says_so():
     generator = make_generator(4, expert_init=0.0)
     for values in (generator.expert_boxes, generator.expert_features):
         assert torch.equal(values, values[:1].expand_as(values))
-
-
-def test_the_temperature_falls_linearly_and_stays():
-    schedule = TemperatureSchedule(30.0, 1.0, 100)
-    assert [schedule(i) for i in (0, 50, 100, 5000)] == pytest.approx([30.0, 15.5, 1.0, 1.0])
-    assert TemperatureSchedule(30.0, 2.0, 0)(0) == 2.0
-
-
-def test_the_schedule_covers_ten_of_36_epochs_unless_the_config_says_how_much(tiny_dynamic_cfg):
-    tiny_dynamic_cfg.SOLVER.MAX_ITER = 263880
-    schedule = build_model(tiny_dynamic_cfg).proposal_generator.temperature
-    assert schedule == TemperatureSchedule(30.0, 1.0, 73300)
-    tiny_dynamic_cfg.MODEL.SparseRCNN.DPG.TEMPERATURE_ITERS = 70
-    assert build_model(tiny_dynamic_cfg).proposal_generator.temperature.num_iters == 70
-
-
-def test_training_is_annealed_by_the_iteration_and_logged():
-    generator = make_generator(temperature=TemperatureSchedule(30.0, 1.0, 100))
-    features = make_features()
-    logits = generator.router(list(features.values()), SIZES)
-    for iteration, temperature in ((0, 30.0), (50, 15.5), (200, 1.0)):
-        with EventStorage(iteration) as storage:
-            proposals, _ = generator(IMAGES, features)
-        assert storage.latest()["dpg/temperature"] == (temperature, iteration)
-        weights = torch.stack([x.expert_weights for x in proposals])
-        torch.testing.assert_close(weights, (logits / temperature).softmax(1).transpose(1, 2))
-
-
-def test_inference_is_at_the_last_temperature_inside_a_training_loop_and_outside():
-    generator = make_generator(temperature=TemperatureSchedule(30.0, 1.0, 100)).eval()
-    features = make_features()
-    expected = generator.router(list(features.values()), SIZES).softmax(1).transpose(1, 2)
-    outside, _ = generator(IMAGES, features)
-    with EventStorage(3) as storage:
-        generator.train()(IMAGES, features)
-        inside, _ = generator.eval()(IMAGES, features)
-    assert storage.latest()["dpg/temperature"][1] == 3
-    for proposals in (outside, inside):
-        assert torch.equal(torch.stack([x.expert_weights for x in proposals]), expected)
-
-
-def test_training_without_a_loop_says_that_it_is_not_annealed(caplog, monkeypatch):
-    monkeypatch.setattr("detectron2.utils.logger._LOG_COUNTER", Counter())
-    generator = make_generator(temperature=TemperatureSchedule(30.0, 1.0, 100))
-    with caplog.at_level(logging.WARNING):
-        for _ in range(3):
-            generator(IMAGES, make_features())
-    assert caplog.text.count("not annealed") == 1
 
 
 def test_autocast_mixes_in_float32(tiny_dynamic_cfg, make_inputs):

@@ -4,9 +4,17 @@ from __future__ import annotations
 
 import pytest
 import torch
+from detectron2.structures import ImageList
+from small_generators import SIZES, make_features, make_generator
+from torch import nn
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 
-from dynamic_sparse_rcnn import BatchedTargets, StagePredictions, build_criterion
+from dynamic_sparse_rcnn import (
+    BatchedTargets,
+    StagePredictions,
+    TemperatureSchedule,
+    build_criterion,
+)
 
 
 def losses_on_a_fake_device(cfg) -> dict[str, torch.Tensor]:
@@ -35,3 +43,14 @@ def test_a_matcher_that_does_ask_is_found_out(tiny_cfg):
     node.CRITERION, node.MATCHER, node.DLA.SOLVER = "DLACriterion", "OptimalTransportMatcher", "exact"
     with pytest.raises((DataDependentOutputException, RuntimeError)):
         losses_on_a_fake_device(tiny_cfg)
+
+
+def test_dynamic_proposals_ask_the_device_nothing():
+    generator = make_generator(temperature=TemperatureSchedule(30.0, 1.0, 100))
+    with FakeTensorMode():
+        for module in generator.modules():
+            for name, parameter in list(module.named_parameters(recurse=False)):
+                setattr(module, name, nn.Parameter(torch.empty(parameter.shape, device="cuda")))
+        features = {name: torch.empty(x.shape, device="cuda") for name, x in make_features().items()}
+        proposals, _ = generator(ImageList(torch.empty(2, 3, 64, 128, device="cuda"), SIZES), features)
+    assert proposals[0].proposal_boxes.tensor.device.type == "cuda"

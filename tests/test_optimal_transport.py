@@ -245,3 +245,9 @@ def test_costs_from_bfloat16_logits_are_matched_in_float32(make_instances, make_
 def test_an_unknown_solver_is_refused_by_name():
     with pytest.raises(ValueError, match=r"DLA\.SOLVER is 'simplex'"):
         make_matcher("simplex")
+
+
+@pytest.mark.parametrize("wrong", [{"epsilon": 0.0}, {"epsilon": -0.1}, {"num_iters": 0}])
+def test_settings_of_sinkhorn_that_make_no_sense_are_refused_by_key_before_the_first_step(wrong):
+    with pytest.raises(ValueError, match=r"MODEL\.SparseRCNN\.DLA needs SINKHORN_EPS > 0 and SINKHORN_ITERS >= 1"):
+        make_matcher("sinkhorn", **wrong)

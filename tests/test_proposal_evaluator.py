@@ -6,12 +6,15 @@ import math
 
 import pytest
 import torch
+from detectron2.config import get_cfg
 from detectron2.data import DatasetCatalog
+from detectron2.engine import DefaultTrainer
 from detectron2.evaluation import inference_on_dataset
 from detectron2.structures import Boxes, BoxMode, Instances
 from torch import nn
 
 from dynamic_sparse_rcnn.engine.proposal_evaluator import ProposalEvaluator
+from dynamic_sparse_rcnn.engine.trainer import Trainer
 
 # Two boxes to be found and a crowd in the first image, one box in the second.
 ANNOTATIONS = [
@@ -79,3 +82,10 @@ def test_a_data_set_without_ground_truths_has_no_recall():
     finally:
         DatasetCatalog.remove("unknown_truth")
     assert math.isnan(metrics["recall50"])
+
+
+def test_a_detector_without_proposals_is_evaluated_without_them(monkeypatch):
+    monkeypatch.setattr(DefaultTrainer, "test", classmethod(lambda cls, cfg, model, evaluators: evaluators))
+    cfg = get_cfg()
+    cfg.DATASETS.TEST = ("some_set",)
+    assert Trainer.test(cfg, torch.nn.Linear(1, 1)) is None  # detectron2 then builds the config's own

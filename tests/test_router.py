@@ -6,6 +6,7 @@ import math
 
 import pytest
 import torch
+import torch.nn.functional as F
 from detectron2.layers import ShapeSpec
 
 from dynamic_sparse_rcnn import ExpertRouter
@@ -111,13 +112,17 @@ def test_sums_beyond_float16_stay_finite_under_autocast():
     assert logits.isfinite().all()
 
 
-def test_large_maps_are_averaged_not_sampled():
-    router = make_router(strides=(4,), pool_size=2)
-    maps = torch.zeros(1, 8, 64, 64)
-    maps[0, :, 3, 5] = 1.0
-    shifted = maps.roll((6, 4), dims=(2, 3))  # the same content elsewhere in the same quarter
-    for image in (maps, shifted):
-        assert router._pool(image, [(64, 64)])[0, 0, 0, 0] > 0
+@pytest.mark.parametrize("side", [1, 6, 30])
+@pytest.mark.parametrize("size", [(64, 64), (25, 38), (3, 1)])
+def test_pooling_equals_torchs_antialiased_resizing_of_each_images_own_cells(side, size):
+    router = make_router(pool_size=side)
+    maps = torch.randn(3, 8, *size, dtype=torch.float64)
+    own_cells = [size, (1, 1), ((size[0] + 1) // 2, size[1])]
+    pooled = router._pool(maps, own_cells)
+    for image, (rows, columns), found in zip(maps, own_cells, pooled, strict=True):
+        summed = image[None, :, :rows, :columns].sum(1, keepdim=True) / 8**0.5
+        expected = F.interpolate(summed, (side, side), mode="bilinear", antialias=True)
+        torch.testing.assert_close(found, expected[0, 0])
 
 
 def test_all_experts_start_with_about_the_same_weight():

@@ -51,3 +51,9 @@ def test_the_first_image_is_the_default(draw):
 def test_an_image_that_is_not_in_the_set_is_named(draw):
     with pytest.raises(SystemExit, match=r"none of the 3 images of .* is 'missing'"):
         draw("missing")
+
+
+def test_a_checkpoint_of_another_model_is_an_error_not_a_picture_of_untrained_layers(draw, tmp_path):
+    torch.save({"model": {"head.stranger": torch.zeros(1)}}, tmp_path / "other.pth")
+    with pytest.raises(ValueError, match="does not have the model that the config describes"):
+        draw(None, "MODEL.WEIGHTS", str(tmp_path / "other.pth"))

@@ -57,6 +57,12 @@ def test_static_proposals_are_refused(draw):
         draw(options=("MODEL.PROPOSAL_GENERATOR.NAME", "LearnedProposalGenerator"))
 
 
+def test_a_checkpoint_of_another_model_is_an_error_not_a_picture_of_untrained_layers(draw, tmp_path):
+    torch.save({"model": {"head.stranger": torch.zeros(1)}}, tmp_path / "other.pth")
+    with pytest.raises(ValueError, match="does not have the model that the config describes"):
+        draw(options=("MODEL.WEIGHTS", str(tmp_path / "other.pth")))
+
+
 def test_boxes_are_drawn_where_they_are():
     image = np.zeros((400, 400, 3), np.uint8)
     experts = torch.tensor([[[50.0, 60, 150, 160]], [[250, 260, 350, 360]]])

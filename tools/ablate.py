@@ -17,7 +17,7 @@ import statistics
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +49,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time")
     args = parser.parse_args()
-    plan = Plan(**yaml.safe_load(args.plan.read_text()))
+    plan = read_plan(args.plan)
     if args.jobs > 1:
         os.environ["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // args.jobs))
     results = run_all(plan, args.output, args.jobs)
@@ -58,6 +58,19 @@ def main() -> None:
     (args.output / "results.json").write_text(
         json.dumps({f"{v}, seed {s}": r for (v, s), r in results.items()}, indent=1)
     )
+
+
+def read_plan(path: Path) -> Plan:
+    """Reads a plan, and stops with the names of what is missing, empty or unknown in it."""
+    content = yaml.safe_load(path.read_text())
+    found = set(content) if isinstance(content, dict) else set()
+    expected = {field.name for field in fields(Plan)}
+    empty = {name for name in ("config", "seeds", "variants", "evaluations") if name in found and not content[name]}
+    if wrong := sorted((found ^ expected) | empty):
+        raise SystemExit(
+            f"error: {path} has missing, empty or unknown keys: {', '.join(wrong)}. See benchmarks/ablations"
+        )
+    return Plan(**content)
 
 
 def run_all(plan: Plan, output: Path, jobs: int) -> Results:

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Draws which proposals of each stage learn from which ground truth: Hungarian matching beside DLA's transport.
 
-Takes the images from ``DATASETS.TEST``. Without ``MODEL.WEIGHTS`` the model is untrained.
+Takes the images from ``DATASETS.TEST``. With ``MODEL.WEIGHTS ''`` the model is untrained.
 
     python tools/visualize_assignment.py --config-file configs/shapes/dynamic_sparse_rcnn_R_18_FPN_20pro.yaml \\
         --image 000001 MODEL.WEIGHTS output/demo/model_final.pth
@@ -29,7 +29,7 @@ from dynamic_sparse_rcnn import (
     add_dynamic_sparse_rcnn_config,
 )
 from dynamic_sparse_rcnn.data.mapper import DetectionMapper
-from dynamic_sparse_rcnn.engine.checkpointing import Checkpointer
+from dynamic_sparse_rcnn.engine.checkpointing import load_for_evaluation
 from dynamic_sparse_rcnn.engine.trainer import prepare_config
 from dynamic_sparse_rcnn.visualization import Image, draw_assignment, image_grid
 
@@ -41,11 +41,10 @@ def main(args: argparse.Namespace) -> None:
     cfg.merge_from_file(args.config_file)
     cfg.merge_from_list(args.opts)
     prepare_config(cfg, is_train=False)
-    # The training mapper keeps the annotations; its augmentations would only change the image.
-    mapper = DetectionMapper(cfg, is_train=True)
-    mapper.augmentations = DetectionMapper(cfg, is_train=False).augmentations
+    mapper = DetectionMapper(cfg, is_train=False)
+    mapper.is_train = True  # keeps the annotations
     detector = build_model(cfg).eval()
-    Checkpointer(detector).load(cfg.MODEL.WEIGHTS)
+    load_for_evaluation(cfg, detector, resume=False)
     picture = draw(cfg, detector, mapper(find_record(cfg, args.image)))
     args.output.parent.mkdir(parents=True, exist_ok=True)
     if not cv2.imwrite(str(args.output), cv2.cvtColor(picture, cv2.COLOR_RGB2BGR)):

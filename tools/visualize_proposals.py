@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """Draws how dynamic proposals are mixed: each expert's boxes beside the boxes mixed from them, a row an image.
 
-Takes the images from ``DATASETS.TEST``, and draws the proposals that differ most among them. Without
-``MODEL.WEIGHTS`` the model is untrained.
+Takes the images from ``DATASETS.TEST``, and draws the proposals that differ most among them. With
+``MODEL.WEIGHTS ''`` the model is untrained.
 
     python tools/visualize_proposals.py --config-file configs/shapes/dynamic_sparse_rcnn_R_18_FPN_20pro.yaml \\
         --image 000001 --image 000002 MODEL.WEIGHTS output/demo/model_final.pth
@@ -26,7 +26,7 @@ from visualize_assignment import find_record
 
 from dynamic_sparse_rcnn import DynamicProposalGenerator, SparseRCNN, add_dynamic_sparse_rcnn_config
 from dynamic_sparse_rcnn.data.mapper import DetectionMapper
-from dynamic_sparse_rcnn.engine.checkpointing import Checkpointer
+from dynamic_sparse_rcnn.engine.checkpointing import load_for_evaluation
 from dynamic_sparse_rcnn.engine.trainer import prepare_config
 from dynamic_sparse_rcnn.visualization import Image, draw_expert_proposals, image_grid
 
@@ -43,7 +43,7 @@ def main(args: argparse.Namespace) -> None:
     detector = build_model(cfg).eval()
     if not isinstance(detector.proposal_generator, DynamicProposalGenerator):
         raise SystemExit(f"error: {args.config_file} has static proposals, the same for every image")
-    Checkpointer(detector).load(cfg.MODEL.WEIGHTS)
+    load_for_evaluation(cfg, detector, resume=False)
     mapper = DetectionMapper(cfg, is_train=False)
     picture = draw(cfg, detector, [mapper(record) for record in find_records(cfg, args.image)], args.proposals)
     args.output.parent.mkdir(parents=True, exist_ok=True)
@@ -98,7 +98,7 @@ if __name__ == "__main__":
         "--image",
         action="append",
         default=[],
-        help="file name of an image of DATASETS.TEST, repeatable; default the first",
+        help="file name of an image of DATASETS.TEST, repeatable; default the first three",
     )
     parser.add_argument("--proposals", type=int, default=8, help="how many to draw")
     parser.add_argument("--output", type=Path, default=Path("output/proposals.png"), metavar="PNG")

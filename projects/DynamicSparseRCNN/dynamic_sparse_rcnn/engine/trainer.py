@@ -136,9 +136,9 @@ class Trainer(DefaultTrainer):
 
     @classmethod
     def test(cls, cfg: CfgNode, model: nn.Module, evaluators: list[DatasetEvaluator] | None = None) -> OrderedDict:
-        """``DefaultTrainer.test``; without ``evaluators`` it evaluates the initial proposals too."""
-        if evaluators is None:
-            generator = getattr(model, "module", model).get_submodule("proposal_generator")
+        """``DefaultTrainer.test``; without ``evaluators`` it evaluates the initial proposals too, if there are any."""
+        generator = getattr(getattr(model, "module", model), "proposal_generator", None)
+        if evaluators is None and generator is not None:
             # COCO evaluation comes last, and with it the lines in the log that one looks for.
             evaluators = [
                 DatasetEvaluators([ProposalEvaluator(name, generator), cls.build_evaluator(cfg, name)])

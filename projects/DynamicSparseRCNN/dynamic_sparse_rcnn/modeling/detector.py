@@ -87,6 +87,8 @@ class SparseRCNN(nn.Module):
             pixel_std: likewise.
         """
         super().__init__()
+        if nms_threshold < 0:
+            raise ValueError(f"MODEL.SparseRCNN.NMS_THRESHOLD is {nms_threshold}: use an IoU of 0 to 1")
         self.backbone = backbone
         self.proposal_generator = proposal_generator
         self.head = head

@@ -200,9 +200,9 @@ class DynamicProposalGenerator(nn.Module):
 
     def expert_weights(self, features: dict[str, Tensor], image_sizes: Sequence[tuple[int, int]]) -> Tensor:
         """(B, E, P) float32 weights of the experts, which add up to 1 for each proposal."""
-        temperature = self._current_temperature()
         if self.num_experts == 1:
             return self.expert_boxes.new_ones(len(image_sizes), 1, self.num_proposals)
+        temperature = self._current_temperature()
         logits = self.router([features[name] for name in self.in_features], image_sizes)
         return (logits / temperature).softmax(1)
 

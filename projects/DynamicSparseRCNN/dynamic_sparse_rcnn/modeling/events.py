@@ -41,7 +41,7 @@ class ScalarLog:
             event.synchronize()  # recorded a step ago: there is nothing to wait for
             storage.put_scalars(**dict(zip(names, arrived.tolist(), strict=True)))
         copy, event = values.to("cpu", non_blocking=True), torch.cuda.Event()
-        event.record()
+        event.record(torch.cuda.current_stream(values.device))
         self._pending = list(scalars), copy, event
 
     def __getstate__(self) -> dict[str, Any]:

@@ -130,6 +130,10 @@ class OptimalTransportMatcher(Matcher):
         super().__init__()
         if solver not in ("sinkhorn", "exact"):
             raise ValueError(f"MODEL.SparseRCNN.DLA.SOLVER is {solver!r}: use sinkhorn or exact")
+        if epsilon <= 0 or num_iters < 1:
+            raise ValueError(
+                f"MODEL.SparseRCNN.DLA needs SINKHORN_EPS > 0 and SINKHORN_ITERS >= 1, got {epsilon} and {num_iters}"
+            )
         self.schedule = schedule
         self.solver = solver
         self.epsilon = epsilon

@@ -9,6 +9,8 @@ import torch.nn.functional as F
 from detectron2.layers import ShapeSpec
 from torch import Tensor, nn
 
+from .structures import integers_on_device
+
 
 class ExpertRouter(nn.Module):
     """The staircase (Dynamic Sparse R-CNN, section 3.3): the logits of each proposal's experts for each image.
@@ -93,16 +95,11 @@ class ExpertRouter(nn.Module):
         return logits.unflatten(1, (self.num_experts, -1))
 
     def _pool(self, aggregated: Tensor, own_cells: Sequence[tuple[int, int]]) -> Tensor:
-        """(B, C, H, W) to (B, 1, side, side), each image's own cells alone. Resizing and the sum commute."""
-        channels = aggregated.shape[1]
-        summed = aggregated.sum(1, keepdim=True, dtype=torch.promote_types(aggregated.dtype, torch.float32))
-        side = (self.pool_size, self.pool_size)
-        return torch.cat(
-            [
-                F.interpolate(image[None, :, :height, :width], side, mode="bilinear", antialias=True)
-                for image, (height, width) in zip(summed / channels**0.5, own_cells, strict=True)
-            ]
-        )
+        """(B, C, H, W) to (B, side, side), each image's own cells alone. Resizing and the sum commute."""
+        channels, height, width = aggregated.shape[1:]
+        summed = aggregated.sum(1, dtype=torch.promote_types(aggregated.dtype, torch.float32)) / channels**0.5
+        rows, columns = integers_on_device(own_cells, summed.device).to(summed.dtype).unbind(1)
+        return _resizing(rows, height, self.pool_size) @ summed @ _resizing(columns, width, self.pool_size).mT
 
 
 def _own_cells(image_sizes: Sequence[tuple[int, int]], stride: int) -> list[tuple[int, int]]:
@@ -115,7 +112,21 @@ def _zero_outside(maps: Tensor, own_cells: Sequence[tuple[int, int]]) -> Tensor:
     height, width = maps.shape[2:]
     if all(rows >= height and columns >= width for rows, columns in own_cells):
         return maps
-    rows, columns = torch.tensor(own_cells, device=maps.device)[:, :, None].unbind(1)
+    rows, columns = integers_on_device(own_cells, maps.device)[:, :, None].unbind(1)
     outside_rows = torch.arange(height, device=maps.device) >= rows
     outside_columns = torch.arange(width, device=maps.device) >= columns
     return maps.masked_fill((outside_rows[:, :, None] | outside_columns[:, None, :])[:, None], 0.0)
+
+
+def _resizing(own_cells: Tensor, length: int, side: int) -> Tensor:
+    """(B, side, length) weights that resize each image's own cells, (B,) floats, the first of ``length``, to ``side``.
+
+    Bilinear with antialiasing, as ``F.interpolate`` does it for images that are all of one size: a triangle around each
+    sample, as wide as the distance between samples, or between cells where that is more.
+    """
+    own = own_cells.clamp(max=length)[:, None, None]
+    distance = own / side
+    middles = (torch.arange(side, device=own.device)[:, None] + 0.5) * distance
+    cells = torch.arange(length, device=own.device)
+    weights = (1 - (cells + 0.5 - middles).abs() / distance.clamp(min=1)).clamp(min=0) * (cells < own)
+    return weights / weights.sum(-1, keepdim=True)

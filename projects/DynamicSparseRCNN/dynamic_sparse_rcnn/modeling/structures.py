@@ -82,7 +82,7 @@ class BatchedTargets:
     def from_instances(cls, instances: Sequence[Instances], device: torch.device) -> BatchedTargets:
         """Batches detectron2's ground truths (fields ``gt_boxes``, ``gt_classes`` and perhaps ``gt_is_crowd``)."""
         # Numbers of boxes are known on the host: padding asks the device nothing.
-        counts = torch.tensor([len(x) for x in instances], device=device)
+        counts = integers_on_device([len(x) for x in instances], device)
         boxes = [x.gt_boxes.tensor.to(device, torch.float32) for x in instances]
         classes = [x.gt_classes.to(device, torch.int64) for x in instances]
         if not any(len(x) for x in instances):
@@ -163,4 +163,10 @@ class Assignment:
 
 def image_sizes_to_whwh(image_sizes: Sequence[tuple[int, int]], device: torch.device) -> Tensor:
     """Turns ``(height, width)`` pairs into (B, 4) float32 rows of width, height, width, height."""
-    return torch.tensor([(w, h, w, h) for h, w in image_sizes], dtype=torch.float32, device=device)
+    return integers_on_device([(w, h, w, h) for h, w in image_sizes], device).float()
+
+
+def integers_on_device(values: Sequence[int] | Sequence[Sequence[int]], device: torch.device) -> Tensor:
+    """An int64 tensor of what the host knows, without waiting for the device, as ``torch.tensor`` would."""
+    # From memory that is not pinned: CUDA takes its own copy before it returns.
+    return torch.tensor(values, dtype=torch.int64).to(device, non_blocking=True)
