@@ -7,6 +7,8 @@ from setuptools import find_packages, setup
 
 # The backbones of timm.
 TIMM = ["timm>=1.0.15"]
+# Brings opencv-python-headless beside opencv-python: both hold the same module, in the same version here.
+ALBUMENTATIONS = ["albumentations>=2.0"]
 ROOT = Path(__file__).parent
 PROJECT = "projects/DynamicSparseRCNN"
 PACKAGE = "dynamic_sparse_rcnn"
@@ -57,10 +59,10 @@ setup(
     ],
     extras_require={
         "timm": TIMM,
-        # Brings opencv-python-headless beside opencv-python: both hold the same module, in the same version here.
-        "albumentations": ["albumentations>=2.0"],
+        "albumentations": ALBUMENTATIONS,
         "dev": [
             *TIMM,
+            *ALBUMENTATIONS,
             "hypothesis",
             "mypy",
             "packaging",
