@@ -164,7 +164,7 @@ def test_the_command_that_makes_the_checkpoint_records_what_it_wrote(table, tmp_
     assert file.stat().st_size <= 8_000_000
     found = read_checkpoint(file)
     assert found["category_ids"] == [1, 2, 3, 4, 5]
-    trained = torch.load(tmp_path / "output/slim/model_final.pth")["model"]
+    trained = torch.load(tmp_path / "output/release/model_final.pth")["model"]
     assert found["model"].keys() == trained.keys()
     for name, value in found["model"].items():
         assert torch.equal(value, trained[name].to(value.dtype)), name

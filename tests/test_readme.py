@@ -49,7 +49,8 @@ def test_the_five_lines_run(small_detector, tmp_path, monkeypatch):
 @pytest.mark.skipif(RELEASED is None, reason="tools/release_checkpoint.py has not recorded a checkpoint yet")
 def test_the_detector_that_comes_with_the_package_finds_the_shapes():
     prediction = Predictor(device="cpu")(ROOT / "docs/shapes.png")
-    assert sorted(prediction.labels) == ["circle", "ring", "triangle"]
+    # The first held-out image of the generated set.
+    assert sorted(prediction.labels) == ["circle", "star", "triangle", "triangle"]
 
 
 def test_the_table_of_checkpoints_is_the_model_zoos():

@@ -14,7 +14,7 @@ import visualize_proposals
 from dynamic_sparse_rcnn.data.shapes import ShapesConfig, generate_shapes
 from dynamic_sparse_rcnn.visualization import draw_expert_proposals
 
-CONFIG = Path(__file__).parents[1] / "configs/shapes/dynamic_sparse_rcnn_R_18_FPN_20pro.yaml"
+CONFIG = Path(__file__).parents[1] / "configs/shapes/dynamic_sparse_rcnn_slim_R_50_FPN_20pro.yaml"
 
 
 @pytest.fixture

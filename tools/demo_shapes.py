@@ -29,7 +29,7 @@ from dynamic_sparse_rcnn.visualization import (
     image_grid,
 )
 
-CONFIG = Path(__file__).parents[1] / "configs/shapes/dynamic_sparse_rcnn_R_18_FPN_20pro.yaml"
+CONFIG = Path(__file__).parents[1] / "configs/shapes/dynamic_sparse_rcnn_slim_R_50_FPN_20pro.yaml"
 SHAPES_FOLDER = Path("output/shapes")
 NUM_TRAIN_IMAGES = 4000
 NUM_VAL_IMAGES = 200

@@ -29,13 +29,19 @@ from dynamic_sparse_rcnn.prediction.loading import DEFAULT_CONFIG
 SHAPES_FOLDER = Path("output/shapes_large")
 COMMAND = "python tools/release_checkpoint.py"
 MOST_BYTES = 8_000_000
+# More images than the demo's, in a run of its own.
+OPTIONS = [
+    *("DATASETS.TRAIN", f"('coco:{SHAPES_FOLDER}/train.json:{SHAPES_FOLDER}/train',)"),
+    *("DATASETS.TEST", f"('coco:{SHAPES_FOLDER}/val.json:{SHAPES_FOLDER}/val',)"),
+    *("OUTPUT_DIR", "output/release"),
+]
 
 
 def main(args: argparse.Namespace) -> None:
     """The last lines printed are the entry of the table."""
     generate_shapes(SHAPES_FOLDER, "train", ShapesConfig(num_images=args.images))
     generate_shapes(SHAPES_FOLDER, "val", ShapesConfig(num_images=args.held_out))
-    cfg = setup(args)
+    cfg = setup(argparse.Namespace(**{**vars(args), "opts": [*OPTIONS, *args.opts]}))
     weights = args.weights or train(cfg, args.resume)
     file = args.folder / f"{Path(DEFAULT_CONFIG).stem}.safetensors"
     classes = DetectorClasses.from_datasets(cfg.DATASETS.TRAIN)

@@ -3,7 +3,7 @@
 
 Takes the images from ``DATASETS.TEST``. With ``MODEL.WEIGHTS ''`` the model is untrained.
 
-    python tools/visualize_assignment.py --config-file configs/shapes/dynamic_sparse_rcnn_R_18_FPN_20pro.yaml \\
+    python tools/visualize_assignment.py --config-file configs/shapes/dynamic_sparse_rcnn_slim_R_50_FPN_20pro.yaml \\
         --image 000001 MODEL.WEIGHTS output/demo/model_final.pth
 """
 

@@ -4,7 +4,7 @@
 Takes the images from ``DATASETS.TEST``, and draws the proposals that differ most among them. With
 ``MODEL.WEIGHTS ''`` the model is untrained.
 
-    python tools/visualize_proposals.py --config-file configs/shapes/dynamic_sparse_rcnn_R_18_FPN_20pro.yaml \\
+    python tools/visualize_proposals.py --config-file configs/shapes/dynamic_sparse_rcnn_slim_R_50_FPN_20pro.yaml \\
         --image 000001 --image 000002 MODEL.WEIGHTS output/demo/model_final.pth
 """
 
