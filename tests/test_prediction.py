@@ -142,6 +142,10 @@ def test_places_without_images_are_errors(place, tmp_path, monkeypatch):
         open_source(place)
 
 
+def test_addresses_with_a_query_are_no_patterns():
+    assert open_source("https://example.invalid/picture.jpg?size=3").length == 1
+
+
 def test_videos_give_their_frames(predictor, picture, tmp_path):
     video = write_video(tmp_path / "clip.avi", [picture, np.zeros_like(picture), picture])
     source = open_source(video)
@@ -216,6 +220,8 @@ def test_result_files_call_images_by_number_where_they_have_one(predictor, pictu
         Image.fromarray(picture).save(tmp_path / name)
         results.add(predictor(tmp_path / name))
     results.write(tmp_path / "detections.json")
+    (tmp_path / "ordinary").touch()
+    assert (tmp_path / "detections.json").stat().st_mode == (tmp_path / "ordinary").stat().st_mode
     entries = json.loads((tmp_path / "detections.json").read_text())
     assert {entry["image_id"] for entry in entries} == ids
     assert {Path(entry["file_name"]).name for entry in entries} == set(names)

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +15,8 @@ from detectron2.evaluation.coco_evaluation import instances_to_coco_json
 from detectron2.structures import Instances
 from detectron2.utils.visualizer import Visualizer
 from matplotlib.colors import hsv_to_rgb
+
+from ..checkpoints.files import whole_file
 
 # Small images are enlarged until their shorter side has this many pixels, for labels to be readable.
 _READABLE_SIDE = 384
@@ -111,10 +111,8 @@ class CocoResults:
             for image_id, (_, found) in zip(ids, self._predictions, strict=True)
             for entry in found
         ]
-        folder = Path(path).parent
-        with tempfile.NamedTemporaryFile("w", dir=folder, suffix=".json", delete=False, encoding="utf-8") as file:
-            json.dump(entries, file)
-        os.replace(file.name, path)
+        with whole_file(path) as file:
+            file.write(json.dumps(entries).encode())
 
 
 def _image_ids(names: Sequence[str]) -> list[int]:
