@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from detectron2.config import CfgNode, LazyConfig, get_cfg, instantiate
+from detectron2.config import CfgNode, instantiate
 from detectron2.data import transforms as T
 from detectron2.modeling import build_model
 from detectron2.utils.file_io import PathManager
@@ -18,7 +18,7 @@ from torch import nn
 from .. import model_zoo
 from ..checkpoints import read_checkpoint
 from ..checkpoints.classes import DetectorClasses
-from ..config import add_dynamic_sparse_rcnn_config
+from ..config import read_config
 from ..data.mapper import DetectionMapper
 from ..engine.checkpointing import StrictCheckpointer
 
@@ -95,12 +95,7 @@ def _read_config(config: str, weights: str | None) -> Any:
             return model_zoo.get_config(config, trained=has_own)
         except RuntimeError as error:
             raise FileNotFoundError(f"There is no file {config}, and {error}") from error
-    if config.endswith(".py"):
-        return LazyConfig.load(config)
-    cfg = get_cfg()
-    add_dynamic_sparse_rcnn_config(cfg)
-    cfg.merge_from_file(config)
-    return cfg
+    return read_config(config)
 
 
 def _build_from_yaml(
