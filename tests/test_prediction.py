@@ -236,6 +236,10 @@ def test_drawings_show_the_detections_and_small_images_enlarged(predictor, pictu
     assert np.array_equal(drawn, prediction.draw())
 
 
+def test_strips_are_not_enlarged_beyond_measure(predictor):
+    assert predictor(np.zeros((8, 512, 3), np.uint8)).draw().shape == (32, 2048, 3)
+
+
 def test_class_names_can_be_given_and_must_be_as_many_as_classes(tiny_cfg, tmp_path):
     assert make_predictor(tiny_cfg, tmp_path, class_names=["x", "y", "z"]).classes.names == ("x", "y", "z")
     with pytest.raises(ValueError, match="2 names, but the detector 3 classes"):
