@@ -65,17 +65,16 @@ def test_boxes_are_in_pixels_of_the_image(predictor, picture):
 
 
 def test_channels_reach_the_model_in_the_order_of_the_config(tiny_cfg, picture, tmp_path):
-    rgb = make_predictor(tiny_cfg, tmp_path)
-    tiny_cfg.INPUT.FORMAT = "RGB"
-    seen = []
-    for format_ in ("RGB", "BGR"):
-        tiny_cfg.INPUT.FORMAT = format_
-        predictor = Predictor(tiny_cfg, str(tmp_path / "detector.safetensors"), score_threshold=0)
-        predictor.model.forward = lambda inputs, seen=seen: seen.append(inputs[0]["image"]) or []
-        with pytest.raises(ValueError, match="zip"):
-            predictor(picture)
-    assert torch.equal(seen[0], seen[1].flip(0))
-    assert rgb.classes.names == ("ant", "bee", "cat")
+    seen = {}
+    for order in ("RGB", "BGR"):
+        tiny_cfg.INPUT.FORMAT = order
+        predictor = make_predictor(tiny_cfg, tmp_path)
+        predictor.model.register_forward_pre_hook(lambda _, arguments, order=order: seen.update({order: arguments[0]}))
+        predictor(picture)
+    rgb, bgr = (seen[order][0]["image"] for order in ("RGB", "BGR"))
+    assert torch.equal(rgb, bgr.flip(0)) and not torch.equal(rgb, bgr)
+    # The array is BGR: its last channel is the first of the model.
+    assert abs(rgb[0].float().mean() - picture[..., 2].mean()) < 1
 
 
 def test_images_turned_by_exif_grey_and_of_16_bits_are_read_as_in_training(tmp_path, picture):
@@ -153,6 +152,7 @@ def test_videos_give_their_frames(predictor, picture, tmp_path):
     frames = list(source)
     assert [Path(frame.name).name for frame in frames] == [f"clip.avi:{n:06d}" for n in range(3)]
     assert frames[1].pixels.mean() < 10 < 100 < frames[0].pixels.mean()
+    assert len(list(source)) == 3 and not source.unreadable
     with pytest.raises(ValueError, match=r"Predictor\.stream"):
         predictor(video)
 
@@ -259,6 +259,9 @@ def test_weights_alone_find_the_config_that_a_run_left_beside_them(tiny_cfg, tmp
 def test_a_config_without_weights_is_refused(tiny_cfg):
     with pytest.raises(ValueError, match="untrained"):
         Predictor(tiny_cfg)
+    for name in ("coco/sparse_rcnn_R_50_FPN_300pro_3x.yaml", "lazy/sparse_rcnn_R_50_FPN_300pro_3x.py"):
+        with pytest.raises(ValueError, match="model zoo says what can be had"):
+            Predictor(name)
 
 
 def test_an_unknown_config_is_an_error_that_lists_the_known_ones():

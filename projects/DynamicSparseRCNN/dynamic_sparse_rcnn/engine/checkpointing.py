@@ -67,12 +67,15 @@ class StrictCheckpointer(SafeCheckpointer):
     """``SafeCheckpointer`` for evaluations and predictions: all of the model has to come from the checkpoint."""
 
     def _log_incompatible_keys(self, incompatible: Any) -> None:
-        _require_whole(
-            incompatible,
-            (),
-            "Take the config.yaml of the run that wrote it, or set MODEL.SparseRCNN.NUM_CLASSES and the other keys as "
-            "there.",
-        )
+        head = {name for name in self.model.state_dict() if name.startswith("head.")}
+        if head and head <= set(incompatible.missing_keys):
+            remedy = "A backbone is no detector: name the checkpoint of a whole one."
+        else:
+            remedy = (
+                "Take the config.yaml of the run that wrote it, or set MODEL.SparseRCNN.NUM_CLASSES and the other keys "
+                "as there."
+            )
+        _require_whole(incompatible, (), remedy)
         super()._log_incompatible_keys(incompatible)
 
 

@@ -111,6 +111,7 @@ class Video(FrameSource):
         super().__init__()
         self.name = f"camera {source}" if isinstance(source, int) else source
         self.files = [] if isinstance(source, int) else [source]
+        self._source = source
         self._capture = cv2.VideoCapture(source)
         if not self._capture.isOpened():
             remedy = "is another program using it?" if isinstance(source, int) else "is it a video OpenCV can decode?"
@@ -121,6 +122,8 @@ class Video(FrameSource):
 
     def __iter__(self) -> Iterator[Frame]:
         number = 0
+        if not self._capture.isOpened():  # once more from the start
+            self._capture.open(self._source)
         try:
             while True:
                 found, pixels = self._capture.read()
