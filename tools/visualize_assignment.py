@@ -45,7 +45,8 @@ def main(args: argparse.Namespace) -> None:
     mapper = DetectionMapper(cfg, is_train=False)
     mapper.is_train = True  # keeps the annotations
     detector = build_model(cfg).eval()
-    load_for_evaluation(detector, cfg.MODEL.WEIGHTS)
+    if cfg.MODEL.WEIGHTS:
+        load_for_evaluation(detector, cfg.MODEL.WEIGHTS)
     picture = draw(cfg, detector, mapper(find_record(cfg, args.image)))
     args.output.parent.mkdir(parents=True, exist_ok=True)
     if not cv2.imwrite(str(args.output), cv2.cvtColor(picture, cv2.COLOR_RGB2BGR)):

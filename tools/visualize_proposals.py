@@ -44,7 +44,8 @@ def main(args: argparse.Namespace) -> None:
     detector = build_model(cfg).eval()
     if not isinstance(detector.proposal_generator, DynamicProposalGenerator):
         raise SystemExit(f"error: {args.config_file} has static proposals, the same for every image")
-    load_for_evaluation(detector, cfg.MODEL.WEIGHTS)
+    if cfg.MODEL.WEIGHTS:
+        load_for_evaluation(detector, cfg.MODEL.WEIGHTS)
     mapper = DetectionMapper(cfg, is_train=False)
     picture = draw(cfg, detector, [mapper(record) for record in find_records(cfg, args.image)], args.proposals)
     args.output.parent.mkdir(parents=True, exist_ok=True)
