@@ -83,11 +83,9 @@ def test_backbone_weights_leave_the_rest_to_start_anew(tiny_cfg, weights, tmp_pa
 
 
 def test_an_evaluation_takes_the_whole_model_or_none(tiny_cfg, weights, tmp_path) -> None:
-    tiny_cfg.MODEL.WEIGHTS = weights
-    load_for_evaluation(tiny_cfg, build_model(tiny_cfg), resume=False)
+    load_for_evaluation(build_model(tiny_cfg), weights)
     tiny_cfg.MODEL.SparseRCNN.NUM_CLASSES = 5
     with pytest.raises(ValueError, match=r"class_logits.*3 classes in the checkpoint, 5 in the model.*config\.yaml"):
-        load_for_evaluation(tiny_cfg, build_model(tiny_cfg), resume=False)
-    tiny_cfg.OUTPUT_DIR = str(tmp_path / "nothing")
+        load_for_evaluation(build_model(tiny_cfg), weights)
     with pytest.raises(FileNotFoundError, match=r"no checkpoint in .*nothing.*MODEL\.WEIGHTS"):
-        load_for_evaluation(tiny_cfg, build_model(tiny_cfg), resume=True)
+        load_for_evaluation(build_model(tiny_cfg), weights, str(tmp_path / "nothing"), resume=True)

@@ -69,6 +69,40 @@ def test_without_drawing_only_the_detections_are_written(run, tmp_path, capsys):
     assert "draw 0.00 s" in capsys.readouterr().out
 
 
+def test_pictures_never_take_the_place_of_what_they_are_made_from(run, tmp_path):
+    (tmp_path / "output").mkdir()
+    path = tmp_path / "output" / "picture.png"
+    Image.fromarray(PICTURE).save(path)
+    video = write_video(tmp_path / "output" / "clip.avi", [PICTURE])
+    for place in (path, path.parent, video):
+        with pytest.raises(ValueError, match="give another one"):
+            run("--input", str(place))
+    run("--input", str(path), "--no-draw")
+    assert np.array_equal(np.asarray(Image.open(path)), PICTURE)
+
+
+def test_a_demo_that_is_stopped_keeps_what_it_has_found(run, tmp_path, monkeypatch):
+    for name in ("a.png", "b.png", "c.png"):
+        Image.fromarray(PICTURE).save(tmp_path / name)
+    predict = demo.Predictor.predict
+
+    def stopped_at_the_second(self, frames):
+        if frames[0].name.endswith("b.png"):
+            raise KeyboardInterrupt
+        return predict(self, frames)
+
+    monkeypatch.setattr(demo.Predictor, "predict", stopped_at_the_second)
+    output = run("--input", *(str(tmp_path / name) for name in ("a.png", "b.png", "c.png")))
+    assert {path.name for path in output.iterdir()} == {"detections.json", "a.png"}
+    assert {x["file_name"] for x in json.loads((output / "detections.json").read_text())} == {str(tmp_path / "a.png")}
+
+
+def test_a_demo_that_can_read_nothing_fails(run, tmp_path):
+    (tmp_path / "broken.jpg").write_bytes(b"nothing")
+    with pytest.raises(OSError, match="nothing that was given could be read"):
+        run("--input", str(tmp_path / "broken.jpg"))
+
+
 @pytest.mark.parametrize("options", [[], ["--max-frames", "2"], ["--batch-size", "2"]])
 def test_videos_become_videos_of_as_many_frames(run, tmp_path, options):
     video = write_video(tmp_path / "clip.avi", [PICTURE, PICTURE[::-1], PICTURE[:, ::-1]])

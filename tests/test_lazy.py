@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 
+import numpy as np
 import pytest
 import torch
 import train_net
 from detectron2.config import LazyConfig, instantiate
 from detectron2.modeling import build_model
 
-from dynamic_sparse_rcnn import model_zoo
+from dynamic_sparse_rcnn import Predictor, model_zoo
 from dynamic_sparse_rcnn.data.mapper import build_augmentations
 from dynamic_sparse_rcnn.data.shapes import ShapesConfig, generate_shapes
 from dynamic_sparse_rcnn.engine.solver import build_optimizer
@@ -145,7 +146,16 @@ def test_a_lazy_config_trains_resumes_and_evaluates_from_the_command_line(overri
     assert torch.load(tmp_path / "run/model_final.pth")["iteration"] == 2
     lines = [json.loads(line) for line in (tmp_path / "run/metrics.json").read_text().splitlines()]
     assert {"bbox/AP", "total_loss"} <= set().union(*lines)
+    with pytest.raises(ValueError, match=r"Nothing is left to train.*raise it"):
+        run("--resume", "train.max_iter=3")
     results = run("--eval-only", f"train.init_checkpoint={tmp_path / 'run/model_final.pth'}")
     assert "AP50" in results["bbox"]
     with pytest.raises(ValueError, match=r"train\.init_checkpoint"):
         run("--eval-only")
+    with pytest.raises(FileNotFoundError, match=r"finds no checkpoint in .*nothing"):
+        run("--eval-only", "--resume", f"train.output_dir={tmp_path / 'nothing'}")
+    predictor = Predictor(weights=str(tmp_path / "run/model_final.pth"), score_threshold=0)
+    assert predictor.classes.names == ("circle", "square", "triangle", "star", "ring")
+    assert len(predictor(np.zeros((64, 64, 3), np.uint8)).instances) > 0
+    left = ["--config-file", str(tmp_path / "run/config.yaml"), "--eval-only", "--resume"]
+    assert "AP50" in train_net.main(train_net.argument_parser().parse_args(left))["bbox"]

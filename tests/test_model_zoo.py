@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import subprocess
 import sys
@@ -92,6 +93,15 @@ def test_a_released_model_loads_by_its_config_alone(entry):
     for name, value in model.state_dict().items():
         assert torch.equal(value, weights[name].to(value.dtype)), name
     assert model_zoo.get_checkpoint_url(DEFAULT_CONFIG) == "dynamic-sparse-rcnn://small.safetensors"
+
+
+def test_a_released_model_is_loaded_as_a_whole_or_not_at_all(entry, table):
+    file = table / entry.file
+    weights = read_checkpoint(file)["model"]
+    write_checkpoint(file, {"model": {name: value for name, value in weights.items() if "class_logits" not in name}})
+    record_checkpoint(dataclasses.replace(entry, sha256=sha256_of(file)))
+    with pytest.raises(ValueError, match="class_logits"):
+        model_zoo.get(DEFAULT_CONFIG, trained=True, device="cpu")
 
 
 def test_the_five_lines_need_no_argument(entry):

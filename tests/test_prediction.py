@@ -65,17 +65,16 @@ def test_boxes_are_in_pixels_of_the_image(predictor, picture):
 
 
 def test_channels_reach_the_model_in_the_order_of_the_config(tiny_cfg, picture, tmp_path):
-    rgb = make_predictor(tiny_cfg, tmp_path)
-    tiny_cfg.INPUT.FORMAT = "RGB"
-    seen = []
-    for format_ in ("RGB", "BGR"):
-        tiny_cfg.INPUT.FORMAT = format_
-        predictor = Predictor(tiny_cfg, str(tmp_path / "detector.safetensors"), score_threshold=0)
-        predictor.model.forward = lambda inputs, seen=seen: seen.append(inputs[0]["image"]) or []
-        with pytest.raises(ValueError, match="zip"):
-            predictor(picture)
-    assert torch.equal(seen[0], seen[1].flip(0))
-    assert rgb.classes.names == ("ant", "bee", "cat")
+    seen = {}
+    for order in ("RGB", "BGR"):
+        tiny_cfg.INPUT.FORMAT = order
+        predictor = make_predictor(tiny_cfg, tmp_path)
+        predictor.model.register_forward_pre_hook(lambda _, arguments, order=order: seen.update({order: arguments[0]}))
+        predictor(picture)
+    rgb, bgr = (seen[order][0]["image"] for order in ("RGB", "BGR"))
+    assert torch.equal(rgb, bgr.flip(0)) and not torch.equal(rgb, bgr)
+    # The array is BGR: its last channel is the first of the model.
+    assert abs(rgb[0].float().mean() - picture[..., 2].mean()) < 1
 
 
 def test_images_turned_by_exif_grey_and_of_16_bits_are_read_as_in_training(tmp_path, picture):
@@ -142,6 +141,10 @@ def test_places_without_images_are_errors(place, tmp_path, monkeypatch):
         open_source(place)
 
 
+def test_addresses_with_a_query_are_no_patterns():
+    assert open_source("https://example.invalid/picture.jpg?size=3").length == 1
+
+
 def test_videos_give_their_frames(predictor, picture, tmp_path):
     video = write_video(tmp_path / "clip.avi", [picture, np.zeros_like(picture), picture])
     source = open_source(video)
@@ -149,6 +152,7 @@ def test_videos_give_their_frames(predictor, picture, tmp_path):
     frames = list(source)
     assert [Path(frame.name).name for frame in frames] == [f"clip.avi:{n:06d}" for n in range(3)]
     assert frames[1].pixels.mean() < 10 < 100 < frames[0].pixels.mean()
+    assert len(list(source)) == 3 and not source.unreadable
     with pytest.raises(ValueError, match=r"Predictor\.stream"):
         predictor(video)
 
@@ -216,6 +220,8 @@ def test_result_files_call_images_by_number_where_they_have_one(predictor, pictu
         Image.fromarray(picture).save(tmp_path / name)
         results.add(predictor(tmp_path / name))
     results.write(tmp_path / "detections.json")
+    (tmp_path / "ordinary").touch()
+    assert (tmp_path / "detections.json").stat().st_mode == (tmp_path / "ordinary").stat().st_mode
     entries = json.loads((tmp_path / "detections.json").read_text())
     assert {entry["image_id"] for entry in entries} == ids
     assert {Path(entry["file_name"]).name for entry in entries} == set(names)
@@ -228,6 +234,10 @@ def test_drawings_show_the_detections_and_small_images_enlarged(predictor, pictu
     assert drawn.any()
     assert prediction.draw(scale=1.0).shape == picture.shape
     assert np.array_equal(drawn, prediction.draw())
+
+
+def test_strips_are_not_enlarged_beyond_measure(predictor):
+    assert predictor(np.zeros((8, 512, 3), np.uint8)).draw().shape == (32, 2048, 3)
 
 
 def test_class_names_can_be_given_and_must_be_as_many_as_classes(tiny_cfg, tmp_path):
@@ -249,6 +259,9 @@ def test_weights_alone_find_the_config_that_a_run_left_beside_them(tiny_cfg, tmp
 def test_a_config_without_weights_is_refused(tiny_cfg):
     with pytest.raises(ValueError, match="untrained"):
         Predictor(tiny_cfg)
+    for name in ("coco/sparse_rcnn_R_50_FPN_300pro_3x.yaml", "lazy/sparse_rcnn_R_50_FPN_300pro_3x.py"):
+        with pytest.raises(ValueError, match="model zoo says what can be had"):
+            Predictor(name)
 
 
 def test_an_unknown_config_is_an_error_that_lists_the_known_ones():

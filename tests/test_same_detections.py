@@ -66,7 +66,7 @@ def setting(tmp_path_factory) -> dict:
 def expected(setting) -> list[tuple[Tensor, Tensor, Tensor]]:
     """What the model of the yaml gives for inputs that are made here, by hand."""
     model = build_model(setting["cfg"]).eval()
-    load_for_evaluation(setting["cfg"], model, resume=False)
+    load_for_evaluation(model, setting["cfg"].MODEL.WEIGHTS)
     found = []
     for file in setting["images"]:
         image = read_image(file, "RGB")
@@ -122,6 +122,11 @@ def test_test_time_augmentation_is_evaluated_beside(setting):
     results = train_net.main(train_net.argument_parser().parse_args([*arguments, *options]))
     assert {"bbox", "bbox_TTA"} <= results.keys()
     assert results["bbox"].keys() == results["bbox_TTA"].keys()
+    plain, augmented = (
+        (setting["folder"] / f"run/{name}/coco_instances_results.json").read_text()
+        for name in ("inference", "inference_TTA")
+    )
+    assert plain != augmented
 
 
 def _serve(cfg, tasks, results) -> None:

@@ -100,7 +100,7 @@ def test_evaluating_a_checkpoint_gives_the_training_runs_own_result(run, tmp_pat
 
 
 def test_evaluation_without_weights_is_an_error(run):
-    with pytest.raises(SystemExit, match=r"MODEL\.WEIGHTS"):
+    with pytest.raises(ValueError, match=r"MODEL\.WEIGHTS"):
         run("--eval-only")
 
 

@@ -102,4 +102,7 @@ def parse_args(arguments: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 if __name__ == "__main__":
-    main(parse_args())
+    try:
+        main(parse_args())
+    except (OSError, ValueError) as error:
+        raise SystemExit(f"error: {error}") from error

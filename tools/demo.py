@@ -14,6 +14,7 @@ video. At the end it says how much time went into decoding, into the model and i
 from __future__ import annotations
 
 import argparse
+import itertools
 import logging
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -40,10 +41,7 @@ class Stopwatches:
     def decoded(self, source: FrameSource, at_most: int | None) -> Iterator[Frame]:
         """The source's frames, decoding timed."""
         frames = iter(source)
-        for number, frame in enumerate(iter(lambda: _timed_next(self.decode, frames), None)):
-            if number == at_most:
-                return
-            yield frame
+        yield from itertools.islice(iter(lambda: _timed_next(self.decode, frames), None), at_most)
 
     def report(self, images: int) -> str:
         """One line."""
@@ -67,7 +65,12 @@ def _timed_next(timer: Timer, frames: Iterator[Frame]) -> Frame | None:
 
 
 def main(args: argparse.Namespace) -> None:
-    """Runs the demo; the last lines printed are what was found, where it is and how long it took."""
+    """Runs the demo; the last lines printed are what was found, where it is and how long it took.
+
+    Raises:
+        OSError: none of the images could be read, or a picture not be written.
+        ValueError: an image lies in the folder that pictures are written to.
+    """
     setup_logger(name="dynamic_sparse_rcnn")
     sources = [open_source(item) for item in args.input]
     if args.camera is not None:
@@ -80,19 +83,26 @@ def main(args: argparse.Namespace) -> None:
         batch_size=args.batch_size,
         trust_checkpoint=args.trust_checkpoint,
     )
+    if not args.no_draw:
+        _check_apart(sources, args.output)
     args.output.mkdir(parents=True, exist_ok=True)
     watches, results, written, found, images = Stopwatches(), CocoResults(), set[Path](), 0, 0
-    for source in sources:
-        writer = PictureWriter(args.output, source, written)
-        for prediction in run(predictor, source, writer, watches, args):
-            results.add(prediction)
-            found, images = found + len(prediction.instances), images + 1
+    try:
+        for source in sources:
+            writer = PictureWriter(args.output, source, written)
+            for prediction in run(predictor, source, writer, watches, args):
+                results.add(prediction)
+                found, images = found + len(prediction.instances), images + 1
+    except KeyboardInterrupt:
+        logger.warning("Stopped; what has been found so far is kept")
     results.write(args.output / "detections.json")
     unreadable = [file for source in sources for file, _ in source.unreadable]
     if unreadable:
         print(f"{len(unreadable)} could not be read: {', '.join(unreadable[:5])}{' ...' if unreadable[5:] else ''}")
     print(f"{found} detections in {images} images, in {args.output}")
     print(watches.report(images))
+    if unreadable and not images:
+        raise OSError("nothing that was given could be read")
 
 
 def run(
@@ -101,19 +111,25 @@ def run(
     """The predictions of one source; draws them on the way."""
     length = source.length if args.max_frames is None else min(source.length or args.max_frames, args.max_frames)
     with writer, tqdm(total=length, unit="image") as progress:
-        try:
-            for frames in batches(watches.decoded(source, args.max_frames), args.batch_size):
-                watches.infer.resume()
-                predictions = predictor.predict(frames)
-                watches.infer.pause()
-                watches.draw.resume()
-                for prediction in predictions if not args.no_draw else ():
-                    writer.write(prediction)
-                watches.draw.pause()
-                progress.update(len(frames))
-                yield from predictions
-        except KeyboardInterrupt:
-            logger.warning("Stopped; what has been found so far is kept")
+        for frames in batches(watches.decoded(source, args.max_frames), args.batch_size):
+            watches.infer.resume()
+            predictions = predictor.predict(frames)
+            watches.infer.pause()
+            watches.draw.resume()
+            for prediction in predictions if not args.no_draw else ():
+                writer.write(prediction)
+            watches.draw.pause()
+            progress.update(len(frames))
+            yield from predictions
+
+
+def _check_apart(sources: Sequence[FrameSource], output: Path) -> None:
+    """Pictures are called as their inputs are, and must not take their place."""
+    for file in itertools.chain.from_iterable(source.files for source in sources):
+        if Path(file).resolve().parent == output.resolve():
+            raise ValueError(
+                f"{file} lies in the folder of --output, where pictures could replace it: give another one"
+            )
 
 
 def parse_args(arguments: Sequence[str] | None = None) -> argparse.Namespace:

@@ -24,7 +24,8 @@ from dynamic_sparse_rcnn.data import checks
 from dynamic_sparse_rcnn.data.datasets import check_same_classes, register_dataset
 from dynamic_sparse_rcnn.data.inspection import measure_boxes
 from dynamic_sparse_rcnn.data.mapper import DetectionMapper
-from dynamic_sparse_rcnn.visualization import Image, draw_annotations, image_grid
+from dynamic_sparse_rcnn.drawing import Image
+from dynamic_sparse_rcnn.visualization import draw_annotations, image_grid
 
 CONFIG = Path(__file__).parents[1] / "configs/small/sparse_rcnn_R_18_FPN_50pro_256px.yaml"
 PANEL_SIDE = 480

@@ -88,4 +88,7 @@ def main(args: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
-    main(parse_args())
+    try:
+        main(parse_args())
+    except OSError as error:
+        raise SystemExit(f"error: {error}") from error

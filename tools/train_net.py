@@ -10,12 +10,14 @@ from __future__ import annotations
 
 import argparse
 from collections import OrderedDict
+from pathlib import Path
 
 from detectron2.engine import default_argument_parser, launch
 from detectron2.evaluation import verify_results
 from detectron2.utils import comm
 
 from dynamic_sparse_rcnn import DetectorWithTTA
+from dynamic_sparse_rcnn.config import is_lazy_config
 from dynamic_sparse_rcnn.engine.checkpointing import load_for_evaluation
 from dynamic_sparse_rcnn.engine.lazy import run as run_lazy
 from dynamic_sparse_rcnn.engine.trainer import Trainer, setup
@@ -24,7 +26,7 @@ from dynamic_sparse_rcnn.engine.trainer import Trainer, setup
 def main(args: argparse.Namespace) -> OrderedDict | None:
     """One process of the run: trains, or with ``--eval-only`` evaluates."""
     trust = getattr(args, "trust_checkpoint", False)
-    if args.config_file.endswith(".py"):
+    if args.config_file and is_lazy_config(args.config_file):
         return run_lazy(args, trust)
     cfg = setup(args)
     if not args.eval_only:
@@ -32,13 +34,12 @@ def main(args: argparse.Namespace) -> OrderedDict | None:
         trainer.checkpointer.trust = trust
         trainer.resume_or_load(resume=args.resume)
         return trainer.train()
-    if not cfg.MODEL.WEIGHTS and not args.resume:
-        raise SystemExit("error: --eval-only needs MODEL.WEIGHTS <checkpoint>, or --resume for the last of OUTPUT_DIR")
     model = Trainer.build_model(cfg)
-    load_for_evaluation(cfg, model, args.resume, trust)
+    load_for_evaluation(model, cfg.MODEL.WEIGHTS, cfg.OUTPUT_DIR, args.resume, trust)
     results = Trainer.test(cfg, model)
     if cfg.TEST.AUG.ENABLED:
-        evaluators = [Trainer.build_evaluator(cfg, name) for name in cfg.DATASETS.TEST]
+        folder = str(Path(cfg.OUTPUT_DIR) / "inference_TTA")
+        evaluators = [Trainer.build_evaluator(cfg, name, folder) for name in cfg.DATASETS.TEST]
         augmented = Trainer.test(cfg, DetectorWithTTA(cfg, model), evaluators)
         results |= {f"{task}_TTA": metrics for task, metrics in augmented.items()}
     if comm.is_main_process():

@@ -29,9 +29,10 @@ from dynamic_sparse_rcnn import (
     add_dynamic_sparse_rcnn_config,
 )
 from dynamic_sparse_rcnn.data.mapper import DetectionMapper
+from dynamic_sparse_rcnn.drawing import Image
 from dynamic_sparse_rcnn.engine.checkpointing import load_for_evaluation
 from dynamic_sparse_rcnn.engine.trainer import prepare_config
-from dynamic_sparse_rcnn.visualization import Image, draw_assignment, image_grid
+from dynamic_sparse_rcnn.visualization import draw_assignment, image_grid
 
 
 def main(args: argparse.Namespace) -> None:
@@ -44,7 +45,8 @@ def main(args: argparse.Namespace) -> None:
     mapper = DetectionMapper(cfg, is_train=False)
     mapper.is_train = True  # keeps the annotations
     detector = build_model(cfg).eval()
-    load_for_evaluation(cfg, detector, resume=False)
+    if cfg.MODEL.WEIGHTS:
+        load_for_evaluation(detector, cfg.MODEL.WEIGHTS)
     picture = draw(cfg, detector, mapper(find_record(cfg, args.image)))
     args.output.parent.mkdir(parents=True, exist_ok=True)
     if not cv2.imwrite(str(args.output), cv2.cvtColor(picture, cv2.COLOR_RGB2BGR)):

@@ -26,9 +26,10 @@ from visualize_assignment import find_record
 
 from dynamic_sparse_rcnn import DynamicProposalGenerator, SparseRCNN, add_dynamic_sparse_rcnn_config
 from dynamic_sparse_rcnn.data.mapper import DetectionMapper
+from dynamic_sparse_rcnn.drawing import Image
 from dynamic_sparse_rcnn.engine.checkpointing import load_for_evaluation
 from dynamic_sparse_rcnn.engine.trainer import prepare_config
-from dynamic_sparse_rcnn.visualization import Image, draw_expert_proposals, image_grid
+from dynamic_sparse_rcnn.visualization import draw_expert_proposals, image_grid
 
 NUM_DEFAULT_IMAGES = 3
 
@@ -43,7 +44,8 @@ def main(args: argparse.Namespace) -> None:
     detector = build_model(cfg).eval()
     if not isinstance(detector.proposal_generator, DynamicProposalGenerator):
         raise SystemExit(f"error: {args.config_file} has static proposals, the same for every image")
-    load_for_evaluation(cfg, detector, resume=False)
+    if cfg.MODEL.WEIGHTS:
+        load_for_evaluation(detector, cfg.MODEL.WEIGHTS)
     mapper = DetectionMapper(cfg, is_train=False)
     picture = draw(cfg, detector, [mapper(record) for record in find_records(cfg, args.image)], args.proposals)
     args.output.parent.mkdir(parents=True, exist_ok=True)

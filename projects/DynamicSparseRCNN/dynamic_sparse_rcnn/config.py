@@ -2,7 +2,29 @@
 
 from __future__ import annotations
 
-from detectron2.config import CfgNode
+import re
+from typing import Any
+
+from detectron2.config import CfgNode, LazyConfig, get_cfg
+from detectron2.utils.file_io import PathManager
+
+
+def is_lazy_config(file: str) -> bool:
+    """Whether a file is a lazy config: a ``.py``, or the ``config.yaml`` that the run of one leaves."""
+    if file.endswith(".py"):
+        return True
+    with PathManager.open(file) as opened:
+        return re.search("^model:", opened.read(), re.MULTILINE) is not None
+
+
+def read_config(file: str) -> Any:
+    """The config of a file: a ``DictConfig`` of a lazy one, otherwise a ``CfgNode`` with all of this project's keys."""
+    if is_lazy_config(file):
+        return LazyConfig.load(file)
+    cfg = get_cfg()
+    add_dynamic_sparse_rcnn_config(cfg)
+    cfg.merge_from_file(file)
+    return cfg
 
 
 def add_dynamic_sparse_rcnn_config(cfg: CfgNode) -> None:

@@ -15,13 +15,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from detectron2.config import CfgNode, LazyConfig, get_cfg, instantiate
+from detectron2.config import CfgNode, instantiate
 from detectron2.modeling import build_model
 from torch import nn
 
 from .checkpoints.released import ReleasedCheckpoint, released_checkpoints
-from .config import add_dynamic_sparse_rcnn_config
-from .engine.checkpointing import Checkpointer
+from .config import read_config
+from .engine.checkpointing import Checkpointer, StrictCheckpointer
 
 __all__ = ["ELSEWHERE", "get", "get_checkpoint_url", "get_config", "get_config_file", "list_configs"]
 
@@ -47,8 +47,10 @@ _PUBLIC = "PeizeSun/SparseR-CNN"
 _MMDETECTION = "open-mmlab/mmdetection"
 #: What can be had elsewhere, until there are checkpoints of our own trained on COCO.
 ELSEWHERE: tuple[ForeignCheckpoint, ...] = (
-    ForeignCheckpoint("coco/sparse_rcnn_R_50_FPN_100pro_3x.yaml", _PUBLIC, "R50_100pro_3x", 42.3),
-    ForeignCheckpoint("coco/sparse_rcnn_R_50_FPN_300pro_3x.yaml", _PUBLIC, "R50_300pro_3x", 44.5),
+    ForeignCheckpoint("coco/sparse_rcnn_R_50_FPN_100pro_3x.yaml", _PUBLIC, "R50_100pro_3x", 42.8),
+    ForeignCheckpoint("coco/sparse_rcnn_R_50_FPN_300pro_3x.yaml", _PUBLIC, "R50_300pro_3x", 45.0),
+    ForeignCheckpoint("coco/sparse_rcnn_R_101_FPN_100pro_3x.yaml", _PUBLIC, "R101_100pro_3x", 44.1),
+    ForeignCheckpoint("coco/sparse_rcnn_R_101_FPN_300pro_3x.yaml", _PUBLIC, "R101_300pro_3x", 46.4),
     ForeignCheckpoint(
         "coco/sparse_rcnn_R_50_FPN_100pro_3x.yaml",
         _MMDETECTION,
@@ -139,17 +141,11 @@ def get_config(config_path: str, trained: bool = False) -> Any:
     Raises:
         RuntimeError: there is no such config, or no such checkpoint.
     """
-    file = get_config_file(config_path)
-    if file.endswith(".py"):
-        cfg = LazyConfig.load(file)
-        if trained:
-            cfg.train.init_checkpoint = get_checkpoint_url(config_path)
-        return cfg
-    cfg = get_cfg()
-    add_dynamic_sparse_rcnn_config(cfg)
-    cfg.merge_from_file(file)
-    if trained:
+    cfg = read_config(get_config_file(config_path))
+    if trained and isinstance(cfg, CfgNode):
         cfg.MODEL.WEIGHTS = get_checkpoint_url(config_path)
+    elif trained:
+        cfg.train.init_checkpoint = get_checkpoint_url(config_path)
     return cfg
 
 
@@ -163,6 +159,7 @@ def get(config_path: str, trained: bool = False, device: str | None = None) -> n
 
     Raises:
         RuntimeError: there is no such config, or no such checkpoint.
+        ValueError: our checkpoint is not of the whole model.
     """
     cfg = get_config(config_path, trained)
     if device is None and not torch.cuda.is_available():
@@ -174,5 +171,5 @@ def get(config_path: str, trained: bool = False, device: str | None = None) -> n
     else:
         model, weights = instantiate(cfg.model), cfg.train.init_checkpoint
         model.to(device or cfg.train.device)
-    Checkpointer(model).load(weights)
+    (StrictCheckpointer if trained else Checkpointer)(model).load(weights)
     return model

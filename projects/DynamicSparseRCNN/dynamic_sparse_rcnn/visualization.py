@@ -2,25 +2,16 @@
 
 from collections.abc import Iterable, Sequence
 
-import cv2
 import numpy as np
-import numpy.typing as npt
 from detectron2.structures import Instances
 from detectron2.utils.visualizer import Visualizer
-from matplotlib.colors import hsv_to_rgb
 from torch import Tensor
 
-Image = npt.NDArray[np.uint8]
-FloatArray = npt.NDArray[np.float64]
-Colour = tuple[float, float, float]
+from .drawing import GREY, Image, distinct_colours, draw_boxes, readable_scale, resized, to_numpy, with_caption
 
-# Small images are enlarged until their shorter side has this many pixels, for labels to be readable.
-_READABLE_SIDE = 384
-_CAPTION_HEIGHT = 28
 _STAGES_A_ROW = 4
 _GAP = 6
 _WHITE = 255
-_GREY: Colour = (0.8, 0.8, 0.8)
 
 
 def draw_detections_beside_ground_truth(
@@ -52,8 +43,8 @@ def draw_detections_beside_ground_truth(
     detections = detections[detections.scores.argsort()]  # the best are drawn last, over the others
     true_classes, found_classes = ground_truth.gt_classes.tolist(), detections.pred_classes.tolist()
     _check_classes([*true_classes, *found_classes], class_names)
-    colours = _distinct_colours(len(class_names))
-    scale = scale or _readable_scale(image_rgb)
+    colours = distinct_colours(len(class_names))
+    scale = scale or readable_scale(image_rgb)
     found_labels = [
         f"{class_names[index]} {score:.0%}"
         for index, score in zip(found_classes, detections.scores.tolist(), strict=True)
@@ -63,9 +54,9 @@ def draw_detections_beside_ground_truth(
         ("ground truth", ground_truth.gt_boxes, true_classes, [class_names[i] for i in true_classes]),
         (f"detections (score >= {score_threshold:g})", detections.pred_boxes, found_classes, found_labels),
     ):
-        canvas = Visualizer(_resized(image_rgb, scale))
-        _draw_boxes(canvas, _to_numpy(boxes.tensor) * scale, [colours[i] for i in classes], labels)
-        panels.append(_with_caption(canvas.output.get_image(), f"{caption}: {len(classes)}"))
+        canvas = Visualizer(resized(image_rgb, scale))
+        draw_boxes(canvas, to_numpy(boxes.tensor) * scale, [colours[i] for i in classes], labels)
+        panels.append(with_caption(canvas.output.get_image(), f"{caption}: {len(classes)}"))
     return image_grid(panels, columns=2)
 
 
@@ -91,19 +82,19 @@ def draw_annotations(
     classes = annotations.gt_classes.tolist()
     _check_classes(classes, class_names)
     crowd = annotations.gt_is_crowd.tolist() if annotations.has("gt_is_crowd") else [False] * len(classes)
-    colours = _distinct_colours(len(class_names))
+    colours = distinct_colours(len(class_names))
     scale = longest_side / max(image_rgb.shape[:2])
-    canvas = Visualizer(_resized(image_rgb, scale))
-    _draw_boxes(
+    canvas = Visualizer(resized(image_rgb, scale))
+    draw_boxes(
         canvas,
-        _to_numpy(annotations.gt_boxes.tensor) * scale,
-        [_GREY if is_crowd else colours[i] for i, is_crowd in zip(classes, crowd, strict=True)],
+        to_numpy(annotations.gt_boxes.tensor) * scale,
+        [GREY if is_crowd else colours[i] for i, is_crowd in zip(classes, crowd, strict=True)],
         [
             f"crowd of {class_names[i]}" if is_crowd else class_names[i]
             for i, is_crowd in zip(classes, crowd, strict=True)
         ],
     )
-    return _with_caption(canvas.output.get_image(), f"{caption}: {len(classes)}")
+    return with_caption(canvas.output.get_image(), f"{caption}: {len(classes)}")
 
 
 def draw_proposal_stages(
@@ -130,18 +121,18 @@ def draw_proposal_stages(
     """
     _check_image(image_rgb)
     _check_stages(stage_boxes, stage_scores, highlighted)
-    scale = _readable_scale(image_rgb)
-    enlarged = _resized(image_rgb, scale)
-    colours = _distinct_colours(len(highlighted))
-    scores = _to_numpy(stage_scores)
+    scale = readable_scale(image_rgb)
+    enlarged = resized(image_rgb, scale)
+    colours = distinct_colours(len(highlighted))
+    scores = to_numpy(stage_scores)
     panels = []
-    for stage, boxes in enumerate(_to_numpy(stage_boxes) * scale):
+    for stage, boxes in enumerate(to_numpy(stage_boxes) * scale):
         canvas = Visualizer(enlarged)
         for index in set(range(len(boxes))) - set(highlighted):
-            canvas.draw_box(boxes[index], alpha=0.35, edge_color=_GREY)
+            canvas.draw_box(boxes[index], alpha=0.35, edge_color=GREY)
         labels = [f"{scores[stage - 1, index]:.2f}" if stage else "" for index in highlighted]
-        _draw_boxes(canvas, boxes[list(highlighted)], colours, labels)
-        panels.append(_with_caption(canvas.output.get_image(), f"stage {stage}" if stage else "proposals"))
+        draw_boxes(canvas, boxes[list(highlighted)], colours, labels)
+        panels.append(with_caption(canvas.output.get_image(), f"stage {stage}" if stage else "proposals"))
     return image_grid(panels, columns=_STAGES_A_ROW)
 
 
@@ -170,18 +161,18 @@ def draw_assignment(image_rgb: Image, gt_boxes: Tensor, stage_boxes: Tensor, gt_
             f"gt_boxes must be (G,4), stage_boxes (S,P,4) and gt_index (S,P), "
             f"got {tuple(gt_boxes.shape)}, {tuple(stage_boxes.shape)} and {tuple(gt_index.shape)}"
         )
-    scale = _readable_scale(image_rgb)
-    enlarged = _resized(image_rgb, scale)
-    colours = _distinct_colours(len(gt_boxes))
+    scale = readable_scale(image_rgb)
+    enlarged = resized(image_rgb, scale)
+    colours = distinct_colours(len(gt_boxes))
     panels = []
-    for stage, (boxes, indices) in enumerate(zip(_to_numpy(stage_boxes) * scale, gt_index.tolist(), strict=True), 1):
+    for stage, (boxes, indices) in enumerate(zip(to_numpy(stage_boxes) * scale, gt_index.tolist(), strict=True), 1):
         canvas = Visualizer(enlarged)
         # Background first, so that it hides nothing.
         for box, index in sorted(zip(boxes, indices, strict=True), key=lambda pair: pair[1]):
-            canvas.draw_box(box, alpha=1.0 if index >= 0 else 0.25, edge_color=colours[index] if index >= 0 else _GREY)
+            canvas.draw_box(box, alpha=1.0 if index >= 0 else 0.25, edge_color=colours[index] if index >= 0 else GREY)
         counts = [indices.count(index) for index in range(len(gt_boxes))]
-        _draw_boxes(canvas, _to_numpy(gt_boxes) * scale, colours, [f"learned by {count}" for count in counts])
-        panels.append(_with_caption(canvas.output.get_image(), f"{caption}, stage {stage}: {sum(counts)} positive"))
+        draw_boxes(canvas, to_numpy(gt_boxes) * scale, colours, [f"learned by {count}" for count in counts])
+        panels.append(with_caption(canvas.output.get_image(), f"{caption}, stage {stage}: {sum(counts)} positive"))
     return image_grid(panels, columns=len(panels))
 
 
@@ -215,17 +206,17 @@ def draw_expert_proposals(
         )
     if expert_weights.shape != (proposals, experts):
         raise ValueError(f"expert_weights must be {(proposals, experts)}, got {tuple(expert_weights.shape)}")
-    scale = _readable_scale(image_rgb)
-    enlarged = _resized(image_rgb, scale)
-    colours = _distinct_colours(proposals)
+    scale = readable_scale(image_rgb)
+    enlarged = resized(image_rgb, scale)
+    colours = distinct_colours(proposals)
     weights, strongest = expert_weights.max(1)
     labels = [f"{e + 1}: {w:.0%}" for e, w in zip(strongest.tolist(), weights.tolist(), strict=True)]
     panels = []
     captions = [*(f"expert {number}" for number in range(1, experts + 1)), caption]
     for text, boxes in zip(captions, [*expert_boxes, mixed_boxes], strict=True):
         canvas = Visualizer(enlarged)
-        _draw_boxes(canvas, _to_numpy(boxes) * scale, colours, labels if boxes is mixed_boxes else [""] * proposals)
-        panels.append(_with_caption(canvas.output.get_image(), text))
+        draw_boxes(canvas, to_numpy(boxes) * scale, colours, labels if boxes is mixed_boxes else [""] * proposals)
+        panels.append(with_caption(canvas.output.get_image(), text))
     return image_grid(panels, columns=len(panels))
 
 
@@ -248,41 +239,6 @@ def image_grid(images: Sequence[Image], columns: int) -> Image:
         top, left = index // columns * cell_height, index % columns * cell_width
         grid[top : top + image.shape[0], left : left + image.shape[1]] = image
     return grid
-
-
-def _draw_boxes(canvas: Visualizer, boxes: FloatArray, colours: Sequence[Colour], labels: Sequence[str]) -> None:
-    for box, colour in zip(boxes, colours, strict=True):
-        canvas.draw_box(box, alpha=1.0, edge_color=colour)
-    # Labels come last, so that no box hides them, and stay within the image where the box does not.
-    lowest = np.array([canvas.output.width - 40, canvas.output.height - 20])
-    for box, label in zip(boxes, labels, strict=True):
-        if label:
-            corner = np.clip(box[:2], 0, lowest)
-            canvas.draw_text(label, tuple(corner), color="white", horizontal_alignment="left")
-
-
-def _with_caption(image: Image, caption: str) -> Image:
-    captioned = cv2.copyMakeBorder(image, _CAPTION_HEIGHT, 0, 0, 0, cv2.BORDER_CONSTANT, value=(_WHITE, _WHITE, _WHITE))
-    cv2.putText(captioned, caption, (4, _CAPTION_HEIGHT - 9), cv2.FONT_HERSHEY_SIMPLEX, 0.6, (0, 0, 0), 1, cv2.LINE_AA)
-    return captioned.astype(np.uint8, copy=False)
-
-
-def _resized(image: Image, scale: float) -> Image:
-    height, width = (max(1, round(side * scale)) for side in image.shape[:2])
-    interpolation = cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC
-    return cv2.resize(image, (width, height), interpolation=interpolation).astype(np.uint8, copy=False)
-
-
-def _to_numpy(tensor: Tensor) -> FloatArray:
-    return tensor.detach().cpu().double().numpy()
-
-
-def _readable_scale(image: Image) -> float:
-    return max(1.0, _READABLE_SIDE / min(image.shape[:2]))
-
-
-def _distinct_colours(count: int) -> list[Colour]:
-    return [tuple(hsv_to_rgb((index / count, 0.85, 1.0)).tolist()) for index in range(count)]
 
 
 def _check_image(image: Image) -> None:

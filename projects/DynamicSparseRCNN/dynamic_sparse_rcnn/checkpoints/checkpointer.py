@@ -68,7 +68,7 @@ class SafeCheckpointer(DetectionCheckpointer):
             return
         content = {"model": self.model.state_dict()}
         content |= {key: part.state_dict() for key, part in self.checkpointables.items()}
-        for leftover in Path(self.save_dir).glob(".*.pth.*.partial"):  # of a run that was killed
+        for leftover in Path(self.save_dir).glob(".*.partial"):  # of a run that was killed
             leftover.unlink()
         file = os.path.join(self.save_dir, f"{name}.pth")
         self.logger.info(f"Saving checkpoint to {file}")

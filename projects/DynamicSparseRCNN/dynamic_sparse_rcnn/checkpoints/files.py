@@ -115,8 +115,9 @@ def _read_safetensors(file: Path) -> dict[str, Any]:
 
 def _read_torch(file: Path) -> Any:
     # Files of MAE, and of others whose scripts follow it, hold the arguments of their runs besides the weights.
-    with torch.serialization.safe_globals([argparse.Namespace]):
-        return torch.load(file, map_location="cpu", weights_only=True)
+    # (PyTorch 2.4 can only add for good.)
+    torch.serialization.add_safe_globals([argparse.Namespace])
+    return torch.load(file, map_location="cpu", weights_only=True)
 
 
 def _read_torch_trusting(file: Path) -> Any:

@@ -7,7 +7,6 @@ from collections import Counter
 from collections.abc import Iterable
 from typing import Any
 
-from detectron2.config import CfgNode
 from torch import nn
 
 from ..checkpoints.checkpointer import SafeCheckpointer
@@ -68,12 +67,15 @@ class StrictCheckpointer(SafeCheckpointer):
     """``SafeCheckpointer`` for evaluations and predictions: all of the model has to come from the checkpoint."""
 
     def _log_incompatible_keys(self, incompatible: Any) -> None:
-        _require_whole(
-            incompatible,
-            (),
-            "Take the config.yaml of the run that wrote it, or set MODEL.SparseRCNN.NUM_CLASSES and the other keys as "
-            "there.",
-        )
+        head = {name for name in self.model.state_dict() if name.startswith("head.")}
+        if head and head <= set(incompatible.missing_keys):
+            remedy = "A backbone is no detector: name the checkpoint of a whole one."
+        else:
+            remedy = (
+                "Take the config.yaml of the run that wrote it, or set MODEL.SparseRCNN.NUM_CLASSES and the other keys "
+                "as there."
+            )
+        _require_whole(incompatible, (), remedy)
         super()._log_incompatible_keys(incompatible)
 
 
@@ -88,22 +90,29 @@ def _require_whole(incompatible: Any, unexpected: Iterable[str], remedy: str) ->
         )
 
 
-def load_for_evaluation(cfg: CfgNode, model: nn.Module, resume: bool, trust: bool = False) -> None:
-    """Loads ``MODEL.WEIGHTS``, or with ``resume`` the last checkpoint of ``OUTPUT_DIR``.
+def load_for_evaluation(
+    model: nn.Module, weights: str, output_dir: str = "", resume: bool = False, trust: bool = False
+) -> None:
+    """Loads the checkpoint ``weights``, or with ``resume`` the last one of ``output_dir``.
 
     ``trust``: whether a pickled one may run code.
 
     Raises:
         FileNotFoundError: if there is none to resume.
-        ValueError: if part of the model is not in it.
+        ValueError: if none is named, or part of the model is not in it.
     """
-    checkpointer = StrictCheckpointer(model, save_dir=cfg.OUTPUT_DIR, trust=trust)
+    checkpointer = StrictCheckpointer(model, output_dir, trust=trust)
     if resume and not checkpointer.has_checkpoint():
         raise FileNotFoundError(
-            f"--eval-only --resume finds no checkpoint in {cfg.OUTPUT_DIR}. Correct OUTPUT_DIR, or name a checkpoint: "
-            "--eval-only MODEL.WEIGHTS <file>."
+            f"--eval-only --resume finds no checkpoint in {output_dir}. Correct the output folder, or name a "
+            "checkpoint (MODEL.WEIGHTS <file>; of a lazy config train.init_checkpoint=<file>) without --resume."
         )
-    checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=resume)
+    if not (resume or weights):
+        raise ValueError(
+            "An evaluation needs a checkpoint: MODEL.WEIGHTS <file> (of a lazy config train.init_checkpoint=<file>), "
+            "or --resume for the last one of the output folder"
+        )
+    checkpointer.resume_or_load(weights, resume=resume)
 
 
 def _group(names: Iterable[str]) -> str:

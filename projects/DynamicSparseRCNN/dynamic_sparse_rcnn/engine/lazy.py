@@ -19,7 +19,7 @@ from detectron2.utils.logger import setup_logger
 from torch import nn
 
 from ..checkpoints.classes import DetectorClasses
-from .checkpointing import Checkpointer, StrictCheckpointer
+from .checkpointing import Checkpointer, load_for_evaluation
 from .solver import clip_full_model
 from .trainer import CPUAutocastTrainer
 
@@ -32,7 +32,8 @@ def run(args: argparse.Namespace, trust: bool = False) -> OrderedDict | None:
         trust: whether pickled checkpoints may run code.
 
     Raises:
-        ValueError: an evaluation has no weights, or not all of them.
+        FileNotFoundError: an evaluation that goes on finds no checkpoint.
+        ValueError: an evaluation has no weights, or not all of them; or nothing is left to train.
     """
     cfg = LazyConfig.apply_overrides(LazyConfig.load(args.config_file), args.opts)
     if str(cfg.train.device).startswith("cuda") and not torch.cuda.is_available():
@@ -41,10 +42,7 @@ def run(args: argparse.Namespace, trust: bool = False) -> OrderedDict | None:
     default_setup(cfg, args)
     model = instantiate(cfg.model).to(cfg.train.device)
     if args.eval_only:
-        checkpointer = StrictCheckpointer(model, cfg.train.output_dir, trust=trust)
-        if not cfg.train.init_checkpoint and not (args.resume and checkpointer.has_checkpoint()):
-            raise ValueError("--eval-only needs train.init_checkpoint=<checkpoint>, or --resume and a checkpoint")
-        checkpointer.resume_or_load(cfg.train.init_checkpoint, resume=args.resume)
+        load_for_evaluation(model, cfg.train.init_checkpoint, cfg.train.output_dir, args.resume, trust)
         return evaluate(cfg, create_ddp_model(model))
     return train(cfg, model, args.resume, trust)
 
@@ -59,7 +57,11 @@ def evaluate(cfg: Any, model: nn.Module) -> OrderedDict:
 
 
 def train(cfg: Any, model: nn.Module, resume: bool, trust: bool) -> OrderedDict | None:
-    """Trains for ``train.max_iter`` iterations, and gives the last evaluation's results."""
+    """Trains for ``train.max_iter`` iterations, and gives the last evaluation's results.
+
+    Raises:
+        ValueError: there is no iteration left.
+    """
     cfg.optimizer.params.model = model
     optimizer = instantiate(cfg.optimizer)
     if cfg.train.max_gradient_norm:
@@ -87,7 +89,13 @@ def train(cfg: Any, model: nn.Module, resume: bool, trust: bool) -> OrderedDict 
     )
     goes_on = resume and checkpointer.has_checkpoint()
     checkpointer.resume_or_load(cfg.train.init_checkpoint, resume=resume)
-    trainer.train(trainer.iter + 1 if goes_on else 0, cfg.train.max_iter)
+    start = trainer.iter + 1 if goes_on else 0
+    if start >= cfg.train.max_iter:
+        raise ValueError(
+            f"Nothing is left to train: the run in {cfg.train.output_dir} has done {start} iterations, and "
+            f"train.max_iter is {cfg.train.max_iter}. To train for longer, raise it; to evaluate, use --eval-only."
+        )
+    trainer.train(start, cfg.train.max_iter)
     return results[-1] if results else None
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from detectron2.config import CfgNode, LazyConfig, get_cfg, instantiate
+from detectron2.config import CfgNode, instantiate
 from detectron2.data import transforms as T
 from detectron2.modeling import build_model
 from detectron2.utils.file_io import PathManager
@@ -18,7 +18,7 @@ from torch import nn
 from .. import model_zoo
 from ..checkpoints import read_checkpoint
 from ..checkpoints.classes import DetectorClasses
-from ..config import add_dynamic_sparse_rcnn_config
+from ..config import read_config
 from ..data.mapper import DetectionMapper
 from ..engine.checkpointing import StrictCheckpointer
 
@@ -27,6 +27,8 @@ logger = logging.getLogger(__name__)
 #: The config of the small detector that comes with the package.
 DEFAULT_CONFIG = "shapes/dynamic_sparse_rcnn_slim_R_50_FPN_20pro.yaml"
 _CLASS_BIAS = "class_logits.bias"
+# Part of the addresses of detectron2's backbones, which trainings start from.
+_BACKBONES = "ImageNetPretrained"
 
 
 @dataclass(frozen=True)
@@ -54,9 +56,12 @@ def load_detector(config: Any, weights: str | None, device: str | None, trust: b
         ValueError: no weights are given, or they are not those of the whole model.
     """
     cfg = resolve_config(config, weights)
-    weights = weights or (cfg.MODEL.WEIGHTS if isinstance(cfg, CfgNode) else cfg.train.init_checkpoint)
-    if not weights:
-        raise ValueError("No weights are given, and the config names none: an untrained detector finds nothing")
+    weights = str(weights or (cfg.MODEL.WEIGHTS if isinstance(cfg, CfgNode) else cfg.train.init_checkpoint))
+    if not weights or _BACKBONES in weights:
+        raise ValueError(
+            "No weights are given, and the config names none, or those of a backbone: an untrained detector finds "
+            "nothing. The README's model zoo says what can be had for which config."
+        )
     if isinstance(cfg, CfgNode):
         model, mapper, datasets = _build_from_yaml(cfg, weights, device, trust)
     else:
@@ -65,7 +70,7 @@ def load_detector(config: Any, weights: str | None, device: str | None, trust: b
         datasets = [cfg.dataloader.test.dataset.name]
     if mapper.image_format not in ("RGB", "BGR"):
         raise ValueError(f"INPUT.FORMAT is {mapper.image_format}: predictions need RGB or BGR")
-    rest = StrictCheckpointer(model, trust=trust).load(str(weights))
+    rest = StrictCheckpointer(model, trust=trust).load(weights)
     classes = DetectorClasses.from_checkpoint(rest) or DetectorClasses.from_datasets(datasets)
     number = number_of_classes(model.state_dict())
     if classes is None or len(classes.names) != number:
@@ -95,12 +100,7 @@ def _read_config(config: str, weights: str | None) -> Any:
             return model_zoo.get_config(config, trained=has_own)
         except RuntimeError as error:
             raise FileNotFoundError(f"There is no file {config}, and {error}") from error
-    if config.endswith(".py"):
-        return LazyConfig.load(config)
-    cfg = get_cfg()
-    add_dynamic_sparse_rcnn_config(cfg)
-    cfg.merge_from_file(config)
-    return cfg
+    return read_config(config)
 
 
 def _build_from_yaml(
@@ -109,9 +109,9 @@ def _build_from_yaml(
     cfg.defrost()
     cfg.MODEL.DEVICE = device or _usable(cfg.MODEL.DEVICE)
     # Weights of a backbone are not looked for where the whole detector's come.
-    cfg.MODEL.WEIGHTS = str(weights)
+    cfg.MODEL.WEIGHTS = weights
     if cfg.MODEL.SparseRCNN.NUM_CLASSES == 0:
-        local = PathManager.get_local_path(str(weights))
+        local = PathManager.get_local_path(weights)
         cfg.MODEL.SparseRCNN.NUM_CLASSES = number_of_classes(read_checkpoint(local, trust=trust)["model"])
     return build_model(cfg), DetectionMapper(cfg, is_train=False), (*cfg.DATASETS.TEST, *cfg.DATASETS.TRAIN)
 

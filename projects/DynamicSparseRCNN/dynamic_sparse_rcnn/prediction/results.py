@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,10 +14,9 @@ import numpy.typing as npt
 from detectron2.evaluation.coco_evaluation import instances_to_coco_json
 from detectron2.structures import Instances
 from detectron2.utils.visualizer import Visualizer
-from matplotlib.colors import hsv_to_rgb
 
-# Small images are enlarged until their shorter side has this many pixels, for labels to be readable.
-_READABLE_SIDE = 384
+from ..checkpoints.files import whole_file
+from ..drawing import distinct_colours, draw_boxes, readable_scale, resized, to_numpy
 
 
 @dataclass(frozen=True)
@@ -58,22 +55,21 @@ class Prediction:
 
     def draw(self, scale: float | None = None) -> npt.NDArray[np.uint8]:
         """(H', W', 3) uint8 RGB: the image with its detections; small images are enlarged, by ``scale`` if given."""
-        height, width = self.image.shape[:2]
-        scale = scale or max(1.0, _READABLE_SIDE / min(height, width))
-        size = (max(1, round(width * scale)), max(1, round(height * scale)))
-        canvas = Visualizer(
-            cv2.resize(self.image, size, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC)
+        scale = scale or readable_scale(self.image)
+        canvas = Visualizer(resized(self.image, scale))
+        colours = distinct_colours(len(self.class_names))
+        last_first = self.instances[self.instances.scores.argsort()]  # the best are drawn over the others
+        draw_boxes(
+            canvas,
+            to_numpy(last_first.pred_boxes.tensor) * scale,
+            [colours[index] for index in last_first.pred_classes.tolist()],
+            [
+                f"{self.class_names[index]} {score:.0%}"
+                for index, score in zip(last_first.pred_classes.tolist(), last_first.scores.tolist(), strict=True)
+            ],
         )
-        scores = self.instances.scores.tolist()
-        colours = [
-            hsv_to_rgb((index / len(self.class_names), 0.85, 1.0)) for index in self.instances.pred_classes.tolist()
-        ]
-        picture = canvas.overlay_instances(
-            boxes=self.instances.pred_boxes.tensor.numpy() * scale,
-            labels=[f"{label} {score:.0%}" for label, score in zip(self.labels, scores, strict=True)],
-            assigned_colors=colours,
-        )
-        return picture.get_image()
+        picture: npt.NDArray[np.uint8] = canvas.output.get_image()
+        return picture
 
     def save(self, path: str | Path) -> None:
         """Writes :meth:`draw` to an image file.
@@ -111,10 +107,8 @@ class CocoResults:
             for image_id, (_, found) in zip(ids, self._predictions, strict=True)
             for entry in found
         ]
-        folder = Path(path).parent
-        with tempfile.NamedTemporaryFile("w", dir=folder, suffix=".json", delete=False, encoding="utf-8") as file:
-            json.dump(entries, file)
-        os.replace(file.name, path)
+        with whole_file(path) as file:
+            file.write(json.dumps(entries).encode())
 
 
 def _image_ids(names: Sequence[str]) -> list[int]:

@@ -43,11 +43,13 @@ class FrameSource(ABC):
     Attributes:
         unreadable: file and reason of each image that could not be read so far.
         frames_per_second: of a video; None for images.
+        files: that it reads.
     """
 
     def __init__(self) -> None:
         self.unreadable: list[tuple[str, str]] = []
         self.frames_per_second: float | None = None
+        self.files: list[str] = []
 
     @abstractmethod
     def __iter__(self) -> Iterator[Frame]: ...
@@ -108,6 +110,8 @@ class Video(FrameSource):
     def __init__(self, source: str | int) -> None:
         super().__init__()
         self.name = f"camera {source}" if isinstance(source, int) else source
+        self.files = [] if isinstance(source, int) else [source]
+        self._source = source
         self._capture = cv2.VideoCapture(source)
         if not self._capture.isOpened():
             remedy = "is another program using it?" if isinstance(source, int) else "is it a video OpenCV can decode?"
@@ -118,6 +122,8 @@ class Video(FrameSource):
 
     def __iter__(self) -> Iterator[Frame]:
         number = 0
+        if not self._capture.isOpened():  # once more from the start
+            self._capture.open(self._source)
         try:
             while True:
                 found, pixels = self._capture.read()
@@ -163,7 +169,7 @@ def open_source(source: str | Path | int | npt.NDArray | Sequence) -> FrameSourc
 def _open_path(path: str) -> FrameSource:
     if os.path.isdir(path):
         return ImageFiles(_images_among([entry.path for entry in os.scandir(path) if entry.is_file()], path))
-    if glob.has_magic(path) and not os.path.exists(path):
+    if "://" not in path and glob.has_magic(path) and not os.path.exists(path):
         return ImageFiles(
             _images_among([file for file in glob.glob(path, recursive=True) if os.path.isfile(file)], path)
         )
