@@ -55,6 +55,14 @@ def test_an_unknown_normalizer_is_refused_by_key(tiny_cfg):
         build_criterion(choose(tiny_cfg))
 
 
+@pytest.mark.parametrize(("criterion", "matcher"), [("DLA", "HungarianMatcher"), ("DLACriterion", "Hungarian")])
+def test_an_unknown_criterion_or_matcher_is_refused_by_key_and_the_known_ones_are_listed(tiny_cfg, criterion, matcher):
+    with pytest.raises(
+        ValueError, match=r"(CRITERION is 'DLA'.*SetCriterion)|(MATCHER is 'Hungarian'.*HungarianMatcher)"
+    ):
+        build_criterion(choose(tiny_cfg, criterion, matcher))
+
+
 def test_what_the_matcher_did_is_logged(tiny_cfg, make_instances, make_predictions):
     predictions = make_predictions(3, [(64, 96)] * 2, 8)
     targets = BatchedTargets.from_instances([make_instances(10), make_instances(1)], CPU)

@@ -67,8 +67,8 @@ def draw(cfg: CfgNode, detector: SparseRCNN, batch: list[dict[str, Any]], num_dr
     """A row for each network input. Each is run alone, as in evaluation."""
     proposals = [propose(detector, inputs) for inputs in batch]
     weights = torch.stack([x.expert_weights for x in proposals])
-    spread = weights.std(0, unbiased=False).mean(1)
-    print(f"Standard deviation of the experts' weights over the {len(batch)} images: {spread.mean():.4f}")
+    spread = weights.var(0, unbiased=False).mean(1)
+    print(f"Variance of the experts' weights over the {len(batch)} images: {spread.mean():.4f}")
     drawn = spread.topk(min(num_drawn, len(spread))).indices.sort().values
     experts = box_convert(detector.proposal_generator.expert_boxes, "cxcywh", "xyxy")[:, drawn]
     rows = []

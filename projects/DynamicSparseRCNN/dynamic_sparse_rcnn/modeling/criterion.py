@@ -196,4 +196,8 @@ def _name_by_stage(losses: dict[str, Tensor]) -> dict[str, Tensor]:
 
 def build_criterion(cfg: CfgNode) -> nn.Module:
     """Builds the criterion that ``MODEL.SparseRCNN.CRITERION`` names; outside of a detector the static one."""
-    return CRITERION_REGISTRY.get(cfg.MODEL.SparseRCNN.CRITERION or "SetCriterion")(cfg)
+    name = cfg.MODEL.SparseRCNN.CRITERION or "SetCriterion"
+    if name not in CRITERION_REGISTRY:
+        registered = ", ".join(sorted(known for known, _ in CRITERION_REGISTRY))
+        raise ValueError(f"MODEL.SparseRCNN.CRITERION is {name!r}: registered are {registered}")
+    return CRITERION_REGISTRY.get(name)(cfg)

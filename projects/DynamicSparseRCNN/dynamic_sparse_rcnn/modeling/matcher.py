@@ -267,4 +267,8 @@ def _first_argmax(values: Tensor, dim: int) -> Tensor:
 
 def build_matcher(cfg: CfgNode) -> Matcher:
     """Builds the matcher that ``MODEL.SparseRCNN.MATCHER`` names; outside of a detector Hungarian is the default."""
-    return MATCHER_REGISTRY.get(cfg.MODEL.SparseRCNN.MATCHER or "HungarianMatcher")(cfg)
+    name = cfg.MODEL.SparseRCNN.MATCHER or "HungarianMatcher"
+    if name not in MATCHER_REGISTRY:
+        registered = ", ".join(sorted(known for known, _ in MATCHER_REGISTRY))
+        raise ValueError(f"MODEL.SparseRCNN.MATCHER is {name!r}: registered are {registered}")
+    return MATCHER_REGISTRY.get(name)(cfg)

@@ -80,7 +80,7 @@ class Prediction:
         try:
             written = cv2.imwrite(str(path), cv2.cvtColor(self.draw(), cv2.COLOR_RGB2BGR))
         except cv2.error as error:
-            raise OSError(f"{path} cannot be written: {error}") from error
+            raise OSError(f"{path} cannot be written: give a name that ends in .png or .jpg ({error})") from error
         if not written:
             raise OSError(f"{path} cannot be written: does its folder exist?")
 

@@ -181,7 +181,10 @@ def check_maps(model: Any, name: str, channels: int, size_divisibility: int = 0)
     stated = [(c, height // s, width // s) for c, s in zip(info.channels(), info.reduction(), strict=True)]
     found = [tuple(x.shape[1:]) for x in maps]
     if stated != found:
-        raise ValueError(f"MODEL.TIMM.NAME {name} states maps {stated}, but gives {found}: take another model")
+        raise ValueError(
+            f"MODEL.TIMM.NAME {name} states maps {stated}, but gives {found}: try a larger "
+            "MODEL.TIMM.SIZE_DIVISIBILITY (64), or take another model"
+        )
 
 
 def _run(model: Any, images: Tensor, channels_last: bool) -> list[Tensor]:
