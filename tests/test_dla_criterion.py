@@ -57,9 +57,7 @@ def test_an_unknown_normalizer_is_refused_by_key(tiny_cfg):
 
 @pytest.mark.parametrize(("criterion", "matcher"), [("DLA", "HungarianMatcher"), ("DLACriterion", "Hungarian")])
 def test_an_unknown_criterion_or_matcher_is_refused_by_key_and_the_known_ones_are_listed(tiny_cfg, criterion, matcher):
-    with pytest.raises(
-        ValueError, match=r"(CRITERION is 'DLA'.*SetCriterion)|(MATCHER is 'Hungarian'.*HungarianMatcher)"
-    ):
+    with pytest.raises(ValueError, match=r"CRITERION is 'DLA'.*SetCriterion|MATCHER is 'Hun.*HungarianMatcher"):
         build_criterion(choose(tiny_cfg, criterion, matcher))
 
 
