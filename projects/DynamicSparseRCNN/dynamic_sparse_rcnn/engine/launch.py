@@ -6,8 +6,8 @@ import argparse
 import os
 import sys
 import traceback
-from collections.abc import Callable
-from functools import partial
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -83,32 +83,37 @@ def _run_as_launched(main: Main, args: argparse.Namespace) -> Any:
     if device.type == "cuda" and torch.cuda.is_available():
         _check_gpus(local_size, device, f"torchrun's --nproc-per-node is {local_size}")
         torch.cuda.set_device(local_rank)
-        dist.init_process_group("nccl", timeout=DEFAULT_TIMEOUT)
+        backend = "nccl"
     else:
-        dist.init_process_group("gloo", timeout=DEFAULT_TIMEOUT)
-    return _run_in_group(record(main), args, local_size)
+        backend = "gloo"
+    with join_group(backend, local_size):
+        return record(main)(args)
 
 
 def _cpu_process(local_rank: int, main: Main, args: argparse.Namespace, dist_url: str) -> None:
     local_size = args.num_gpus
     if "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(max(1, torch.get_num_threads() // local_size))
-    dist.init_process_group(
-        "gloo",
-        init_method=dist_url,
-        world_size=args.num_machines * local_size,
-        rank=args.machine_rank * local_size + local_rank,
-        timeout=DEFAULT_TIMEOUT,
-    )
-    _run_in_group(partial(_run, main), args, local_size)
+    rank, world_size = args.machine_rank * local_size + local_rank, args.num_machines * local_size
+    with join_group("gloo", local_size, init_method=dist_url, rank=rank, world_size=world_size):
+        _run(main, args)
 
 
-def _run_in_group(main: Main, args: argparse.Namespace, local_size: int) -> Any:
+@contextmanager
+def join_group(backend: str, local_size: int, **rendezvous: Any) -> Iterator[None]:
+    """Within, this process is one of PyTorch's default group, and detectron2 knows which of them are on one machine.
+
+    Args:
+        backend: ``nccl`` or ``gloo``.
+        local_size: number of processes on each machine; their ranks are consecutive.
+        rendezvous: of ``init_process_group``; by default what torchrun put into the environment.
+    """
+    dist.init_process_group(backend, timeout=DEFAULT_TIMEOUT, **rendezvous)
     _create_local_group(local_size)
     comm.synchronize()
-    result = main(args)
+    yield
+    # Not after an error: others may be waiting for this process, and its end is what ends them.
     dist.destroy_process_group()
-    return result
 
 
 def _create_local_group(local_size: int) -> None:

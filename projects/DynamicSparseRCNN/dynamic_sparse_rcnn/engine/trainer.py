@@ -61,11 +61,9 @@ class Trainer(DefaultTrainer):
         model = self.build_model(cfg)
         optimizer = self.build_optimizer(cfg, model)
         data_loader = self.build_train_loader(cfg)
-        # Without deep supervision the layers that predict in all stages but the last get no gradients.
-        options = {"broadcast_buffers": False, "find_unused_parameters": not cfg.MODEL.SparseRCNN.DEEP_SUPERVISION}
         amp = cfg.SOLVER.AMP
         self._trainer = build_training_loop(
-            distribute(model, **options),
+            distribute(model, broadcast_buffers=False),
             data_loader,
             optimizer,
             dtype=autocast_dtype(amp.PRECISION, cfg.MODEL.DEVICE) if amp.ENABLED else None,

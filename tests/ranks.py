@@ -1,0 +1,42 @@
+"""Functions run by several processes that are each other's ranks, on this machine and with Gloo."""
+
+from __future__ import annotations
+
+import multiprocessing
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.multiprocessing import start_processes
+
+from dynamic_sparse_rcnn.engine.launch import join_group
+
+# Imported once, by the server that the processes are forked from.
+multiprocessing.set_forkserver_preload(["train_net", "ranks"])
+
+
+def start_ranks(world_size: int, function: Callable[..., None], *arguments: Any) -> Any:
+    """Starts ``function(*arguments)`` in as many processes; gives their context, of which ``join`` waits for them."""
+    store = Path(tempfile.mkdtemp(prefix="ranks_")) / "store"
+    return start_processes(
+        _rank,
+        (world_size, f"file://{store}", function, arguments),
+        nprocs=world_size,
+        join=False,
+        start_method="forkserver",
+    )
+
+
+def run_ranks(world_size: int, function: Callable[..., None], *arguments: Any) -> None:
+    """As :func:`start_ranks`, and waits until all are done; raises what one of them raised."""
+    context = start_ranks(world_size, function, *arguments)
+    while not context.join():
+        pass
+
+
+def _rank(rank: int, world_size: int, url: str, function: Callable[..., None], arguments: tuple) -> None:
+    torch.set_num_threads(1)
+    with join_group("gloo", local_size=world_size, init_method=url, rank=rank, world_size=world_size):
+        function(*arguments)
