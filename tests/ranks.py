@@ -14,7 +14,7 @@ from torch.multiprocessing import start_processes
 from dynamic_sparse_rcnn.engine.launch import join_group
 
 # Imported once, by the server that the processes are forked from.
-multiprocessing.set_forkserver_preload(["train_net", "ranks"])
+multiprocessing.set_forkserver_preload(["pytest", "train_net", "ranks"])
 
 
 def start_ranks(world_size: int, function: Callable[..., None], *arguments: Any) -> Any:

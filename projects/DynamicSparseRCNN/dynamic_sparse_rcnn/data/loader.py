@@ -6,6 +6,7 @@ import itertools
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+import torch
 from detectron2.data import DatasetFromList, MapDataset, build_detection_train_loader
 from detectron2.data.build import trivial_batch_collator
 from detectron2.data.samplers import GroupedBatchSampler, TrainingSampler
@@ -74,6 +75,7 @@ class TrainLoader:
             batch_sampler=self._seeded_batches(),
             num_workers=self._num_workers,
             collate_fn=trivial_batch_collator,
+            generator=torch.Generator(),  # otherwise it draws from the one that dropout uses
         )
 
     def _seeded_batches(self) -> Iterator[list[tuple[int, int]]]:
