@@ -38,5 +38,6 @@ def run_ranks(world_size: int, function: Callable[..., None], *arguments: Any) -
 
 def _rank(rank: int, world_size: int, url: str, function: Callable[..., None], arguments: tuple) -> None:
     torch.set_num_threads(1)
+    multiprocessing.set_start_method("fork", force=True)  # of loaders' workers, as in other processes
     with join_group("gloo", local_size=world_size, init_method=url, rank=rank, world_size=world_size):
         function(*arguments)
