@@ -17,27 +17,32 @@ from dynamic_sparse_rcnn.engine.launch import join_group
 multiprocessing.set_forkserver_preload(["pytest", "train_net", "ranks"])
 
 
-def start_ranks(world_size: int, function: Callable[..., None], *arguments: Any) -> Any:
-    """Starts ``function(*arguments)`` in as many processes; gives their context, of which ``join`` waits for them."""
+def start_ranks(world_size: int, function: Callable[..., Any], *arguments: Any, local_size: int | None = None) -> Any:
+    """Starts ``function(*arguments)`` in as many processes; gives their context, of which ``join`` waits for them.
+
+    With ``local_size`` they behave as if on several machines, so many on each.
+    """
     store = Path(tempfile.mkdtemp(prefix="ranks_")) / "store"
     return start_processes(
         _rank,
-        (world_size, f"file://{store}", function, arguments),
+        (world_size, local_size or world_size, f"file://{store}", function, arguments),
         nprocs=world_size,
         join=False,
         start_method="forkserver",
     )
 
 
-def run_ranks(world_size: int, function: Callable[..., None], *arguments: Any) -> None:
+def run_ranks(world_size: int, function: Callable[..., Any], *arguments: Any, local_size: int | None = None) -> None:
     """As :func:`start_ranks`, and waits until all are done; raises what one of them raised."""
-    context = start_ranks(world_size, function, *arguments)
+    context = start_ranks(world_size, function, *arguments, local_size=local_size)
     while not context.join():
         pass
 
 
-def _rank(rank: int, world_size: int, url: str, function: Callable[..., None], arguments: tuple) -> None:
+def _rank(
+    rank: int, world_size: int, local_size: int, url: str, function: Callable[..., Any], arguments: tuple
+) -> None:
     torch.set_num_threads(1)
     multiprocessing.set_start_method("fork", force=True)  # of loaders' workers, as in other processes
-    with join_group("gloo", local_size=world_size, init_method=url, rank=rank, world_size=world_size):
+    with join_group("gloo", local_size, init_method=url, rank=rank, world_size=world_size):
         function(*arguments)

@@ -86,8 +86,27 @@ def _run_as_launched(main: Main, args: argparse.Namespace) -> Any:
         backend = "nccl"
     else:
         backend = "gloo"
-    with join_group(backend, local_size):
+    store = _store_of_this_start(world_size > local_size)
+    with join_group(backend, local_size, store=store, rank=rank, world_size=world_size):
         return record(main)(args)
+
+
+def _store_of_this_start(several_machines: bool) -> dist.Store:
+    """Where the processes find each other: torchrun's store, without what processes left there before a restart.
+
+    Raises:
+        RuntimeError: if it cannot be told apart: without this error they would wait for each other in vain.
+    """
+    store, _, _ = next(dist.rendezvous("env://"))
+    restarts = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    if not several_machines:
+        return dist.PrefixStore(f"restart_{restarts}", store)
+    if restarts != "0" and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
+        raise RuntimeError(
+            "torchrun cannot restart processes on several machines that share its store: start it with "
+            "TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 in the environment on all machines"
+        )
+    return store  # each machine counts its own restarts
 
 
 def _cpu_process(local_rank: int, main: Main, args: argparse.Namespace, dist_url: str) -> None:
@@ -106,7 +125,7 @@ def join_group(backend: str, local_size: int, **rendezvous: Any) -> Iterator[Non
     Args:
         backend: ``nccl`` or ``gloo``.
         local_size: number of processes on each machine; their ranks are consecutive.
-        rendezvous: of ``init_process_group``; by default what torchrun put into the environment.
+        rendezvous: of ``init_process_group``.
     """
     dist.init_process_group(backend, timeout=DEFAULT_TIMEOUT, **rendezvous)
     _create_local_group(local_size)
