@@ -23,8 +23,12 @@ ROOT = Path(__file__).parents[1]
 CONFIG = str(ROOT / "configs/shapes/sparse_rcnn_R_18_FPN_20pro.yaml")
 LAZY_CONFIG = str(ROOT / "configs/lazy/sparse_rcnn_R_50_FPN_300pro_3x.py")
 TORCHRUN = {
-    **{"RANK": "1", "WORLD_SIZE": "4", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2"},
-    **{"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"},
+    "RANK": "1",
+    "WORLD_SIZE": "4",
+    "LOCAL_RANK": "1",
+    "LOCAL_WORLD_SIZE": "2",
+    "MASTER_ADDR": "127.0.0.1",
+    "MASTER_PORT": "1",
 }
 
 

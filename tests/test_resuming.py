@@ -10,12 +10,10 @@ from pathlib import Path
 
 import pytest
 import torch
-import train_net
 from detectron2.config import CfgNode
 from detectron2.engine import HookBase
 from ranks import run_ranks, start_ranks
 
-from dynamic_sparse_rcnn import model_zoo
 from dynamic_sparse_rcnn.data.shapes import ShapesConfig, generate_shapes
 from dynamic_sparse_rcnn.engine.trainer import Trainer
 
