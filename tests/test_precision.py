@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import logging
+from pathlib import Path
 
 import pytest
 import torch
@@ -14,8 +15,10 @@ from detectron2.utils.events import EventStorage
 from test_criterion import plain_losses
 from torch import nn
 
-from dynamic_sparse_rcnn import BatchedTargets, HungarianMatcher, MatchCostModel, StagePredictions
+from dynamic_sparse_rcnn import BatchedTargets, HungarianMatcher, MatchCostModel, StagePredictions, model_zoo
+from dynamic_sparse_rcnn.data.shapes import ShapesConfig, generate_shapes
 from dynamic_sparse_rcnn.engine.accumulation import AccumulatingTrainer
+from dynamic_sparse_rcnn.engine.checkpointing import load_for_evaluation
 from dynamic_sparse_rcnn.engine.precision import (
     BFloat16Trainer,
     autocast_dtype,
@@ -23,6 +26,7 @@ from dynamic_sparse_rcnn.engine.precision import (
     check_precision,
 )
 from dynamic_sparse_rcnn.engine.solver import build_optimizer
+from dynamic_sparse_rcnn.engine.trainer import Trainer
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 
@@ -140,3 +144,33 @@ def test_bfloat16_on_the_cpu_learns_as_float32_does(tiny_cfg, make_inputs):
 def test_200_steps_on_a_gpu_learn_as_float32_does(tiny_dynamic_cfg, make_inputs, architecture, dtype):
     tiny_dynamic_cfg.MODEL.DEVICE, tiny_dynamic_cfg.MODEL.META_ARCHITECTURE = "cuda", architecture
     check_learning(tiny_dynamic_cfg, make_inputs, 200, dtype, band=0.25)
+
+
+@pytest.fixture(scope="module")
+def drawn(tmp_path_factory) -> str:
+    """Images that the detector which comes with the package was not trained on."""
+    paths = generate_shapes(tmp_path_factory.mktemp("drawn"), "unseen", ShapesConfig(num_images=24))
+    return f"coco:{paths.json_path}:{paths.image_folder}"
+
+
+def evaluate(drawn: str, folder: Path, precision: str | None) -> dict[str, float]:
+    """COCO's metrics of the detector that comes with the package."""
+    cfg = model_zoo.get_config("shapes/dynamic_sparse_rcnn_slim_R_50_FPN_20pro.yaml", trained=True)
+    cfg.MODEL.DEVICE, cfg.DATALOADER.NUM_WORKERS = "cuda" if torch.cuda.is_available() else "cpu", 0
+    cfg.DATASETS.TRAIN = cfg.DATASETS.TEST = (drawn,)
+    cfg.MODEL.SparseRCNN.NUM_CLASSES, cfg.OUTPUT_DIR = 5, str(folder)
+    cfg.TEST.AMP.ENABLED, cfg.TEST.AMP.PRECISION = precision is not None, precision or "float16"
+    model = build_model(cfg)
+    load_for_evaluation(model, cfg.MODEL.WEIGHTS)
+    results: dict[str, dict[str, float]] = Trainer.test(cfg, model)
+    return results["bbox"]
+
+
+@pytest.mark.slow
+def test_an_evaluation_in_mixed_precision_has_float32s_ap_to_a_point(drawn, tmp_path):
+    exact = evaluate(drawn, tmp_path / "exact", None)
+    mixed = evaluate(drawn, tmp_path / "mixed", "bfloat16")
+    assert exact["AP"] > 60
+    assert mixed["AP"] != exact["AP"]  # so autocast was at work
+    assert mixed["AP"] == pytest.approx(exact["AP"], abs=1)
+    assert mixed["AP50"] == pytest.approx(exact["AP50"], abs=1)

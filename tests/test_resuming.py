@@ -1,4 +1,4 @@
-"""A run that goes on after it was killed learns what it would have learned without the interruption."""
+"""A run that goes on, after it was killed too: it learns what it would have learned without the interruption."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import torch
 from detectron2.config import CfgNode
 from detectron2.engine import HookBase
 from ranks import run_ranks, start_ranks
+from small_runs import DYNAMIC, read_metrics
 
 from dynamic_sparse_rcnn.data.shapes import ShapesConfig, generate_shapes
 from dynamic_sparse_rcnn.engine.trainer import Trainer
@@ -93,3 +94,75 @@ def test_a_run_whose_processes_were_all_killed_goes_on_as_if_they_were_not(cfg, 
     assert (tmp_path / "killed/last_checkpoint").read_text() == f"model_{CHECKPOINT - 1:07d}.pth"
     run_ranks(world_size, train, cfg, "killed", True)
     assert_same(tmp_path / "killed", tmp_path / "unbroken", world_size)
+
+
+def test_resuming_goes_on_after_the_last_checkpoint(run, tmp_path):
+    run("SOLVER.MAX_ITER", "2")
+    run("--resume", "SOLVER.MAX_ITER", "4")
+    assert torch.load(tmp_path / "run/model_final.pth")["iteration"] == 3
+    steps = [
+        torch.load(tmp_path / "run" / name)["trainer"]["_trainer"]["optimizer"]["state"][0]["step"].item()
+        for name in ("model_0000001.pth", "model_final.pth")
+    ]
+    assert steps == [2, 4]
+
+
+def test_resuming_without_a_checkpoint_says_so(run, tmp_path):
+    run("--resume", "SOLVER.MAX_ITER", "1")
+    assert "--resume finds no checkpoint" in (tmp_path / "run/log.txt").read_text()
+
+
+def test_a_run_without_iterations_left_is_an_error(run, tmp_path):
+    run("SOLVER.MAX_ITER", "2")
+    before = (tmp_path / "run/model_final.pth").stat().st_mtime_ns
+    for last in ("2", "1"):
+        with pytest.raises(ValueError, match=rf"has done 2 iterations, and SOLVER\.MAX_ITER is {last}.*raise"):
+            run("--resume", "SOLVER.MAX_ITER", last)
+    with pytest.raises(ValueError, match=r"SOLVER\.MAX_ITER is 0: a training needs"):
+        run("SOLVER.MAX_ITER", "0", "OUTPUT_DIR", str(tmp_path / "other"))
+    assert (tmp_path / "run/model_final.pth").stat().st_mtime_ns == before
+
+
+def test_resuming_and_starting_from_weights_are_told_apart(run, tmp_path):
+    run("SOLVER.MAX_ITER", "1")
+    folder, log = tmp_path / "run", tmp_path / "run/log.txt"
+    weights = str(folder / "model_final.pth")
+    assert "A new run starts at iteration 0, from random weights" in log.read_text()
+    run("--resume", "MODEL.WEIGHTS", "never_read.pth", "SOLVER.MAX_ITER", "2")
+    assert f"Going on with the run in {folder} from {weights}; MODEL.WEIGHTS is not read" in log.read_text()
+    run("MODEL.WEIGHTS", weights, "SOLVER.MAX_ITER", "1")
+    assert f"A new run starts at iteration 0, from the weights of {weights}" in log.read_text()
+    assert f"{folder} holds the checkpoints of an earlier run, which this one will overwrite" in log.read_text()
+    assert torch.load(weights)["iteration"] == 0
+
+
+@pytest.mark.parametrize(("key", "value"), [("NUM_PROPOSALS", "7"), ("NUM_HEADS", "2"), ("NUM_HEADS", "4")])
+def test_a_run_does_not_go_on_with_another_model(run, tmp_path, key, value):
+    run("SOLVER.MAX_ITER", "1")
+    with pytest.raises(ValueError, match=r"does not have the model .*config\.yaml of .*run; or start a new run"):
+        run("--resume", f"MODEL.SparseRCNN.{key}", value)
+
+
+@pytest.mark.parametrize("mixed", ["False", "True"])
+def test_a_run_in_parts_goes_on_after_its_checkpoint(run, tmp_path, mixed):
+    options = ["SOLVER.ACCUMULATE_STEPS", "2", "SOLVER.AMP.ENABLED", mixed]
+    run("SOLVER.MAX_ITER", "2", *options)
+    run("--resume", "SOLVER.MAX_ITER", "4", *options)
+    assert torch.load(tmp_path / "run/model_final.pth")["iteration"] == 3
+    assert {"total_loss", "ground_truths_without_proposal"} <= set().union(*read_metrics(tmp_path / "run"))
+    with pytest.raises(ValueError, match=r"SOLVER\.ACCUMULATE_STEPS is 3, but the batch of a process has 2 images"):
+        run("SOLVER.ACCUMULATE_STEPS", "3")
+
+
+def test_the_temperature_goes_on_after_a_resume_where_it_was(run, tmp_path):
+    dynamic = [*DYNAMIC, "MODEL.SparseRCNN.DPG.TEMPERATURE_ITERS", "4"]
+
+    def last_temperature() -> float:
+        return [row for row in read_metrics(tmp_path / "run") if "dpg/temperature" in row][-1]["dpg/temperature"]
+
+    run(*dynamic, "SOLVER.MAX_ITER", "2")
+    assert last_temperature() == pytest.approx(30 - 29 / 4)  # of iteration 1
+    run("--resume", *dynamic, "SOLVER.MAX_ITER", "4")
+    assert last_temperature() == pytest.approx(30 - 3 * 29 / 4)
+    run("--resume", *dynamic, "SOLVER.MAX_ITER", "6")
+    assert last_temperature() == 1.0

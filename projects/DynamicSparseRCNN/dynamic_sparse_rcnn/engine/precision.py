@@ -45,12 +45,15 @@ def check_precision(cfg: CfgNode) -> None:
             autocast_dtype(cfg[section].AMP.PRECISION, cfg.MODEL.DEVICE, f"{section}.AMP.PRECISION")
 
 
+def autocast(dtype: torch.dtype | None, device: torch.device | str) -> AbstractContextManager:
+    """What a detector is run in for mixed precision; without ``dtype`` nothing."""
+    return nullcontext() if dtype is None else torch.autocast(torch.device(device).type, dtype=dtype)
+
+
 def evaluation_autocast(cfg: CfgNode) -> AbstractContextManager:
-    """What evaluations are run in: autocast with ``TEST.AMP.ENABLED``, by default nothing."""
-    if not cfg.TEST.AMP.ENABLED:
-        return nullcontext()
-    device = torch.device(cfg.MODEL.DEVICE)
-    return torch.autocast(device.type, dtype=autocast_dtype(cfg.TEST.AMP.PRECISION, device, "TEST.AMP.PRECISION"))
+    """What a config's evaluations are run in."""
+    amp, device = cfg.TEST.AMP, cfg.MODEL.DEVICE
+    return autocast(autocast_dtype(amp.PRECISION, device, "TEST.AMP.PRECISION") if amp.ENABLED else None, device)
 
 
 def build_training_loop(
