@@ -14,7 +14,7 @@ from ranks import run_ranks
 
 from dynamic_sparse_rcnn.data.shapes import ShapesConfig, generate_shapes
 from dynamic_sparse_rcnn.engine.parallel import distribute
-from dynamic_sparse_rcnn.engine.trainer import Trainer
+from dynamic_sparse_rcnn.engine.trainer import Trainer, prepare_config
 
 CRITERIA = [("SetCriterion", "HungarianMatcher"), ("DLACriterion", "OptimalTransportMatcher")]
 
@@ -100,3 +100,36 @@ def test_evaluation_on_ranks_finds_what_one_process_finds_in_each_image_once(sha
     assert results.keys() == {"proposals", "bbox", "voc2012"}
     for task, metrics in json.loads(alone.read_text()).items():
         assert results[task] == pytest.approx(metrics, nan_ok=True), task
+
+
+def train_on_a_rank(cfg: CfgNode, results: Path) -> None:
+    cfg = cfg.clone()
+    prepare_config(cfg, is_train=True)
+    torch.manual_seed(0)
+    trainer = Trainer(cfg)
+    trainer.train()
+    if comm.is_main_process():
+        latest = {name: value for name, (value, _) in trainer.storage.latest().items()}
+        torch.save((latest, getattr(trainer.model, "module", trainer.model).state_dict()), results)
+
+
+def test_a_run_of_ranks_is_the_run_of_one_process(shapes_cfg, tmp_path):
+    """The same batches, schedule and steps, a batch in parts or not: as far as rounding goes."""
+    cfg = shapes_cfg
+    cfg.DATASETS.TEST, cfg.DATALOADER.ASPECT_RATIO_GROUPING = (), False
+    cfg.MODEL.RESNETS.NORM, cfg.INPUT.RANDOM_FLIP = "FrozenBN", "none"
+    cfg.SOLVER.IMS_PER_BATCH, cfg.SOLVER.REFERENCE_BATCH_SIZE, cfg.SOLVER.MAX_ITER = 4, 8, 1
+    # Plain steps: AdamW's have the same size whatever the gradient's.
+    cfg.SOLVER.OPTIMIZER, cfg.SOLVER.MOMENTUM, cfg.SOLVER.BASE_LR = "SGD", 0.0, 0.02
+    cfg.SOLVER.WARMUP_ITERS, cfg.SOLVER.WARMUP_FACTOR = 1, 0.5
+    train_on_a_rank(cfg, tmp_path / "one.pth")
+    expected, weights = torch.load(tmp_path / "one.pth")
+    for steps in (1, 2):
+        cfg.SOLVER.ACCUMULATE_STEPS = steps
+        run_ranks(2, train_on_a_rank, cfg, tmp_path / "two.pth")
+        found, moved = torch.load(tmp_path / "two.pth")
+        assert found["lr"] == expected["lr"] <= 0.01  # of twice the iterations, which the half batch has
+        for name in ("total_loss", "loss_ce", "loss_giou_0", "dpg/temperature"):
+            assert found[name] == pytest.approx(expected[name], rel=1e-3), name
+        for name, value in moved.items():
+            torch.testing.assert_close(value, weights[name], rtol=1e-3, atol=1e-4, msg=name)
