@@ -167,7 +167,7 @@ def test_a_lazy_config_trains_resumes_and_evaluates_from_the_command_line(overri
 
 @pytest.mark.slow
 def test_a_lazy_config_runs_on_several_processes(overrides, tmp_path):
-    config = model_zoo.get_config_file(f"lazy/{NAMES[0]}.py")
+    config = model_zoo.get_config_file(f"lazy/{NAMES[1]}.py")
     arguments = train_net.argument_parser().parse_args(["--config-file", config, *overrides, "train.max_iter=1"])
     run_ranks(2, train_net.main, arguments)
     assert torch.load(tmp_path / "run/model_final.pth")["iteration"] == 0
