@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -118,7 +119,7 @@ def test_mixed_precision_and_its_scaler_change_the_rounding_alone(cfg, make_inpu
 def learn_on_a_rank(cfg, inputs: list[list[dict]], folder: Path) -> None:
     rank = comm.get_rank()
     torch.manual_seed(0)
-    model = distribute(build_model(cfg), broadcast_buffers=False)
+    model: Any = distribute(build_model(cfg), broadcast_buffers=False)
     run(AccumulatingTrainer(model, [inputs[rank]], build_optimizer(cfg, model), steps=2))
     if rank == 0:
         torch.save({name: p.grad for name, p in model.module.named_parameters()}, folder / "gradients.pth")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -22,7 +23,7 @@ CRITERIA = [("SetCriterion", "HungarianMatcher"), ("DLACriterion", "OptimalTrans
 def learn_on_a_rank(cfg: CfgNode, inputs: list[dict], folder: Path) -> None:
     rank, share = comm.get_rank(), len(inputs) // comm.get_world_size()
     torch.manual_seed(rank)  # DistributedDataParallel gives all ranks the first one's weights
-    model = distribute(build_model(cfg), broadcast_buffers=False)
+    model: Any = distribute(build_model(cfg), broadcast_buffers=False)
     losses = model(inputs[rank * share : (rank + 1) * share])
     sum(losses.values()).backward()
     gradients = {name: p.grad for name, p in model.module.named_parameters()} if rank == 0 else {}
@@ -106,7 +107,7 @@ def train_on_a_rank(cfg: CfgNode, results: Path) -> None:
     cfg = cfg.clone()
     prepare_config(cfg, is_train=True)
     torch.manual_seed(0)
-    trainer = Trainer(cfg)
+    trainer: Any = Trainer(cfg)
     trainer.train()
     if comm.is_main_process():
         latest = {name: value for name, (value, _) in trainer.storage.latest().items()}

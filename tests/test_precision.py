@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import logging
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -89,7 +90,7 @@ def test_decoding_matching_and_losses_are_float32_under_autocast(tiny_cfg, make_
         assert loss.item() == pytest.approx(expected[name].item(), rel=1e-4), name
 
 
-def check_decoding(model: nn.Module, start: torch.Tensor, deltas: list, predictions: StagePredictions) -> None:
+def check_decoding(model: Any, start: torch.Tensor, deltas: list, predictions: StagePredictions) -> None:
     """The boxes are those that float64 makes of the same deltas; half precision would be pixels away."""
     boxes = [start, *predictions.boxes[:-1]]
     for given, change, found in zip(boxes, deltas, predictions.boxes, strict=True):
