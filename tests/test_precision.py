@@ -72,7 +72,7 @@ def kept(module: nn.Module, seen: dict[str, list], name: str) -> None:
 def test_decoding_matching_and_losses_are_float32_under_autocast(tiny_cfg, make_inputs, dtype):
     model = build_model(tiny_cfg)
     inputs = make_inputs([3, 0, 2])
-    seen: dict[str, list] = {}
+    seen = {}
     parts = {"head": model.head, "costs": model.criterion.cost_model, "matcher": model.criterion.matcher}
     for name, module in parts.items():
         kept(module, seen, name)
