@@ -144,12 +144,14 @@ def test_the_schedule_is_scaled_to_the_batch_once_and_says_so(tiny_cfg, caplog):
     solver = tiny_cfg.SOLVER
     solver.BASE_LR, solver.STEPS, solver.MAX_ITER, solver.WARMUP_ITERS = 2.5e-5, (210000, 250000), 270000, 1000
     solver.CHECKPOINT_PERIOD, tiny_cfg.TEST.EVAL_PERIOD, solver.IMS_PER_BATCH = 5000, 7330, 8
+    tiny_cfg.MODEL.SparseRCNN.DPG.TEMPERATURE_ITERS = 75000
     with caplog.at_level(logging.INFO):
         scale_to_batch_size(tiny_cfg)
         scale_to_batch_size(tiny_cfg)
     assert pytest.approx(1.25e-5) == solver.BASE_LR
     assert (solver.STEPS, solver.MAX_ITER, solver.WARMUP_ITERS) == ((420000, 500000), 540000, 2000)
     assert (solver.CHECKPOINT_PERIOD, tiny_cfg.TEST.EVAL_PERIOD) == (10000, 14660)
+    assert tiny_cfg.MODEL.SparseRCNN.DPG.TEMPERATURE_ITERS == 150000
     assert len(caplog.records) == 1
     assert "Batch 8 instead of the reference 16" in caplog.text
 

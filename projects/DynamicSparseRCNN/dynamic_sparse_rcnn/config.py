@@ -176,8 +176,8 @@ def _add_dynamic_proposal_generation(dpg: CfgNode) -> None:
     # Channels between the router's two linear layers, and side of the square that feature maps are resized to.
     dpg.HIDDEN_DIM = 1500
     dpg.POOL_SIZE = 30
-    # Of the softmax over experts: falls from TEMPERATURE to TEMPERATURE_END in TEMPERATURE_ITERS iterations of
-    # the batch in use (0: 10/36 of SOLVER.MAX_ITER), then stays. Inference uses TEMPERATURE_END.
+    # Of the softmax over experts: falls from TEMPERATURE to TEMPERATURE_END in TEMPERATURE_ITERS iterations (0:
+    # 10/36 of SOLVER.MAX_ITER; scaled like it), then stays. Inference uses TEMPERATURE_END.
     dpg.TEMPERATURE = 30.0
     dpg.TEMPERATURE_END = 1.0
     dpg.TEMPERATURE_ITERS = 0
