@@ -87,6 +87,8 @@ def _add_model(node: CfgNode) -> None:
     # The dynamic convolution: its layers (only 2 is defined) and the channels between them.
     node.NUM_DYNAMIC = 2
     node.DIM_DYNAMIC = 64
+    # Recompute the activations of the stages in the backward pass: less memory, more time.
+    node.GRAD_CHECKPOINTING = False
 
     # IoU of the class-wise NMS on the detections; 1: none, as one-to-one matching needs none; 0: the
     # meta-architecture's own.
