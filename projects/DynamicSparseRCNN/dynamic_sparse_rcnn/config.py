@@ -193,6 +193,9 @@ def _add_solver(node: CfgNode) -> None:
     node.OPTIMIZER = "ADAMW"
     # Learning rate of the backbone, in units of BASE_LR.
     node.BACKBONE_MULTIPLIER = 1.0
+    # Learning rate of the router of dynamic proposal generation, likewise. The fewer channels a router has, the slower
+    # it learns: one of a few dozen, not 1500, wants about 10.
+    node.ROUTER_MULTIPLIER = 1.0
     # The batch size for which learning rate, warm-up, steps, length and periods are written. With another
     # IMS_PER_BATCH all are scaled to it; 0: never.
     node.REFERENCE_BATCH_SIZE = 16

@@ -61,8 +61,9 @@ def _parameter_groups(cfg: CfgNode, model: nn.Module) -> list[dict[str, Any]]:
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue
-        in_backbone = "backbone" in name.split(".")
-        rate = cfg.SOLVER.BASE_LR * (cfg.SOLVER.BACKBONE_MULTIPLIER * scales.get(name, 1.0) if in_backbone else 1.0)
+        in_backbone, in_router = "backbone" in name.split("."), "router" in name.split(".")
+        factor = cfg.SOLVER.BACKBONE_MULTIPLIER * scales.get(name, 1.0) if in_backbone else 1.0
+        rate = cfg.SOLVER.BASE_LR * (cfg.SOLVER.ROUTER_MULTIPLIER if in_router else factor)
         decay = 0.0 if name in exempt else cfg.SOLVER.WEIGHT_DECAY
         groups.setdefault((in_backbone, rate, decay), []).append(parameter)
     return [
