@@ -51,13 +51,15 @@ def main(args: argparse.Namespace) -> None:
 
 def compare(cfg: CfgNode, detector: SparseRCNN) -> tuple[float, ...]:
     """AP with an image's own weights, their mean, and another image's; entropy and variance of the weights."""
-    with recorded_weights(detector.proposal_generator) as recorded:
+    generator = detector.proposal_generator
+    assert isinstance(generator, DynamicProposalGenerator)
+    with recorded_weights(generator) as recorded:
         own = average_precision(cfg, detector)
     weights = torch.cat(recorded)
-    with given_weights(detector.proposal_generator, weights.mean(0, keepdim=True).expand_as(weights)):
+    with given_weights(generator, weights.mean(0, keepdim=True).expand_as(weights)):
         mean = average_precision(cfg, detector)
     order = torch.randperm(len(weights), generator=torch.Generator().manual_seed(0))
-    with given_weights(detector.proposal_generator, weights[order]):
+    with given_weights(generator, weights[order]):
         others = average_precision(cfg, detector)
     entropy = torch.special.entr(weights).sum(1).mean().item()
     return own, mean, others, entropy, weights.var(0).mean().item()
