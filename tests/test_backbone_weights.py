@@ -90,11 +90,11 @@ def test_files_that_cannot_be_used_are_refused_by_name(tiny_cfg, tmp_path):
     other = save(timm.create_model("test_convnext"), tmp_path / "other.pth")
     wider = save(timm.create_model("resnet18"), tmp_path / "wider.safetensors")
     for path, error, message in (
-        (tmp_path / "none.pth", FileNotFoundError, "there is no file .*none.pth"),
-        (tmp_path / "text.safetensors", ValueError, "text.safetensors is no safetensors file"),
-        (tmp_path / "text.pth", ValueError, "text.pth cannot be read as weights"),
-        (tmp_path / "nothing.pth", ValueError, r"nothing.pth cannot be read as weights alone \(EOFError\)"),
-        (tmp_path / "weights.npz", ValueError, r"weights.npz: .safetensors and .pth"),
+        (tmp_path / "none.pth", FileNotFoundError, "MODEL.TIMM.CHECKPOINT: There is no checkpoint .*none.pth"),
+        (tmp_path / "text.safetensors", ValueError, "text.safetensors is damaged, or no safetensors file"),
+        (tmp_path / "text.pth", ValueError, "text.pth cannot be read as tensors"),
+        (tmp_path / "nothing.pth", ValueError, "nothing.pth cannot be read as tensors"),
+        (tmp_path / "weights.npz", ValueError, r"weights.npz is no checkpoint: .safetensors, .pth"),
         (tmp_path / "empty.pth", ValueError, "empty.pth holds no weights"),
         (other, ValueError, r"none of its \d+ names, such as stem.0.weight"),
         (wider, ValueError, r"wider.safetensors: \d+ shapes differ .*instead of .* another model"),

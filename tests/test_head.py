@@ -8,9 +8,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 from detectron2.layers import ShapeSpec
+from detectron2.modeling import build_model
+from detectron2.modeling.poolers import ROIPooler
 from detectron2.structures import Boxes
+from detectron2.utils.analysis import FlopCountAnalysis
 
-from dynamic_sparse_rcnn import DynamicConv, DynamicHead
+from dynamic_sparse_rcnn import CascadeROIPooler, DynamicConv, DynamicHead
 
 SHAPES = {f"p{level}": ShapeSpec(channels=32, stride=2**level) for level in range(2, 6)}
 
@@ -134,6 +137,58 @@ def test_under_autocast_boxes_stay_float32_and_pooling_is_not_rounded(tiny_cfg):
     assert predictions.boxes.dtype == torch.float32
     assert predictions.logits.dtype == torch.bfloat16
     torch.testing.assert_close(pooled[2], pooled[0])
+
+
+def gradients_of_head(head: DynamicHead) -> dict[str, torch.Tensor]:
+    """Of the maps, the proposal features and the parameters; the same inputs and random numbers each time."""
+    torch.manual_seed(1)
+    features, (boxes, proposal_features) = make_features(), make_proposals()
+    inputs = {**features, "proposal_features": proposal_features}
+    wanted = {name: x.requires_grad_() for name, x in inputs.items()} | dict(head.named_parameters())
+    predictions = head(features, boxes, proposal_features)
+    loss = predictions.logits.square().sum() + predictions.boxes.sum() / 100
+    return dict(zip(wanted, torch.autograd.grad(loss, list(wanted.values())), strict=True))
+
+
+def test_gradients_do_not_depend_on_how_they_are_pooled(tiny_cfg):
+    head = DynamicHead(tiny_cfg, SHAPES)
+    ours = gradients_of_head(head)
+    assert isinstance(head.box_pooler, CascadeROIPooler)
+    head.box_pooler = ROIPooler(7, [1 / s.stride for s in SHAPES.values()], 2, "ROIAlignV2")
+    torch.testing.assert_close(ours, gradients_of_head(head), rtol=1e-4, atol=1e-5)
+
+
+def test_recomputed_activations_give_the_same_gradients(tiny_cfg):
+    tiny_cfg.MODEL.SparseRCNN.DROPOUT = 0.5
+    expected = gradients_of_head(DynamicHead(tiny_cfg, SHAPES))
+    tiny_cfg.MODEL.SparseRCNN.GRAD_CHECKPOINTING = True
+    torch.manual_seed(0)
+    head = DynamicHead(tiny_cfg, SHAPES)
+    runs = []
+    head.head_series[0].inst_interact.register_forward_hook(lambda *_: runs.append(1))
+    torch.testing.assert_close(gradients_of_head(head), expected)
+    assert len(runs) == 2
+    head.eval()(make_features(), *make_proposals())
+    assert len(runs) == 3
+
+
+def test_flops_do_not_depend_on_how_rois_are_pooled(tiny_cfg):
+    detector = build_model(tiny_cfg).eval()
+    inputs = [{"image": torch.zeros(3, 64, 96)}]
+
+    def count() -> dict[str, float]:
+        return FlopCountAnalysis(detector, inputs).unsupported_ops_warnings(False).by_operator()
+
+    ours = count()
+    detector.head.box_pooler = ROIPooler(7, [1 / s.stride for s in SHAPES.values()], 2, "ROIAlignV2")
+    assert ours == count()
+    assert ours["bmm"] > 0
+
+
+def test_another_pooling_of_detectron2_can_be_configured(tiny_cfg):
+    tiny_cfg.MODEL.ROI_BOX_HEAD.POOLER_TYPE = "ROIPool"
+    head = DynamicHead(tiny_cfg, SHAPES)
+    assert head(make_features(), *make_proposals()).logits.isfinite().all()
 
 
 def test_dropout_and_activation_follow_the_config(tiny_cfg):

@@ -37,8 +37,9 @@ def staircase_logits(router: ExpertRouter, features: list[torch.Tensor]) -> torc
             for x in range(aggregated.shape[2]):
                 window = padded[:, 2 * y : 2 * y + 3, 2 * x : 2 * x + 3]
                 aggregated[:, y, x] = (window * weight).sum((1, 2)) + bias
-    summed = aggregated.sum(0) / len(aggregated) ** 0.5
+    summed = aggregated.sum(0)
     pooled = _bilinear(_bilinear(summed, router.pool_size).T, router.pool_size).T
+    pooled = (pooled - pooled.mean()) / (pooled.var(correction=0) + 1e-5).sqrt()
     pooled = pooled.flatten() / router.pool_size
     hidden = (router.hidden.weight.double() @ pooled + router.hidden.bias.double()).clamp(min=0)
     logits = router.logits.weight.double() @ hidden / len(hidden) ** 0.5 + router.logits.bias.double()
@@ -120,7 +121,7 @@ def test_pooling_equals_torchs_antialiased_resizing_of_each_images_own_cells(sid
     own_cells = [size, (1, 1), ((size[0] + 1) // 2, size[1])]
     pooled = router._pool(maps, own_cells)
     for image, (rows, columns), found in zip(maps, own_cells, pooled, strict=True):
-        summed = image[None, :, :rows, :columns].sum(1, keepdim=True) / 8**0.5
+        summed = image[None, :, :rows, :columns].sum(1, keepdim=True)
         expected = F.interpolate(summed, (side, side), mode="bilinear", antialias=True)
         torch.testing.assert_close(found, expected[0, 0])
 
@@ -130,6 +131,16 @@ def test_all_experts_start_with_about_the_same_weight():
     weights = router(make_features(router, 2, 256, 320, channels=256), [(256, 320)] * 2).softmax(1)
     assert weights.min() > 0.15 and weights.max() < 0.4
     assert weights.std(1).max() > 0
+
+
+def test_the_scale_of_the_feature_maps_does_not_matter():
+    router = make_router()
+    features = make_features(router, 2, 128, 128)
+    expected = router(features, [(128, 128)] * 2)
+    for scale in (0.1, 10.0):
+        torch.testing.assert_close(
+            router([scale * x for x in features], [(128, 128)] * 2), expected, rtol=1e-2, atol=1e-4
+        )
 
 
 @pytest.mark.parametrize("strides", [(), (4, 16), (8, 4), (4, 4)])

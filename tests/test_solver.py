@@ -33,6 +33,17 @@ def test_the_backbone_has_its_own_learning_rate_and_every_parameter_is_in_one_gr
     assert {group["weight_decay"] for group in optimizer.param_groups} == {tiny_cfg.SOLVER.WEIGHT_DECAY}
 
 
+def test_the_router_has_its_own_learning_rate(tiny_dynamic_cfg):
+    solver = tiny_dynamic_cfg.SOLVER
+    solver.BASE_LR, solver.BACKBONE_MULTIPLIER, solver.ROUTER_MULTIPLIER = 1e-3, 0.1, 10.0
+    model = build_model(tiny_dynamic_cfg)
+    rates = {
+        id(p): group["lr"] for group in build_optimizer(tiny_dynamic_cfg, model).param_groups for p in group["params"]
+    }
+    assert all(rates[id(p)] == pytest.approx(1e-2) for p in model.proposal_generator.router.parameters())
+    assert rates[id(model.proposal_generator.expert_proposal_boxes.weight)] == pytest.approx(1e-3)
+
+
 def test_what_is_exempt_has_no_weight_decay_and_nothing_is_by_default(tiny_cfg):
     class Positions(torch.nn.Module):
         def __init__(self) -> None:
@@ -144,12 +155,14 @@ def test_the_schedule_is_scaled_to_the_batch_once_and_says_so(tiny_cfg, caplog):
     solver = tiny_cfg.SOLVER
     solver.BASE_LR, solver.STEPS, solver.MAX_ITER, solver.WARMUP_ITERS = 2.5e-5, (210000, 250000), 270000, 1000
     solver.CHECKPOINT_PERIOD, tiny_cfg.TEST.EVAL_PERIOD, solver.IMS_PER_BATCH = 5000, 7330, 8
+    tiny_cfg.MODEL.SparseRCNN.DPG.TEMPERATURE_ITERS = 75000
     with caplog.at_level(logging.INFO):
         scale_to_batch_size(tiny_cfg)
         scale_to_batch_size(tiny_cfg)
     assert pytest.approx(1.25e-5) == solver.BASE_LR
     assert (solver.STEPS, solver.MAX_ITER, solver.WARMUP_ITERS) == ((420000, 500000), 540000, 2000)
     assert (solver.CHECKPOINT_PERIOD, tiny_cfg.TEST.EVAL_PERIOD) == (10000, 14660)
+    assert tiny_cfg.MODEL.SparseRCNN.DPG.TEMPERATURE_ITERS == 150000
     assert len(caplog.records) == 1
     assert "Batch 8 instead of the reference 16" in caplog.text
 

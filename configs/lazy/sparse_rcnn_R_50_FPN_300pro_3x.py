@@ -6,9 +6,9 @@ from detectron2.config import LazyCall as L
 from detectron2.modeling.backbone import FPN, BasicStem, ResNet
 from detectron2.modeling.backbone.fpn import LastLevelMaxPool
 from detectron2.modeling.box_regression import Box2BoxTransform
-from detectron2.modeling.poolers import ROIPooler
 
 from dynamic_sparse_rcnn import (
+    CascadeROIPooler,
     DynamicHead,
     HungarianMatcher,
     LearnedProposalGenerator,
@@ -38,7 +38,7 @@ model = L(SparseRCNN)(
     proposal_generator=L(LearnedProposalGenerator)(num_proposals=300, channels=256),
     head=L(DynamicHead)(
         in_features=["p2", "p3", "p4", "p5"],
-        pooler=L(ROIPooler)(
+        pooler=L(CascadeROIPooler)(
             output_size=7, scales=[1 / 4, 1 / 8, 1 / 16, 1 / 32], sampling_ratio=2, pooler_type="ROIAlignV2"
         ),
         stages=L(build_stages)(

@@ -19,6 +19,7 @@ from .modeling.matcher import (
     UnitSchedule,
     build_matcher,
 )
+from .modeling.pooling import CascadeROIPooler
 from .modeling.proposals import LearnedProposalGenerator
 from .modeling.router import ExpertRouter
 from .modeling.structures import BACKGROUND, Assignment, BatchedTargets, MatchCosts, StagePredictions
@@ -31,6 +32,7 @@ __all__ = [
     "MATCHER_REGISTRY",
     "Assignment",
     "BatchedTargets",
+    "CascadeROIPooler",
     "DLACriterion",
     "DetectorWithTTA",
     "DynamicConv",

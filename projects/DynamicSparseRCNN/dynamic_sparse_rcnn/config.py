@@ -110,6 +110,8 @@ def _add_model(node: CfgNode) -> None:
     # The dynamic convolution: its layers (only 2 is defined) and the channels between them.
     node.NUM_DYNAMIC = 2
     node.DIM_DYNAMIC = 64
+    # Recompute the activations of the stages in the backward pass: less memory, more time.
+    node.GRAD_CHECKPOINTING = False
 
     # IoU of the class-wise NMS on the detections; 1: none, as one-to-one matching needs none; 0: the
     # meta-architecture's own.
@@ -199,8 +201,8 @@ def _add_dynamic_proposal_generation(dpg: CfgNode) -> None:
     # Channels between the router's two linear layers, and side of the square that feature maps are resized to.
     dpg.HIDDEN_DIM = 1500
     dpg.POOL_SIZE = 30
-    # Of the softmax over experts: falls from TEMPERATURE to TEMPERATURE_END in TEMPERATURE_ITERS iterations of
-    # the batch in use (0: 10/36 of SOLVER.MAX_ITER), then stays. Inference uses TEMPERATURE_END.
+    # Of the softmax over experts: falls from TEMPERATURE to TEMPERATURE_END in TEMPERATURE_ITERS iterations (0:
+    # 10/36 of SOLVER.MAX_ITER; scaled like it), then stays. Inference uses TEMPERATURE_END.
     dpg.TEMPERATURE = 30.0
     dpg.TEMPERATURE_END = 1.0
     dpg.TEMPERATURE_ITERS = 0
@@ -214,6 +216,9 @@ def _add_solver(node: CfgNode) -> None:
     node.OPTIMIZER = "ADAMW"
     # Learning rate of the backbone, in units of BASE_LR.
     node.BACKBONE_MULTIPLIER = 1.0
+    # Learning rate of the router of dynamic proposal generation, likewise. The fewer channels a router has, the slower
+    # it learns: one of a few dozen, not 1500, wants about 10.
+    node.ROUTER_MULTIPLIER = 1.0
     # The batch size for which learning rate, warm-up, steps, length and periods are written. With another
     # IMS_PER_BATCH all are scaled to it; 0: never.
     node.REFERENCE_BATCH_SIZE = 16

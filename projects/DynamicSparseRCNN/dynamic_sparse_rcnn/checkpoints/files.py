@@ -16,10 +16,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-SUFFIXES = (".safetensors", ".pth", ".pt", ".pkl", ".pyth", ".bin", ".ckpt")
+SUFFIXES = (".safetensors", ".pth", ".pt", ".pkl", ".pyth", ".bin", ".ckpt", ".tar")
 # Under which name a safetensors file's metadata hold what a checkpoint holds besides the weights.
 _EXTRAS = "dynamic_sparse_rcnn"
-_TORCH = (".pth", ".pt", ".pyth", ".bin", ".ckpt")
+_TORCH = (".pth", ".pt", ".pyth", ".bin", ".ckpt", ".tar")
 # What detectron2's own .pkl files are made of.
 _ARRAY_PARTS = {
     ("collections", "OrderedDict"),
@@ -85,7 +85,8 @@ def read_checkpoint(path: str | Path, *, trust: bool = False) -> dict[str, Any]:
             return _with_model(_trusted(trusting, file), file)
         raise ValueError(
             f"{path} cannot be read as tensors and plain containers alone ({_first_line(error)}). It is damaged, or it "
-            "holds objects, whose code would be run: if you trust where it comes from, use --trust-checkpoint"
+            "holds objects, whose code would be run: save its state dict by itself or, if it is a detector's and you "
+            "trust where it comes from, use --trust-checkpoint"
         ) from error
     return _with_model(content, file)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import logging
 from collections.abc import Sequence
@@ -16,7 +17,13 @@ logger = logging.getLogger(__name__)
 
 _POSITIONS = ("pos_embed", "absolute_pos_embed", "relative_position_bias_table", "rel_pos_h", "rel_pos_w")
 _TOKENS = ("cls_token", "reg_token", "dist_token")
-_SCALED_COUNTS = ("SOLVER.MAX_ITER", "SOLVER.WARMUP_ITERS", "SOLVER.CHECKPOINT_PERIOD", "TEST.EVAL_PERIOD")
+_SCALED_COUNTS = (
+    "SOLVER.MAX_ITER",
+    "SOLVER.WARMUP_ITERS",
+    "SOLVER.CHECKPOINT_PERIOD",
+    "TEST.EVAL_PERIOD",
+    "MODEL.SparseRCNN.DPG.TEMPERATURE_ITERS",
+)
 
 
 def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
@@ -54,8 +61,9 @@ def _parameter_groups(cfg: CfgNode, model: nn.Module) -> list[dict[str, Any]]:
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue
-        in_backbone = "backbone" in name.split(".")
-        rate = cfg.SOLVER.BASE_LR * (cfg.SOLVER.BACKBONE_MULTIPLIER * scales.get(name, 1.0) if in_backbone else 1.0)
+        in_backbone, in_router = "backbone" in name.split("."), "router" in name.split(".")
+        factor = cfg.SOLVER.BACKBONE_MULTIPLIER * scales.get(name, 1.0) if in_backbone else 1.0
+        rate = cfg.SOLVER.BASE_LR * (cfg.SOLVER.ROUTER_MULTIPLIER if in_router else factor)
         decay = 0.0 if name in exempt else cfg.SOLVER.WEIGHT_DECAY
         groups.setdefault((in_backbone, rate, decay), []).append(parameter)
     return [
@@ -108,7 +116,7 @@ def clip_full_model(optimizer: torch.optim.Optimizer, max_norm: float, norm_type
 
 
 def scale_to_batch_size(cfg: CfgNode) -> None:
-    """Scales learning rate, warm-up, steps, length and periods from the reference batch to the batch in use.
+    """Scales learning rate, warm-up, steps, length, periods and annealing from the reference batch to the batch in use.
 
     The linear rule: half the batch has half the learning rate and twice the iterations. Sets
     ``SOLVER.REFERENCE_BATCH_SIZE`` to the batch in use, so that a saved config is not scaled again.
@@ -122,10 +130,10 @@ def scale_to_batch_size(cfg: CfgNode) -> None:
     cfg.SOLVER.BASE_LR = old_lr * batch / reference
     cfg.SOLVER.STEPS = tuple(round(step * reference / batch) for step in cfg.SOLVER.STEPS)
     for key in _SCALED_COUNTS:
-        section, name = key.split(".")
-        written = cfg[section][name]
+        section, name = key.rsplit(".", 1)
+        node = functools.reduce(getattr, section.split("."), cfg)
         # Not to 0, which means "never" or fails where a period is meant.
-        cfg[section][name] = max(1, round(written * reference / batch)) if written > 0 else written
+        node[name] = max(1, round(node[name] * reference / batch)) if node[name] > 0 else node[name]
     cfg.SOLVER.REFERENCE_BATCH_SIZE = batch
     if frozen:
         cfg.freeze()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -13,7 +14,9 @@ from detectron2.modeling.box_regression import Box2BoxTransform
 from detectron2.modeling.poolers import ROIPooler
 from detectron2.structures import Boxes
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
+from .pooling import CascadeROIPooler
 from .structures import StagePredictions
 
 _ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"relu": F.relu, "gelu": F.gelu}
@@ -150,20 +153,24 @@ class DynamicHead(nn.Module):
         stages: list[DynamicStage],
         box_transform: Box2BoxTransform,
         prior_probability: float,
+        grad_checkpointing: bool = False,
     ) -> None:
         """
         Args:
             in_features: names of the feature maps that ``pooler`` pools, finest first.
-            pooler: gives (B * P, C, R, R).
+            pooler: gives (B * P, C, R, R); a ``CascadeROIPooler`` computes the maps' gradients once for all stages.
             stages: the S stages, in order.
             box_transform: turns deltas and boxes into refined boxes.
             prior_probability: of an object, at the start of the training, per proposal and class.
+            grad_checkpointing: in training keep only what goes into each stage, and compute the rest once more in the
+                backward pass: less memory, more time. What was pooled is kept.
         """
         super().__init__()
         self.in_features = in_features
         self.box_pooler = pooler
         self.head_series = nn.ModuleList(stages)
         self.box_transform = box_transform
+        self.grad_checkpointing = grad_checkpointing
         for stage in stages:
             stage.init_weights(prior_probability)
 
@@ -184,9 +191,10 @@ class DynamicHead(nn.Module):
             "activation": node.ACTIVATION,
         }
         in_features = list(cfg.MODEL.ROI_HEADS.IN_FEATURES)
+        pooler_class = ROIPooler if cfg.MODEL.ROI_BOX_HEAD.POOLER_TYPE == "ROIPool" else CascadeROIPooler
         return {
             "in_features": in_features,
-            "pooler": ROIPooler(
+            "pooler": pooler_class(
                 output_size=cfg.MODEL.ROI_BOX_HEAD.POOLER_RESOLUTION,
                 scales=[1.0 / input_shape[name].stride for name in in_features],
                 sampling_ratio=cfg.MODEL.ROI_BOX_HEAD.POOLER_SAMPLING_RATIO,
@@ -195,6 +203,7 @@ class DynamicHead(nn.Module):
             "stages": [DynamicStage(**stage_arguments) for _ in range(node.NUM_HEADS)],
             "box_transform": Box2BoxTransform(weights=(2.0, 2.0, 1.0, 1.0), scale_clamp=math.log(100000.0 / 16)),
             "prior_probability": node.PRIOR_PROB,
+            "grad_checkpointing": node.GRAD_CHECKPOINTING,
         }
 
     def forward(
@@ -206,19 +215,34 @@ class DynamicHead(nn.Module):
             proposal_boxes: (B, P, 4) float32, absolute XYXY pixels of the network input.
             proposal_features: (B, P, C).
         """
-        # Under autocast the pooler would round the boxes to the features' half precision: pixels are lost.
-        maps = [features[name].float() for name in self.in_features]
+        maps = self._share([features[name] for name in self.in_features])
         boxes, logits_by_stage, boxes_by_stage = proposal_boxes, [], []
         for stage in self.head_series:
             with torch.autocast(boxes.device.type, enabled=False):
                 roi_features = self.box_pooler(maps, [Boxes(image_boxes) for image_boxes in boxes])
-            logits, deltas, proposal_features = stage(proposal_features, roi_features.flatten(2).transpose(1, 2))
+            logits, deltas, proposal_features = self._run(
+                stage, proposal_features, roi_features.flatten(2).transpose(1, 2)
+            )
             refined = self._refine(boxes, deltas)
             logits_by_stage.append(logits)
             boxes_by_stage.append(refined)
             # Each stage learns to correct the boxes it gets, not to please the stages after it.
             boxes = refined.detach()
         return StagePredictions(torch.stack(logits_by_stage), torch.stack(boxes_by_stage))
+
+    def _share(self, maps: list[Tensor]) -> Any:
+        """What ``box_pooler`` takes as feature maps."""
+        if isinstance(self.box_pooler, CascadeROIPooler):
+            return self.box_pooler.share(maps)
+        # Under autocast this pooler would round the boxes to the features' half precision: pixels are lost.
+        return [x.float() for x in maps]
+
+    def _run(self, stage: nn.Module, *inputs: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        checkpointed = self.grad_checkpointing and self.training and torch.is_grad_enabled()
+        outputs: tuple[Tensor, Tensor, Tensor] = (
+            checkpoint(stage, *inputs, use_reentrant=False) if checkpointed else stage(*inputs)
+        )
+        return outputs
 
     def _refine(self, boxes: Tensor, deltas: Tensor) -> Tensor:
         """Applies (B, P, 4) deltas to (B, P, 4) boxes, in float32."""

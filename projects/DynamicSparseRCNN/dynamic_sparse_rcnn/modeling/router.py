@@ -16,13 +16,16 @@ class ExpertRouter(nn.Module):
     """The staircase (Dynamic Sparse R-CNN, section 3.3): the logits of each proposal's experts for each image.
 
     From the finest level down, each level is concatenated with what came before it and halved by a depthwise
-    3x3 convolution. What is left is summed over channels, resized to a square and classified by two linear
-    layers. With a single level there is nothing to aggregate.
+    3x3 convolution. What is left is summed over channels, resized to a square, standardised and classified by two
+    linear layers. With a single level there is nothing to aggregate.
 
     Only an image's own cells are looked at: what a batch pads an image with counts as zeros, like what a
     convolution pads a map with. All behind the convolutions is float32, also under autocast.
 
-    Sums are divided by the root of the number of their terms, those of the linear layers too, whose weights start
+    The square is standardised (mean 0, variance 1), for the scale of feature maps is the backbone's own and changes by
+    a factor of ten while it learns; the softmax's temperature would change with it.
+
+    The sums of the linear layers are divided by the root of the number of their terms, and their weights start
     larger for it. What they compute is the same; how fast they learn is not: Adam moves each weight by about the
     learning rate, however small its gradient, so that a sum of a thousand weighted terms runs away in a few
     dozen steps, and a softmax that has settled on one expert for all images does not come back. A temperature does not
@@ -72,7 +75,7 @@ class ExpertRouter(nn.Module):
             nn.init.zeros_(layer.bias)
         nn.init.normal_(self.hidden.weight)
         # Small: all experts start with about the same weight, but not with zero, which would stop the gradients.
-        nn.init.normal_(self.logits.weight, std=0.3)
+        nn.init.normal_(self.logits.weight, std=0.1)
 
     def forward(self, features: Sequence[Tensor], image_sizes: Sequence[tuple[int, int]]) -> Tensor:
         """
@@ -90,14 +93,15 @@ class ExpertRouter(nn.Module):
         assert aggregated is not None
         with torch.autocast(aggregated.device.type, enabled=False):
             pooled = self._pool(aggregated, _own_cells(image_sizes, 2 * self.strides[-1])).flatten(1)
-            hidden = F.relu(self.hidden(pooled / self.hidden.in_features**0.5))
+            standardised = F.layer_norm(pooled, pooled.shape[1:])
+            hidden = F.relu(self.hidden(standardised / self.hidden.in_features**0.5))
             logits = self.logits(hidden / self.logits.in_features**0.5)
         return logits.unflatten(1, (self.num_experts, -1))
 
     def _pool(self, aggregated: Tensor, own_cells: Sequence[tuple[int, int]]) -> Tensor:
         """(B, C, H, W) to (B, side, side), each image's own cells alone. Resizing and the sum commute."""
-        channels, height, width = aggregated.shape[1:]
-        summed = aggregated.sum(1, dtype=torch.promote_types(aggregated.dtype, torch.float32)) / channels**0.5
+        height, width = aggregated.shape[2:]
+        summed = aggregated.sum(1, dtype=torch.promote_types(aggregated.dtype, torch.float32))
         rows, columns = integers_on_device(own_cells, summed.device).to(summed.dtype).unbind(1)
         return _resizing(rows, height, self.pool_size) @ summed @ _resizing(columns, width, self.pool_size).mT
 

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import argparse
 import logging
 import os
-import pickle
 import ssl
 import urllib.error
 import urllib.request
@@ -19,12 +17,11 @@ import torch
 from detectron2.config import CfgNode
 from torch import Tensor, nn
 
+from ...checkpoints.files import read_checkpoint
+
 logger = logging.getLogger(__name__)
 
 _SECONDS_TO_ANSWER = 5
-_PICKLED = (".pth", ".pt", ".bin", ".tar", ".ckpt")
-# Where checkpoints keep the weights, in order of preference.
-_WEIGHTS_KEYS = ("model", "state_dict", "model_state_dict")
 # Modules that timm's feature extractors put around a model.
 _WRAPPERS = ("model_", "body_")
 
@@ -117,52 +114,19 @@ def _check_reachable(name: str, url: str) -> None:
 
 
 def read_state_dict(path: str) -> dict[str, Tensor]:
-    """The weights in a ``.safetensors`` or PyTorch file, without what training scripts wrap them in.
+    """The weights in a file that :func:`read_checkpoint` reads, without the ``module.`` of distributed training.
 
     Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: it is of another kind, cannot be read, or holds no weights.
+        FileNotFoundError, ValueError: there is no such file, it cannot be read, or holds no weights.
     """
-    file = Path(path)
-    if not file.is_file():
-        raise FileNotFoundError(f"MODEL.TIMM.CHECKPOINT: there is no file {path}")
-    content: Any
-    if file.suffix == ".safetensors":
-        content = _read_safetensors(file)
-    elif file.suffix in _PICKLED:
-        content = _read_pickled(file)
-    else:
-        raise ValueError(f"MODEL.TIMM.CHECKPOINT {path}: .safetensors and {', '.join(_PICKLED)} can be read")
-    for key in _WEIGHTS_KEYS:
-        if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
-            content = content[key]
-            break
-    tensors = {k: v for k, v in content.items() if isinstance(v, Tensor)} if isinstance(content, Mapping) else {}
+    try:
+        content = read_checkpoint(path)["model"]
+    except (FileNotFoundError, ValueError) as error:
+        raise type(error)(f"MODEL.TIMM.CHECKPOINT: {error}") from error
+    tensors = {name: value for name, value in content.items() if isinstance(value, Tensor)}
     if not tensors:
-        raise ValueError(f"MODEL.TIMM.CHECKPOINT {path} holds no weights, neither at its top nor in {_WEIGHTS_KEYS}")
+        raise ValueError(f"MODEL.TIMM.CHECKPOINT {path} holds no weights, neither at its top nor under 'model'")
     return {name.removeprefix("module."): tensor for name, tensor in tensors.items()}
-
-
-def _read_safetensors(file: Path) -> dict[str, Tensor]:
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    try:
-        return load_file(file)
-    except SafetensorError as error:
-        raise ValueError(f"MODEL.TIMM.CHECKPOINT {file} is no safetensors file: {error}") from error
-
-
-def _read_pickled(file: Path) -> Any:
-    try:
-        # MAE's files hold the arguments of their runs besides the weights. (PyTorch 2.4 can only add for good.)
-        torch.serialization.add_safe_globals([argparse.Namespace])
-        return torch.load(file, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise ValueError(
-            f"MODEL.TIMM.CHECKPOINT {file} cannot be read as weights alone ({reason}): save its state dict by itself"
-        ) from error
 
 
 def load_weights(model: nn.Module, state_dict: Mapping[str, Tensor], source: str) -> LoadReport:
