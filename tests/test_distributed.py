@@ -46,6 +46,7 @@ def test_losses_and_gradients_of_ranks_are_those_of_one_process(
     model = build_model(cfg)
     expected = model(inputs)
     sum(expected.values()).backward()
+    whole = torch.stack([parameter.grad.norm() for parameter in model.parameters()]).norm()
     for world_size in (2, 4):
         run_ranks(world_size, learn_on_a_rank, cfg, inputs, tmp_path)
         results = [torch.load(tmp_path / f"{rank}.pth") for rank in range(world_size)]
@@ -54,7 +55,8 @@ def test_losses_and_gradients_of_ranks_are_those_of_one_process(
             torch.testing.assert_close(mean, loss.detach(), rtol=1e-4, atol=1e-6, msg=name)
         for name, parameter in model.named_parameters():
             difference = (results[0][1][name] - parameter.grad).norm()
-            assert difference <= 1e-4 * parameter.grad.norm() + 1e-6, (world_size, name)
+            # Where large terms cancel, what float32 rounds off is small beside the whole gradient alone.
+            assert difference <= 1e-4 * parameter.grad.norm() + 1e-6 * whole, (world_size, name)
 
 
 @pytest.fixture

@@ -56,6 +56,8 @@ class Trainer(DefaultTrainer):
         """Builds all that a training needs; to be called by all processes of a run."""
         # Not DefaultTrainer's own, which distributes over GPUs alone, and has mixed precision on GPUs in float16 alone.
         TrainerBase.__init__(self)
+        if not logging.getLogger("detectron2").isEnabledFor(logging.INFO):
+            setup_logger()
         cfg = DefaultTrainer.auto_scale_workers(cfg, comm.get_world_size())
         self.cfg = cfg
         model = self.build_model(cfg)
