@@ -15,12 +15,12 @@ import torch
 import train_net
 from detectron2.utils import comm
 from ranks import run_ranks
+from small_runs import CONFIG, ROOT
 
+from dynamic_sparse_rcnn.data.loader import TrainLoader
 from dynamic_sparse_rcnn.data.shapes import ShapesConfig, generate_shapes
 from dynamic_sparse_rcnn.engine.launch import launch
 
-ROOT = Path(__file__).parents[1]
-CONFIG = str(ROOT / "configs/shapes/sparse_rcnn_R_18_FPN_20pro.yaml")
 LAZY_CONFIG = str(ROOT / "configs/lazy/sparse_rcnn_R_50_FPN_300pro_3x.py")
 TORCHRUN = {
     "RANK": "1",
@@ -40,13 +40,13 @@ def must_not_run(args: argparse.Namespace) -> None:
     pytest.fail("started all the same")
 
 
-def two_processes_of(args: argparse.Namespace) -> str:
+def ran(args: argparse.Namespace) -> str:
     return "ran"
 
 
 def test_one_process_runs_here_and_gives_its_result():
-    assert launch(two_processes_of, arguments()) == "ran"
-    assert launch(two_processes_of, arguments("--num-gpus", "0")) == "ran"
+    assert launch(ran, arguments()) == "ran"
+    assert launch(ran, arguments("--num-gpus", "0")) == "ran"
 
 
 @pytest.mark.skipif(torch.cuda.device_count() >= 64, reason="has them")
@@ -56,6 +56,12 @@ def test_one_process_runs_here_and_gives_its_result():
 def test_more_gpus_than_there_are_is_an_error_that_names_the_way_to_the_cpu(options, config):
     with pytest.raises(ValueError, match=r"--num-gpus is 64, but this machine has \d+ GPUs: .*set MODEL\.DEVICE cpu"):
         launch(must_not_run, arguments("--num-gpus", "64", *options, config=config))
+
+
+def test_one_gpu_for_several_processes_is_an_error(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    with pytest.raises(ValueError, match=r"MODEL\.DEVICE is cuda:1, but --num-gpus is 2: say cuda"):
+        launch(must_not_run, arguments("--num-gpus", "2", "MODEL.DEVICE", "cuda:1"))
 
 
 @pytest.mark.parametrize(
@@ -88,15 +94,13 @@ def test_an_environment_that_is_not_torchruns_is_an_error(monkeypatch, environme
         launch(must_not_run, arguments(*options, "MODEL.DEVICE", "cpu"))
 
 
-def test_a_batch_that_the_processes_cannot_share_is_an_error(tiny_cfg):
-    run_ranks(2, share_three_images)
-
-
 def share_three_images() -> None:
-    from dynamic_sparse_rcnn.data.loader import TrainLoader
-
     with pytest.raises(ValueError, match=r"SOLVER\.IMS_PER_BATCH .* is 3, which 2 processes cannot share equally"):
         TrainLoader([{"width": 1, "height": 1}], dict, total_batch_size=3, seed=0)
+
+
+def test_a_batch_that_the_processes_cannot_share_is_an_error():
+    run_ranks(2, share_three_images)
 
 
 def write_place(folder: Path) -> None:
@@ -141,16 +145,8 @@ def test_a_process_that_fails_shows_its_error_and_ends_all(options, tmp_path, ca
 def test_torchrun_restarts_a_run_which_goes_on_as_if_nothing_had_happened(options, tmp_path):
     python_path = os.pathsep.join([str(ROOT / "projects/DynamicSparseRCNN"), str(ROOT / "tools"), *sys.path])
     command = [
-        *(
-            sys.executable,
-            "-m",
-            "torch.distributed.run",
-            "--standalone",
-            "--nproc-per-node",
-            "2",
-            "--max-restarts",
-            "1",
-        ),
+        *(sys.executable, "-m", "torch.distributed.run", "--standalone"),
+        *("--nproc-per-node", "2", "--max-restarts", "1"),
         *(str(ROOT / "tests/failing_run.py"), "--config-file", CONFIG, "--resume", *options),
     ]
     environment = os.environ | {"PYTHONPATH": python_path, "OMP_NUM_THREADS": "1"}
