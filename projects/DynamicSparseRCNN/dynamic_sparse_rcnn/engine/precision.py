@@ -29,8 +29,7 @@ def autocast_dtype(precision: str, device: torch.device | str, key: str = "SOLVE
     Raises:
         ValueError: if ``precision`` has another value.
     """
-    if precision not in _DTYPES:
-        raise ValueError(f"{key} is {precision!r}: use {' or '.join(_DTYPES)}")
+    _require_known(precision, key)
     dtype = _DTYPES[precision]
     if torch.device(device).type == "cpu" and dtype == torch.float16:
         logger.info(f"{key} is float16; on the CPU mixed precision is bfloat16")
@@ -41,8 +40,13 @@ def autocast_dtype(precision: str, device: torch.device | str, key: str = "SOLVE
 def check_precision(cfg: CfgNode) -> None:
     """Raises ValueError if a config asks for mixed precision, in training or at evaluation, that there is not."""
     for section in ("SOLVER", "TEST"):
-        if cfg[section].AMP.ENABLED and cfg[section].AMP.PRECISION not in _DTYPES:
-            autocast_dtype(cfg[section].AMP.PRECISION, cfg.MODEL.DEVICE, f"{section}.AMP.PRECISION")
+        if cfg[section].AMP.ENABLED:
+            _require_known(cfg[section].AMP.PRECISION, f"{section}.AMP.PRECISION")
+
+
+def _require_known(precision: str, key: str) -> None:
+    if precision not in _DTYPES:
+        raise ValueError(f"{key} is {precision!r}: use {' or '.join(_DTYPES)}")
 
 
 def autocast(dtype: torch.dtype | None, device: torch.device | str) -> AbstractContextManager:
