@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -127,3 +129,29 @@ def make_inputs(make_instances: Callable[..., Instances]) -> Callable[..., list[
         ]
 
     return make
+
+
+@pytest.fixture(scope="session")
+def shapes(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The name of a data set of six generated images."""
+    from dynamic_sparse_rcnn.data.shapes import ShapesConfig, generate_shapes
+
+    paths = generate_shapes(tmp_path_factory.mktemp("shapes"), "train", ShapesConfig(num_images=6, image_size=64))
+    return f"coco:{paths.json_path}:{paths.image_folder}"
+
+
+@pytest.fixture
+def run(shapes: str, tmp_path: Path) -> Callable[..., Any]:
+    """Runs ``tools/train_net.py`` in this process, on the tiny model and the generated set; ``run`` is its output."""
+    import small_runs
+    import train_net
+
+    def run_main(*options: str) -> Any:
+        arguments = ["--config-file", small_runs.CONFIG, *(x for x in options if x.startswith("--"))]
+        pairs = [x for x in options if not x.startswith("--")]
+        datasets = ["DATASETS.TRAIN", f"('{shapes}',)", "DATASETS.TEST", f"('{shapes}',)"]
+        output = ["OUTPUT_DIR", str(tmp_path / "run")]
+        arguments += [*small_runs.TINY, *datasets, *output, *pairs]
+        return train_net.main(train_net.argument_parser().parse_args(arguments))
+
+    return run_main

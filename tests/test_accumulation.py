@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import copy
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from detectron2.engine import SimpleTrainer
 from detectron2.modeling import build_model
+from detectron2.utils import comm
 from detectron2.utils.events import EventStorage
-from torch.nn.parallel import DistributedDataParallel
+from ranks import run_ranks
 
 from dynamic_sparse_rcnn.engine.accumulation import AccumulatingTrainer, split_batch
+from dynamic_sparse_rcnn.engine.parallel import distribute
 from dynamic_sparse_rcnn.engine.solver import build_optimizer
 
 CRITERIA = [
@@ -113,20 +116,18 @@ def test_mixed_precision_and_its_scaler_change_the_rounding_alone(cfg, make_inpu
         assert restored.grad_scaler.get_scale() == scaler.get_scale()
 
 
-def learn_on_a_rank(rank: int, cfg, inputs: list[list[dict]], folder: Path) -> None:
-    torch.set_num_threads(1)
-    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
+def learn_on_a_rank(cfg, inputs: list[list[dict]], folder: Path) -> None:
+    rank = comm.get_rank()
     torch.manual_seed(0)
-    model = DistributedDataParallel(build_model(cfg), broadcast_buffers=False)
+    model: Any = distribute(build_model(cfg), broadcast_buffers=False)
     run(AccumulatingTrainer(model, [inputs[rank]], build_optimizer(cfg, model), steps=2))
     if rank == 0:
         torch.save({name: p.grad for name, p in model.module.named_parameters()}, folder / "gradients.pth")
-    torch.distributed.destroy_process_group()
 
 
 def test_two_ranks_with_two_parts_each_learn_what_one_process_learns_at_once(cfg, make_inputs, tmp_path):
     inputs = make_inputs([5, 1, 2, 0], [(64, 96)] * 4)
-    torch.multiprocessing.spawn(learn_on_a_rank, (cfg, [inputs[:2], inputs[2:]], tmp_path), nprocs=2)
+    run_ranks(2, learn_on_a_rank, cfg, [inputs[:2], inputs[2:]], tmp_path)
     torch.manual_seed(0)
     model = build_model(cfg)
     run(SimpleTrainer(model, [inputs], build_optimizer(cfg, model)))

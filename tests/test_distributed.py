@@ -1,49 +1,138 @@
-"""Two processes learn what one process with both batches learns."""
+"""Several processes learn what one process with all of their images learns, and find what it finds."""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from detectron2.config import CfgNode
 from detectron2.modeling import build_model
-from torch.nn.parallel import DistributedDataParallel
+from detectron2.utils import comm
+from ranks import run_ranks
 
-import dynamic_sparse_rcnn  # noqa: F401  registers the detector in the new processes too
+from dynamic_sparse_rcnn.data.shapes import ShapesConfig, generate_shapes
+from dynamic_sparse_rcnn.engine.parallel import distribute
+from dynamic_sparse_rcnn.engine.trainer import Trainer, prepare_config
 
-
-def gradients_of_a_rank(rank: int, cfg: CfgNode, inputs: list[list[dict]], folder: Path) -> None:
-    torch.set_num_threads(1)
-    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
-    torch.manual_seed(0)
-    model = DistributedDataParallel(build_model(cfg), broadcast_buffers=False)
-    sum(model(inputs[rank]).values()).backward()
-    if rank == 0:
-        torch.save({name: p.grad for name, p in model.module.named_parameters()}, folder / "gradients.pth")
-    torch.distributed.destroy_process_group()
+CRITERIA = [("SetCriterion", "HungarianMatcher"), ("DLACriterion", "OptimalTransportMatcher")]
 
 
-@pytest.mark.parametrize("counts", [[5, 1, 2, 0], [3, 2, 0, 0]])
-@pytest.mark.parametrize(
-    ("criterion", "matcher"), [("SetCriterion", "HungarianMatcher"), ("DLACriterion", "OptimalTransportMatcher")]
-)
-def test_gradients_of_two_ranks_equal_those_of_one_process(tiny_cfg, make_inputs, tmp_path, counts, criterion, matcher):
-    tiny_cfg.MODEL.SparseRCNN.CRITERION, tiny_cfg.MODEL.SparseRCNN.MATCHER = criterion, matcher
-    check_gradients(tiny_cfg, make_inputs(counts, [(64, 96)] * 4), tmp_path)
+def learn_on_a_rank(cfg: CfgNode, inputs: list[dict], folder: Path) -> None:
+    rank, share = comm.get_rank(), len(inputs) // comm.get_world_size()
+    torch.manual_seed(rank)  # DistributedDataParallel gives all ranks the first one's weights
+    model: Any = distribute(build_model(cfg), broadcast_buffers=False)
+    losses = model(inputs[rank * share : (rank + 1) * share])
+    sum(losses.values()).backward()
+    gradients = {name: p.grad for name, p in model.module.named_parameters()} if rank == 0 else {}
+    torch.save(({name: loss.detach() for name, loss in losses.items()}, gradients), folder / f"{rank}.pth")
 
 
-def test_gradients_of_dynamic_proposals_are_those_of_one_process_too(tiny_dynamic_cfg, make_inputs, tmp_path):
-    check_gradients(tiny_dynamic_cfg, make_inputs([3, 2, 1, 0], [(64, 96), (48, 80), (64, 96), (64, 64)]), tmp_path)
-
-
-def check_gradients(cfg: CfgNode, inputs: list[dict], folder: Path) -> None:
-    # Batch statistics would be each rank's own.
+@pytest.mark.parametrize("counts", [[5, 1, 2, 0], [3, 2, 0, 0]], ids=["mixed", "a_rank_with_empty_images_alone"])
+@pytest.mark.parametrize("generator", ["LearnedProposalGenerator", "DynamicProposalGenerator"])
+@pytest.mark.parametrize(("criterion", "matcher"), CRITERIA)
+def test_losses_and_gradients_of_ranks_are_those_of_one_process(
+    tiny_dynamic_cfg, make_inputs, tmp_path, criterion, matcher, generator, counts
+):
+    cfg = tiny_dynamic_cfg
+    cfg.MODEL.SparseRCNN.CRITERION, cfg.MODEL.SparseRCNN.MATCHER = criterion, matcher
+    cfg.MODEL.PROPOSAL_GENERATOR.NAME = generator
+    # Batch statistics would be each rank's own, as would be the padding of its images.
     cfg.MODEL.RESNETS.NORM = "FrozenBN"
-    torch.multiprocessing.spawn(gradients_of_a_rank, (cfg, [inputs[:2], inputs[2:]], folder), nprocs=2)
+    inputs = make_inputs(counts, [(64, 96)] * 4)
     torch.manual_seed(0)
     model = build_model(cfg)
-    sum(model(inputs).values()).backward()
-    found = torch.load(folder / "gradients.pth")
-    for name, parameter in model.named_parameters():
-        torch.testing.assert_close(found[name], parameter.grad, rtol=1e-3, atol=1e-5, msg=name)
+    expected = model(inputs)
+    sum(expected.values()).backward()
+    whole = torch.stack([parameter.grad.norm() for parameter in model.parameters()]).norm()
+    for world_size in (2, 4):
+        run_ranks(world_size, learn_on_a_rank, cfg, inputs, tmp_path)
+        results = [torch.load(tmp_path / f"{rank}.pth") for rank in range(world_size)]
+        for name, loss in expected.items():
+            mean = torch.stack([losses[name] for losses, _ in results]).mean()
+            torch.testing.assert_close(mean, loss.detach(), rtol=1e-4, atol=1e-6, msg=name)
+        for name, parameter in model.named_parameters():
+            difference = (results[0][1][name] - parameter.grad).norm()
+            # Where large terms cancel, what float32 rounds off is small beside the whole gradient alone.
+            assert difference <= 1e-4 * parameter.grad.norm() + 1e-6 * whole, (world_size, name)
+
+
+@pytest.fixture
+def shapes_cfg(tiny_dynamic_cfg, tmp_path) -> CfgNode:
+    """A detector of shapes, of which there are five images of different sizes, and two iterations."""
+    cfg = tiny_dynamic_cfg
+    paths = generate_shapes(tmp_path, "val", ShapesConfig(num_images=5, image_size=64))
+    name = f"coco:{paths.json_path}:{paths.image_folder}"
+    cfg.DATASETS.TRAIN = cfg.DATASETS.TEST = (name,)
+    cfg.MODEL.SparseRCNN.NUM_CLASSES = 5
+    cfg.TEST.VOC_METRIC = "voc2012"
+    cfg.INPUT.MIN_SIZE_TRAIN, cfg.INPUT.MIN_SIZE_TEST = (64,), 64
+    cfg.DATALOADER.NUM_WORKERS = 0
+    cfg.SOLVER.IMS_PER_BATCH, cfg.SOLVER.MAX_ITER, cfg.SOLVER.STEPS, cfg.SEED = 2, 2, (), 1
+    cfg.OUTPUT_DIR = str(tmp_path / "run")
+    return cfg
+
+
+def evaluate_on_a_rank(cfg: CfgNode, results: Path) -> None:
+    # As the statistics of batches, which each rank has of its own after a training: only the first rank's count.
+    torch.manual_seed(0)
+    model = build_model(cfg)
+    for buffer in model.buffers():
+        buffer += comm.get_rank()
+    found = Trainer.test(cfg, distribute(model, broadcast_buffers=False))
+    assert bool(found) == comm.is_main_process()
+    if found:
+        results.write_text(json.dumps(found))
+
+
+@pytest.mark.parametrize("world_size", [2, 4])
+def test_evaluation_on_ranks_finds_what_one_process_finds_in_each_image_once(shapes_cfg, tmp_path, world_size):
+    together, alone = tmp_path / "together.json", tmp_path / "alone.json"
+    detections = tmp_path / "run/inference/coco_instances_results.json"
+    run_ranks(world_size, evaluate_on_a_rank, shapes_cfg, together)
+    found = json.loads(detections.read_text())
+    evaluate_on_a_rank(shapes_cfg, alone)
+    expected = json.loads(detections.read_text())
+    assert len({x["image_id"] for x in found}) == 5
+    assert len(found) == len(expected)
+    key = ["image_id", "category_id", "bbox", "score"]
+    assert [[x[k] for k in key] for x in found] == [[x[k] for k in key] for x in expected]
+    results = json.loads(together.read_text())
+    assert results.keys() == {"proposals", "bbox", "voc2012"}
+    for task, metrics in json.loads(alone.read_text()).items():
+        assert results[task] == pytest.approx(metrics, nan_ok=True), task
+
+
+def train_on_a_rank(cfg: CfgNode, results: Path) -> None:
+    cfg = cfg.clone()
+    prepare_config(cfg, is_train=True)
+    torch.manual_seed(0)
+    trainer: Any = Trainer(cfg)
+    trainer.train()
+    if comm.is_main_process():
+        latest = {name: value for name, (value, _) in trainer.storage.latest().items()}
+        torch.save((latest, getattr(trainer.model, "module", trainer.model).state_dict()), results)
+
+
+def test_a_run_of_ranks_is_the_run_of_one_process(shapes_cfg, tmp_path):
+    """The same batches, schedule and steps, a batch in parts or not: as far as rounding goes."""
+    cfg = shapes_cfg
+    cfg.DATASETS.TEST, cfg.DATALOADER.ASPECT_RATIO_GROUPING = (), False
+    cfg.MODEL.RESNETS.NORM, cfg.INPUT.RANDOM_FLIP = "FrozenBN", "none"
+    cfg.SOLVER.IMS_PER_BATCH, cfg.SOLVER.REFERENCE_BATCH_SIZE, cfg.SOLVER.MAX_ITER = 4, 8, 1
+    # Plain steps: AdamW's have the same size whatever the gradient's.
+    cfg.SOLVER.OPTIMIZER, cfg.SOLVER.MOMENTUM, cfg.SOLVER.BASE_LR = "SGD", 0.0, 0.02
+    cfg.SOLVER.WARMUP_ITERS, cfg.SOLVER.WARMUP_FACTOR = 1, 0.5
+    train_on_a_rank(cfg, tmp_path / "one.pth")
+    expected, weights = torch.load(tmp_path / "one.pth")
+    for steps in (1, 2):
+        cfg.SOLVER.ACCUMULATE_STEPS = steps
+        run_ranks(2, train_on_a_rank, cfg, tmp_path / "two.pth")
+        found, moved = torch.load(tmp_path / "two.pth")
+        assert found["lr"] == expected["lr"] <= 0.01  # of twice the iterations, which the half batch has
+        for name in ("total_loss", "loss_ce", "loss_giou_0", "dpg/temperature"):
+            assert found[name] == pytest.approx(expected[name], rel=1e-3), name
+        for name, value in moved.items():
+            torch.testing.assert_close(value, weights[name], rtol=1e-3, atol=1e-4, msg=name)

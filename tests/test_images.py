@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image, ImageFile
+from ranks import run_ranks
 
 from dynamic_sparse_rcnn.data.images import IMAGE_ERRORS, check_images, read_image
 
@@ -167,3 +168,20 @@ def test_every_unusable_file_is_kept_in_the_report_and_the_first_are_told(tmp_pa
     (warning,) = report.warnings()
     assert warning.startswith("images dropped: 7 cannot be used, first:")
     assert "4.jpg" in warning and "5.jpg" not in warning
+
+
+def find_the_fifth_and_sixth_of_seven(folder: Path) -> None:
+    usable, report = check_images([record(folder / f"{number}.png") for number in range(7)])
+    assert [Path(x["file_name"]).stem for x in usable] == ["0", "1", "2", "3", "6"]
+    assert [Path(file).stem for file, _ in report.unusable] == ["4", "5"]
+    assert [Path(file).stem for file in report.deep] == ["2"]
+
+
+def test_processes_share_the_files_and_all_know_what_was_found(tmp_path: Path, pixels: np.ndarray) -> None:
+    for number in range(7):
+        Image.fromarray(pixels).save(tmp_path / f"{number}.png")
+    Image.fromarray(pixels[..., 0].astype(np.uint16)).save(tmp_path / "2.png")
+    for number in (4, 5):
+        (tmp_path / f"{number}.png").write_bytes(b"")
+    find_the_fifth_and_sixth_of_seven(tmp_path)
+    run_ranks(3, find_the_fifth_and_sixth_of_seven, tmp_path)

@@ -10,6 +10,7 @@ import torch
 import train_net
 from detectron2.config import LazyConfig, instantiate
 from detectron2.modeling import build_model
+from ranks import run_ranks
 
 from dynamic_sparse_rcnn import Predictor, model_zoo
 from dynamic_sparse_rcnn.data.mapper import build_augmentations
@@ -123,7 +124,7 @@ def overrides(tmp_path) -> list[str]:
         "train.init_checkpoint": "''",
         "train.device": "cpu",
         "train.output_dir": str(tmp_path / "run"),
-        "train.max_iter": 2,
+        "train.max_iter": 3,
         "train.checkpointer.period": 2,
     }
     return [f"{key}={value}" for key, value in values.items()]
@@ -142,12 +143,15 @@ def test_a_lazy_config_trains_resumes_and_evaluates_from_the_command_line(overri
     assert (tmp_path / "run/last_checkpoint").read_text() == "model_final.pth"
     saved = torch.load(tmp_path / "run/model_final.pth")
     assert saved["class_names"] == ["circle", "square", "triangle", "star", "ring"]
-    run("--resume", "train.max_iter=3")
-    assert torch.load(tmp_path / "run/model_final.pth")["iteration"] == 2
+    (tmp_path / "run/last_checkpoint").write_text("model_0000001.pth")  # as if it had been killed after that
+    run("--resume")
+    resumed = torch.load(tmp_path / "run/model_final.pth")
+    assert resumed["iteration"] == saved["iteration"] == 2
+    torch.testing.assert_close(resumed["model"], saved["model"], rtol=0, atol=0)
     lines = [json.loads(line) for line in (tmp_path / "run/metrics.json").read_text().splitlines()]
     assert {"bbox/AP", "total_loss"} <= set().union(*lines)
     with pytest.raises(ValueError, match=r"Nothing is left to train.*raise it"):
-        run("--resume", "train.max_iter=3")
+        run("--resume")
     results = run("--eval-only", f"train.init_checkpoint={tmp_path / 'run/model_final.pth'}")
     assert "AP50" in results["bbox"]
     with pytest.raises(ValueError, match=r"train\.init_checkpoint"):
@@ -159,3 +163,13 @@ def test_a_lazy_config_trains_resumes_and_evaluates_from_the_command_line(overri
     assert len(predictor(np.zeros((64, 64, 3), np.uint8)).instances) > 0
     left = ["--config-file", str(tmp_path / "run/config.yaml"), "--eval-only", "--resume"]
     assert "AP50" in train_net.main(train_net.argument_parser().parse_args(left))["bbox"]
+
+
+@pytest.mark.slow
+def test_a_lazy_config_runs_on_several_processes(overrides, tmp_path):
+    config = model_zoo.get_config_file(f"lazy/{NAMES[1]}.py")
+    arguments = train_net.argument_parser().parse_args(["--config-file", config, *overrides, "train.max_iter=1"])
+    run_ranks(2, train_net.main, arguments)
+    assert torch.load(tmp_path / "run/model_final.pth")["iteration"] == 0
+    lines = [json.loads(line) for line in (tmp_path / "run/metrics.json").read_text().splitlines()]
+    assert {"bbox/AP", "total_loss"} <= set().union(*lines)

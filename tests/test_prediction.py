@@ -57,6 +57,17 @@ def test_a_file_and_the_array_that_opencv_reads_from_it_give_the_same_detections
     assert np.array_equal(of_file.image, picture) and np.array_equal(of_array.image, picture)
 
 
+def test_mixed_precision_finds_nearly_the_same(tiny_cfg, picture, tmp_path):
+    exact = make_predictor(tiny_cfg, tmp_path)
+    mixed = Predictor(tiny_cfg, str(tmp_path / "detector.safetensors"), score_threshold=0.0, precision="bfloat16")
+    first, second = exact(picture).instances, mixed(picture).instances
+    assert not torch.equal(first.scores, second.scores)
+    assert second.scores.dtype == second.pred_boxes.tensor.dtype == torch.float32
+    torch.testing.assert_close(first.scores.mean(), second.scores.mean(), rtol=0.05, atol=0)
+    with pytest.raises(ValueError, match="precision is 'half': use float16 or bfloat16"):
+        Predictor(tiny_cfg, str(tmp_path / "detector.safetensors"), precision="half")
+
+
 def test_boxes_are_in_pixels_of_the_image(predictor, picture):
     boxes = predictor(picture).instances.pred_boxes.tensor
     assert boxes.min() >= 0

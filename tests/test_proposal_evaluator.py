@@ -13,6 +13,7 @@ from detectron2.evaluation import inference_on_dataset
 from detectron2.structures import Boxes, BoxMode, Instances
 from torch import nn
 
+from dynamic_sparse_rcnn import add_dynamic_sparse_rcnn_config
 from dynamic_sparse_rcnn.engine.proposal_evaluator import ProposalEvaluator
 from dynamic_sparse_rcnn.engine.trainer import Trainer
 
@@ -87,5 +88,6 @@ def test_a_data_set_without_ground_truths_has_no_recall():
 def test_a_detector_without_proposals_is_evaluated_without_them(monkeypatch):
     monkeypatch.setattr(DefaultTrainer, "test", classmethod(lambda cls, cfg, model, evaluators: evaluators))
     cfg = get_cfg()
+    add_dynamic_sparse_rcnn_config(cfg)
     cfg.DATASETS.TEST = ("some_set",)
     assert Trainer.test(cfg, torch.nn.Linear(1, 1)) is None  # detectron2 then builds the config's own

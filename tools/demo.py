@@ -81,6 +81,7 @@ def main(args: argparse.Namespace) -> None:
         device=args.device,
         score_threshold=args.score_threshold,
         batch_size=args.batch_size,
+        precision=args.precision,
         trust_checkpoint=args.trust_checkpoint,
     )
     if not args.no_draw:
@@ -144,6 +145,7 @@ def parse_args(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--no-draw", action="store_true", help="detections.json alone")
     parser.add_argument("--score-threshold", type=float, default=0.5, metavar="S")
     parser.add_argument("--batch-size", type=int, default=1, metavar="N")
+    parser.add_argument("--precision", help="float16 or bfloat16, mixed with float32; default: float32")
     parser.add_argument("--device", help="cpu, cuda, cuda:1, ...")
     parser.add_argument("--trust-checkpoint", action="store_true", help="run code that a pickled checkpoint may hold")
     args = parser.parse_args(arguments)

@@ -3,6 +3,7 @@
 
 tools/train_net.py --config-file configs/coco/sparse_rcnn_R_50_FPN_300pro_3x.yaml --num-gpus 8
 tools/train_net.py --config-file ... --eval-only MODEL.WEIGHTS model_final.pth
+torchrun --nproc-per-node 8 tools/train_net.py --config-file ... --resume
 tools/train_net.py --config-file configs/lazy/sparse_rcnn_R_50_FPN_300pro_3x.py dataloader.train.total_batch_size=8
 """
 
@@ -12,13 +13,14 @@ import argparse
 from collections import OrderedDict
 from pathlib import Path
 
-from detectron2.engine import default_argument_parser, launch
+from detectron2.engine import default_argument_parser
 from detectron2.evaluation import verify_results
 from detectron2.utils import comm
 
 from dynamic_sparse_rcnn import DetectorWithTTA
 from dynamic_sparse_rcnn.config import is_lazy_config
 from dynamic_sparse_rcnn.engine.checkpointing import load_for_evaluation
+from dynamic_sparse_rcnn.engine.launch import launch
 from dynamic_sparse_rcnn.engine.lazy import run as run_lazy
 from dynamic_sparse_rcnn.engine.trainer import Trainer, setup
 
@@ -55,12 +57,4 @@ def argument_parser() -> argparse.ArgumentParser:
 
 
 if __name__ == "__main__":
-    args = argument_parser().parse_args()
-    launch(
-        main,
-        args.num_gpus,
-        num_machines=args.num_machines,
-        machine_rank=args.machine_rank,
-        dist_url=args.dist_url,
-        args=(args,),
-    )
+    launch(main, argument_parser().parse_args())

@@ -2,7 +2,7 @@
 
 import torch
 from detectron2.config import LazyCall as L
-from detectron2.data import build_detection_test_loader, build_detection_train_loader
+from detectron2.data import build_detection_test_loader
 from detectron2.data import transforms as T
 from detectron2.evaluation import COCOEvaluator
 from detectron2.solver import WarmupParamScheduler
@@ -11,10 +11,11 @@ from fvcore.common.param_scheduler import MultiStepParamScheduler
 from omegaconf import OmegaConf
 
 from dynamic_sparse_rcnn.data.checks import load_checked_dataset
+from dynamic_sparse_rcnn.data.loader import TrainLoader
 from dynamic_sparse_rcnn.data.mapper import DetectionMapper
 
 dataloader = OmegaConf.create()
-dataloader.train = L(build_detection_train_loader)(
+dataloader.train = L(TrainLoader)(
     dataset=L(load_checked_dataset)(name="coco_2017_train", num_classes="${model.head.stages.num_classes}"),
     mapper=L(DetectionMapper)(
         is_train=True,
@@ -39,6 +40,7 @@ dataloader.train = L(build_detection_train_loader)(
         keep_crowd=False,
     ),
     total_batch_size=16,
+    seed="${train.seed}",
     num_workers=4,
 )
 dataloader.test = L(build_detection_test_loader)(
@@ -80,7 +82,8 @@ train = OmegaConf.create(
         "output_dir": "./output",
         "init_checkpoint": "detectron2://ImageNetPretrained/torchvision/R-50.pkl",
         "max_iter": 270000,
-        "amp": {"enabled": False},
+        # precision: float16 or bfloat16; on the CPU always bfloat16.
+        "amp": {"enabled": False, "precision": "float16"},
         "ddp": {"broadcast_buffers": False, "find_unused_parameters": False},
         "checkpointer": {"period": 5000, "max_to_keep": None},
         "eval_period": 7330,

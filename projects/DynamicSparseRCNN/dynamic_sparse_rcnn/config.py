@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from typing import Any
 
 from detectron2.config import CfgNode, LazyConfig, get_cfg
@@ -17,14 +18,36 @@ def is_lazy_config(file: str) -> bool:
         return re.search("^model:", opened.read(), re.MULTILINE) is not None
 
 
-def read_config(file: str) -> Any:
-    """The config of a file: a ``DictConfig`` of a lazy one, otherwise a ``CfgNode`` with all of this project's keys."""
+def read_config(file: str, options: Sequence[str] = ()) -> Any:
+    """The config of a file: a ``DictConfig`` of a lazy one, otherwise a ``CfgNode`` with all of this project's keys.
+
+    Args:
+        file: of the config.
+        options: of the command line, which change it: ``key=value`` of a lazy one, otherwise keys and values in turn.
+
+    Raises:
+        SystemExit: if no file is named.
+        ValueError: if an option is of another type than its key.
+    """
+    if not file:
+        raise SystemExit("error: --config-file is needed: see configs/")
     if is_lazy_config(file):
-        return LazyConfig.load(file)
+        return LazyConfig.apply_overrides(LazyConfig.load(file), list(options))
     cfg = get_cfg()
     add_dynamic_sparse_rcnn_config(cfg)
     cfg.merge_from_file(file)
+    _merge_options(cfg, list(options))
     return cfg
+
+
+def _merge_options(cfg: CfgNode, options: list[str]) -> None:
+    try:
+        cfg.merge_from_list(options)
+    except ValueError as error:
+        if "DATASETS." in str(error):
+            remedy = "Data sets are a list, also if there is one: DATASETS.TRAIN \"('name',)\""
+            raise ValueError(f"{error}. {remedy}") from error
+        raise
 
 
 def add_dynamic_sparse_rcnn_config(cfg: CfgNode) -> None:
@@ -207,9 +230,14 @@ def _add_solver(node: CfgNode) -> None:
     # In how many parts the IMS_PER_BATCH images of an iteration are run, one after the other, before the optimiser's
     # step: memory for one part, the gradient of all.
     node.ACCUMULATE_STEPS = 1
+    # Of mixed precision (AMP.ENABLED): float16, with a gradient scaler, or bfloat16. On the CPU always bfloat16.
+    node.AMP.PRECISION = "float16"
 
 
 def _add_evaluation(node: CfgNode) -> None:
     # Pascal VOC's metric, beside COCO's: none; voc2007 or voc2012, for all data sets in the style of that year; or
     # auto, for VOC's own alone, in the style of their year (voc:<folder>:<split>: 2012).
     node.VOC_METRIC = "auto"
+    # Whether evaluations are run in mixed precision too, those of a training among them, and in which (as
+    # SOLVER.AMP.PRECISION).
+    node.AMP = CfgNode({"ENABLED": False, "PRECISION": "float16"})

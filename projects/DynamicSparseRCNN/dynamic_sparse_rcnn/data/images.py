@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 from detectron2.data.detection_utils import SizeMismatchError, convert_PIL_to_numpy
 from detectron2.data.detection_utils import read_image as read_8_bit_image
+from detectron2.utils import comm
 from detectron2.utils.file_io import PathManager
 from PIL import Image, ImageOps
 
@@ -93,7 +94,8 @@ class ImageReport:
 def check_images(dicts: Sequence[dict[str, Any]]) -> tuple[list[dict[str, Any]], ImageReport]:
     """Look at the file of every image, without decoding it where its end shows that it is complete.
 
-    Files that do not exist, and those behind an address (``https://``), are passed over.
+    Files that do not exist, and those behind an address (``https://``), are passed over. The processes of a run, all
+    of which call this, share the files.
 
     Args:
         dicts: detectron2's data set dictionaries.
@@ -101,9 +103,22 @@ def check_images(dicts: Sequence[dict[str, Any]]) -> tuple[list[dict[str, Any]],
     Returns:
         The dictionaries of the images that can be used, and the report.
     """
+    share = range(comm.get_rank(), len(dicts), comm.get_world_size())
+    shares = comm.all_gather(_look_at([(position, dicts[position]) for position in share]))
+    unusable = {position: problem for problems, _ in shares for position, problem in problems.items()}
+    deep = sorted(position for _, positions in shares for position in positions)
+    report = ImageReport(
+        tuple((dicts[i]["file_name"], unusable[i]) for i in sorted(unusable)),
+        tuple(dicts[i]["file_name"] for i in deep),
+    )
+    return [record for i, record in enumerate(dicts) if i not in unusable], report
+
+
+def _look_at(records: Sequence[tuple[int, dict[str, Any]]]) -> tuple[dict[int, str], list[int]]:
+    """The problems of the unusable images, and the 16-bit images, by their positions."""
     unusable: dict[int, str] = {}
     deep = []
-    for position, record in enumerate(dicts):
+    for position, record in records:
         file = record["file_name"]
         if not os.path.isfile(file):
             continue
@@ -118,9 +133,8 @@ def check_images(dicts: Sequence[dict[str, Any]]) -> tuple[list[dict[str, Any]],
         if problem:
             unusable[position] = problem
         elif is_deep:
-            deep.append(file)
-    report = ImageReport(tuple((dicts[i]["file_name"], problem) for i, problem in unusable.items()), tuple(deep))
-    return [record for i, record in enumerate(dicts) if i not in unusable], report
+            deep.append(position)
+    return unusable, deep
 
 
 def _size_problem(image: Image.Image, record: dict[str, Any]) -> str | None:

@@ -10,18 +10,22 @@ from collections import OrderedDict
 from typing import Any
 
 import torch
-from detectron2.config import LazyConfig, instantiate
-from detectron2.engine import AMPTrainer, SimpleTrainer, default_setup, default_writers, hooks
-from detectron2.engine.defaults import create_ddp_model
+from detectron2.config import instantiate
+from detectron2.engine import default_setup, default_writers, hooks
 from detectron2.evaluation import inference_on_dataset, print_csv_format
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 from torch import nn
 
 from ..checkpoints.classes import DetectorClasses
+from ..config import read_config
+from ..data.loader import TrainLoader
+from ..data.seeding import shared_seed
 from .checkpointing import Checkpointer, load_for_evaluation
+from .hooks import EvalHook, IterationSeed
+from .parallel import broadcast_buffers, distribute
+from .precision import autocast_dtype, build_training_loop
 from .solver import clip_full_model
-from .trainer import CPUAutocastTrainer
 
 
 def run(args: argparse.Namespace, trust: bool = False) -> OrderedDict | None:
@@ -35,20 +39,22 @@ def run(args: argparse.Namespace, trust: bool = False) -> OrderedDict | None:
         FileNotFoundError: an evaluation that goes on finds no checkpoint.
         ValueError: an evaluation has no weights, or not all of them; or nothing is left to train.
     """
-    cfg = LazyConfig.apply_overrides(LazyConfig.load(args.config_file), args.opts)
+    cfg = read_config(args.config_file, args.opts)
     if str(cfg.train.device).startswith("cuda") and not torch.cuda.is_available():
         cfg.train.device = "cpu"
+    cfg.train.seed = shared_seed(cfg.train.get("seed", -1))
     setup_logger(cfg.train.output_dir, distributed_rank=comm.get_rank(), name="dynamic_sparse_rcnn")
     default_setup(cfg, args)
     model = instantiate(cfg.model).to(cfg.train.device)
     if args.eval_only:
         load_for_evaluation(model, cfg.train.init_checkpoint, cfg.train.output_dir, args.resume, trust)
-        return evaluate(cfg, create_ddp_model(model))
+        return evaluate(cfg, model)
     return train(cfg, model, args.resume, trust)
 
 
 def evaluate(cfg: Any, model: nn.Module) -> OrderedDict:
     """Runs ``dataloader.evaluator`` over ``dataloader.test``."""
+    broadcast_buffers(model)
     loader = instantiate(cfg.dataloader.test)  # before the evaluator, which looks for a registered data set
     results: OrderedDict = inference_on_dataset(model, loader, instantiate(cfg.dataloader.evaluator))
     if comm.is_main_process():
@@ -67,7 +73,13 @@ def train(cfg: Any, model: nn.Module, resume: bool, trust: bool) -> OrderedDict 
     if cfg.train.max_gradient_norm:
         clip_full_model(optimizer, cfg.train.max_gradient_norm, 2.0)
     loader = instantiate(cfg.dataloader.train)
-    trainer = _trainer_class(cfg)(create_ddp_model(model, **cfg.train.ddp), loader, optimizer)
+    amp = cfg.train.amp
+    trainer = build_training_loop(
+        distribute(model, **cfg.train.ddp),
+        loader,
+        optimizer,
+        dtype=autocast_dtype(amp.precision, cfg.train.device, "train.amp.precision") if amp.enabled else None,
+    )
     classes = DetectorClasses.from_datasets([cfg.dataloader.train.dataset.name])
     checkpointer = Checkpointer(model, cfg.train.output_dir, trust=trust, classes=classes, trainer=trainer)
     results: list[OrderedDict] = []
@@ -80,10 +92,11 @@ def train(cfg: Any, model: nn.Module, resume: bool, trust: bool) -> OrderedDict 
     writers = default_writers(cfg.train.output_dir, cfg.train.max_iter) if on_main else []
     trainer.register_hooks(
         [
+            IterationSeed(cfg.train.seed),
             hooks.IterationTimer(),
             hooks.LRScheduler(scheduler=instantiate(cfg.lr_multiplier)),
             hooks.PeriodicCheckpointer(checkpointer, **cfg.train.checkpointer) if on_main else None,
-            hooks.EvalHook(cfg.train.eval_period, test),
+            EvalHook(cfg.train.eval_period, test),
             hooks.PeriodicWriter(writers, period=cfg.train.log_period) if on_main else None,
         ]
     )
@@ -95,11 +108,7 @@ def train(cfg: Any, model: nn.Module, resume: bool, trust: bool) -> OrderedDict 
             f"Nothing is left to train: the run in {cfg.train.output_dir} has done {start} iterations, and "
             f"train.max_iter is {cfg.train.max_iter}. To train for longer, raise it; to evaluate, use --eval-only."
         )
+    if isinstance(loader, TrainLoader):
+        loader.start_iter = start
     trainer.train(start, cfg.train.max_iter)
     return results[-1] if results else None
-
-
-def _trainer_class(cfg: Any) -> type[SimpleTrainer]:
-    if not cfg.train.amp.enabled:
-        return SimpleTrainer
-    return CPUAutocastTrainer if cfg.train.device == "cpu" else AMPTrainer

@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from detectron2.config import CfgNode, get_cfg
-from detectron2.data import build_detection_test_loader, build_detection_train_loader
+from detectron2.config import CfgNode
+from detectron2.data import build_detection_test_loader
 from detectron2.data.build import filter_images_with_only_crowd_annotations
-from detectron2.engine import DefaultTrainer, HookBase, SimpleTrainer, default_setup
+from detectron2.engine import DefaultTrainer, HookBase, SimpleTrainer, TrainerBase, default_setup, hooks
 from detectron2.evaluation import DatasetEvaluator, DatasetEvaluators
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
@@ -22,13 +22,18 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from ..checkpoints.classes import DetectorClasses
-from ..config import add_dynamic_sparse_rcnn_config
+from ..config import read_config
 from ..data.checks import load_checked_dataset, report_dataset
 from ..data.datasets import check_same_classes, resolve_num_classes, with_known_classes
+from ..data.loader import TrainLoader, build_train_loader
 from ..data.mapper import DetectionMapper
-from .accumulation import AccumulatingTrainer, check_parts
+from ..data.seeding import shared_seed
+from .accumulation import check_parts
 from .checkpointing import Checkpointer
 from .evaluation import build_evaluator, voc_year
+from .hooks import EvalHook, IterationSeed
+from .parallel import broadcast_buffers, distribute
+from .precision import autocast_dtype, build_training_loop, check_precision, evaluation_autocast
 from .proposal_evaluator import ProposalEvaluator
 from .solver import build_optimizer, scale_to_batch_size
 
@@ -48,28 +53,47 @@ class Trainer(DefaultTrainer):
     _trainer: SimpleTrainer
 
     def __init__(self, cfg: CfgNode) -> None:
-        on_cpu = torch.device(cfg.MODEL.DEVICE).type == "cpu"
-        # detectron2's own mixed precision is for CUDA alone.
-        super().__init__(_without_amp(cfg) if cfg.SOLVER.AMP.ENABLED and on_cpu else cfg)
-        plain = self._trainer
-        parts = (plain.model, plain.data_loader, plain.optimizer)
-        if cfg.SOLVER.ACCUMULATE_STEPS > 1:
-            self._trainer = AccumulatingTrainer(
-                *parts, steps=cfg.SOLVER.ACCUMULATE_STEPS, **_precision(cfg.SOLVER.AMP.ENABLED, on_cpu)
-            )
-        elif cfg.SOLVER.AMP.ENABLED and on_cpu:
-            self._trainer = CPUAutocastTrainer(*parts)
-
-    def build_hooks(self) -> list[HookBase | None]:
-        """detectron2's hooks, with a :class:`Checkpointer`."""
+        """Builds all that a training needs; to be called by all processes of a run."""
+        # Not DefaultTrainer's own, which distributes over GPUs alone, and has mixed precision on GPUs in float16 alone.
+        TrainerBase.__init__(self)
+        if not logging.getLogger("detectron2").isEnabledFor(logging.INFO):
+            setup_logger()
+        cfg = DefaultTrainer.auto_scale_workers(cfg, comm.get_world_size())
+        self.cfg = cfg
+        model = self.build_model(cfg)
+        optimizer = self.build_optimizer(cfg, model)
+        data_loader = self.build_train_loader(cfg)
+        amp = cfg.SOLVER.AMP
+        self._trainer = build_training_loop(
+            distribute(model, broadcast_buffers=False),
+            data_loader,
+            optimizer,
+            dtype=autocast_dtype(amp.PRECISION, cfg.MODEL.DEVICE) if amp.ENABLED else None,
+            steps=cfg.SOLVER.ACCUMULATE_STEPS,
+        )
+        self.scheduler = self.build_lr_scheduler(cfg, optimizer)
         self.checkpointer = Checkpointer(
-            self._trainer.model,
-            self.cfg.OUTPUT_DIR,
-            classes=DetectorClasses.from_datasets(self.cfg.DATASETS.TRAIN),
+            model,
+            cfg.OUTPUT_DIR,
+            classes=DetectorClasses.from_datasets(cfg.DATASETS.TRAIN),
             trainer=weakref.proxy(self),
         )
-        hooks: list[HookBase | None] = super().build_hooks()
-        return hooks
+        self.start_iter, self.max_iter = 0, cfg.SOLVER.MAX_ITER
+        self.register_hooks(self.build_hooks())
+
+    def build_hooks(self) -> list[HookBase | None]:
+        """detectron2's hooks, after :class:`IterationSeed` and with our :class:`EvalHook`."""
+
+        def evaluate() -> OrderedDict:
+            self._last_eval_results: OrderedDict = self.test(self.cfg, self.model)
+            return self._last_eval_results
+
+        own = EvalHook(self.cfg.TEST.EVAL_PERIOD, evaluate)
+        theirs = super().build_hooks()
+        return [
+            IterationSeed(shared_seed(self.cfg.SEED)),
+            *(own if isinstance(hook, hooks.EvalHook) else hook for hook in theirs),
+        ]
 
     def resume_or_load(self, resume: bool = True) -> None:
         """Goes on with the run in ``OUTPUT_DIR``, or starts one from ``MODEL.WEIGHTS``; says which.
@@ -79,6 +103,8 @@ class Trainer(DefaultTrainer):
         """
         _tell_start(self.cfg, resume, self.checkpointer.get_checkpoint_file())
         super().resume_or_load(resume)
+        if isinstance(self.data_loader, TrainLoader):
+            self.data_loader.start_iter = self.start_iter
         if self.start_iter >= self.max_iter:
             raise ValueError(
                 f"Nothing is left to train: the run in {self.cfg.OUTPUT_DIR} has done {self.start_iter} iterations, "
@@ -94,7 +120,8 @@ class Trainer(DefaultTrainer):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """The reverse of :meth:`state_dict`."""
         super().load_state_dict(state_dict)
-        self._trainer.load_state_dict(state_dict["_trainer"])
+        # What the checkpoint lacks is as at the start: the scaler, where the run goes on in another precision.
+        self._trainer.load_state_dict(self._trainer.state_dict() | state_dict["_trainer"])
 
     @property
     def last_results(self) -> dict[str, dict[str, float]]:
@@ -107,7 +134,7 @@ class Trainer(DefaultTrainer):
         return build_optimizer(cfg, model)
 
     @classmethod
-    def build_train_loader(cls, cfg: CfgNode) -> DataLoader:
+    def build_train_loader(cls, cfg: CfgNode) -> TrainLoader:
         """The checked images of all ``DATASETS.TRAIN``, through :class:`DetectionMapper`; logs what they hold."""
         dicts = list(itertools.chain.from_iterable(_report(cfg, name, is_train=True) for name in cfg.DATASETS.TRAIN))
         if not any(not a.get("iscrowd", 0) for record in dicts for a in record.get("annotations", ())):
@@ -118,7 +145,7 @@ class Trainer(DefaultTrainer):
         if cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS:
             dicts = filter_images_with_only_crowd_annotations(dicts)
         mapper = DetectionMapper(cfg, is_train=True, spares=dicts[:_SPARE_IMAGES])
-        return build_detection_train_loader(cfg, dataset=dicts, mapper=mapper)
+        return build_train_loader(cfg, dicts, mapper)
 
     @classmethod
     def build_test_loader(cls, cfg: CfgNode, dataset_name: str) -> DataLoader:
@@ -136,7 +163,11 @@ class Trainer(DefaultTrainer):
 
     @classmethod
     def test(cls, cfg: CfgNode, model: nn.Module, evaluators: list[DatasetEvaluator] | None = None) -> OrderedDict:
-        """``DefaultTrainer.test``; without ``evaluators`` it evaluates the initial proposals too, if there are any."""
+        """``DefaultTrainer.test``; without ``evaluators`` it evaluates the initial proposals too, if there are any.
+
+        All processes evaluate the main one's model: statistics of batches, which each has of its own, are its.
+        """
+        broadcast_buffers(model)
         generator = getattr(getattr(model, "module", model), "proposal_generator", None)
         if evaluators is None and generator is not None:
             # COCO evaluation comes last, and with it the lines in the log that one looks for.
@@ -144,7 +175,8 @@ class Trainer(DefaultTrainer):
                 DatasetEvaluators([ProposalEvaluator(name, generator), cls.build_evaluator(cfg, name)])
                 for name in cfg.DATASETS.TEST
             ]
-        return super().test(cfg, model, evaluators)
+        with evaluation_autocast(cfg):
+            return super().test(cfg, model, evaluators)
 
 
 def _tell_start(cfg: CfgNode, resume: bool, last_checkpoint: str) -> None:
@@ -166,35 +198,6 @@ def _tell_start(cfg: CfgNode, resume: bool, last_checkpoint: str) -> None:
         )
 
 
-class CPUAutocastTrainer(SimpleTrainer):
-    """Mixed precision on the CPU: bfloat16, which needs no gradient scaler."""
-
-    def run_step(self) -> None:
-        """One step of ``SimpleTrainer``, its forward pass under autocast."""
-        forward = self.model.forward
-        self.model.forward = torch.autocast("cpu", dtype=torch.bfloat16)(forward)
-        try:
-            super().run_step()
-        finally:
-            del self.model.forward  # the instance's: the class has its own
-
-
-def _precision(mixed: bool, on_cpu: bool) -> dict[str, Any]:
-    if not mixed:
-        return {}
-    if on_cpu:
-        return {"autocast_dtype": torch.bfloat16}
-    return {"autocast_dtype": torch.float16, "grad_scaler": torch.amp.GradScaler("cuda")}
-
-
-def _without_amp(cfg: CfgNode) -> CfgNode:
-    cfg = cfg.clone()
-    cfg.defrost()
-    cfg.SOLVER.AMP.ENABLED = False
-    cfg.freeze()
-    return cfg
-
-
 def setup(args: argparse.Namespace) -> CfgNode:
     """Makes the frozen config of a run from detectron2's command line, and does its set-up.
 
@@ -202,14 +205,10 @@ def setup(args: argparse.Namespace) -> CfgNode:
     is no CUDA device; then detectron2's own set-up (logging, seed, ``config.yaml`` in ``OUTPUT_DIR``), and a
     look at the test sets, so that what is wrong with them is known before the training and not after it.
     """
-    if not args.config_file:
-        raise SystemExit("error: --config-file is needed: see configs/")
-    cfg = get_cfg()
-    add_dynamic_sparse_rcnn_config(cfg)
-    cfg.merge_from_file(args.config_file)
-    _merge_options(cfg, args.opts)
+    cfg = read_config(args.config_file, args.opts)
     setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="dynamic_sparse_rcnn")
     prepare_config(cfg, is_train=not args.eval_only)
+    cfg.SEED = shared_seed(cfg.SEED)  # so that the saved config has it, for a run that goes on
     cfg.freeze()
     default_setup(cfg, args)
     for name in cfg.DATASETS.TEST:
@@ -218,22 +217,13 @@ def setup(args: argparse.Namespace) -> CfgNode:
     return cfg
 
 
-def _merge_options(cfg: CfgNode, options: list[str]) -> None:
-    try:
-        cfg.merge_from_list(options)
-    except ValueError as error:
-        if "DATASETS." in str(error):
-            remedy = "Data sets are a list, also if there is one: DATASETS.TRAIN \"('name',)\""
-            raise ValueError(f"{error}. {remedy}") from error
-        raise
-
-
 def prepare_config(cfg: CfgNode, is_train: bool) -> None:
     """Fills in what the config leaves to the data, the batch and the machine; registers the data sets."""
     num_classes = cfg.MODEL.SparseRCNN.NUM_CLASSES = resolve_num_classes(cfg)
     trained_on = cfg.DATASETS.TRAIN if is_train else with_known_classes(cfg.DATASETS.TRAIN, num_classes)
     check_same_classes([*trained_on, *cfg.DATASETS.TEST])
     scale_to_batch_size(cfg)
+    check_precision(cfg)
     if is_train:
         if cfg.SOLVER.MAX_ITER < 1:
             raise ValueError(f"SOLVER.MAX_ITER is {cfg.SOLVER.MAX_ITER}: a training needs at least 1 iteration")

@@ -13,6 +13,7 @@ from detectron2.config import CfgNode
 from detectron2.data import transforms as T
 
 from ..checkpoints.classes import DetectorClasses
+from ..engine.precision import autocast, autocast_dtype
 from .loading import load_detector
 from .results import Prediction
 from .sources import Frame, FrameSource, open_source
@@ -40,6 +41,7 @@ class Predictor:
         device: str | None = None,
         score_threshold: float = 0.5,
         batch_size: int = 1,
+        precision: str | None = None,
         class_names: Sequence[str] | None = None,
         trust_checkpoint: bool = False,
     ) -> None:
@@ -52,6 +54,8 @@ class Predictor:
             device: of the model. Default: the config's, or the CPU where there is no GPU.
             score_threshold: in [0, 1].
             batch_size: at least 1.
+            precision: ``float16`` or ``bfloat16``, mixed with float32 (on the CPU it is bfloat16 in any case).
+                Default: float32.
             class_names: of all classes. Default: what the checkpoint says, or the config's data sets.
             trust_checkpoint: whether a pickled checkpoint may hold code, which is then run.
 
@@ -68,6 +72,8 @@ class Predictor:
         self.classes = _with_names(loaded.classes, class_names)
         self.score_threshold = score_threshold
         self.batch_size = batch_size
+        self._device = next(self.model.parameters()).device
+        self._dtype = None if precision is None else autocast_dtype(precision, self._device, "precision")
         self._augmentations = loaded.augmentations
         self._image_format = loaded.image_format
 
@@ -105,7 +111,8 @@ class Predictor:
     @torch.no_grad()
     def predict(self, frames: Sequence[Frame]) -> list[Prediction]:
         """The detections in some images, run as one batch."""
-        outputs = self.model([self._to_input(frame) for frame in frames]) if frames else []
+        with autocast(self._dtype, self._device):
+            outputs = self.model([self._to_input(frame) for frame in frames]) if frames else []
         predictions = []
         for frame, output in zip(frames, outputs, strict=True):
             found = output["instances"].to("cpu")

@@ -1,0 +1,36 @@
+"""Random numbers that depend on a run's seed and a place in it, not on what was drawn before."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+from detectron2.utils import comm
+
+
+def shared_seed(seed: int) -> int:
+    """``seed``, or where it is negative one that is drawn, the same on all ranks. To be called by all of them."""
+    return seed if seed >= 0 else int(comm.shared_random_seed())
+
+
+def derive_seed(*numbers: int) -> int:
+    """A seed in [0, 2^32), another one for any other non-negative numbers."""
+    return int(np.random.SeedSequence(numbers).generate_state(1)[0])
+
+
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """What is drawn within (of Python, NumPy, and PyTorch on the CPU) follows from ``seed``; later draws do not."""
+    python_state, numpy_state = random.getstate(), np.random.get_state()
+    with torch.random.fork_rng(devices=[]):
+        random.seed(seed)
+        np.random.seed(seed)
+        torch.default_generator.manual_seed(seed)
+        try:
+            yield
+        finally:
+            random.setstate(python_state)
+            np.random.set_state(numpy_state)

@@ -1,0 +1,182 @@
+"""Starting the processes of a run: by detectron2's launcher on GPUs, by ours on CPUs, by ``torchrun`` on either."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from detectron2.config import CfgNode
+from detectron2.engine import DEFAULT_TIMEOUT, default_argument_parser
+from detectron2.engine import launch as launch_on_gpus
+from detectron2.utils import comm
+from torch.distributed.elastic.multiprocessing.errors import record
+from torch.distributed.elastic.utils.distributed import get_free_port
+
+from ..config import read_config
+
+Main = Callable[[argparse.Namespace], Any]
+
+#: What torchrun puts into the environment of the processes that it starts, and who starts them in its way.
+_RENDEZVOUS = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+
+
+def launch(main: Main, args: argparse.Namespace) -> Any:
+    """Runs ``main(args)`` in all processes of a run.
+
+    They are those that ``torchrun`` started, this one of them; otherwise ``--num-gpus`` new ones on this machine, one
+    of ``--num-machines``: with NCCL and a GPU each, or with Gloo if the config's device is the CPU. A process that
+    fails shows its error and ends all others.
+
+    Args:
+        main: a function of a module, so that new processes find it.
+        args: detectron2's command line.
+
+    Returns:
+        What ``main`` gives, if it runs in this process; None, if in new ones.
+
+    Raises:
+        ValueError: there cannot be so many processes.
+    """
+    if "LOCAL_RANK" in os.environ:
+        return _run_as_launched(main, args)
+    _check_machines(args)
+    if args.num_machines * args.num_gpus <= 1:
+        return main(args)
+    device = _device(args)
+    arguments = (main, args)
+    if device.type == "cuda":
+        _check_gpus(args.num_gpus, device, f"--num-gpus is {args.num_gpus}")
+        return launch_on_gpus(_run, args.num_gpus, args.num_machines, args.machine_rank, args.dist_url, args=arguments)
+    dist_url = f"tcp://127.0.0.1:{get_free_port()}" if args.dist_url == "auto" else args.dist_url
+    return torch.multiprocessing.spawn(_cpu_process, (*arguments, dist_url), nprocs=args.num_gpus)
+
+
+def _run_as_launched(main: Main, args: argparse.Namespace) -> Any:
+    """Joins the processes that were started as torchrun starts them."""
+    missing = [name for name in _RENDEZVOUS if name not in os.environ]
+    if missing:
+        raise ValueError(
+            f"LOCAL_RANK is in the environment, as torchrun sets it, but not {', '.join(missing)}: start the processes "
+            "with torchrun, or set these too; without it, unset LOCAL_RANK"
+        )
+    rank, world_size, local_rank, local_size = (int(os.environ[name]) for name in _RENDEZVOUS[:4])
+    if world_size % local_size or rank % local_size != local_rank:
+        raise ValueError(
+            f"The process of rank {rank} is number {local_rank} of {local_size} on its machine (LOCAL_RANK, "
+            f"LOCAL_WORLD_SIZE), with {world_size} on all: start as many on each machine, with consecutive ranks"
+        )
+    if args.num_gpus not in (1, local_size) or args.num_machines not in (1, world_size // local_size):
+        raise ValueError(
+            f"torchrun has started {local_size} processes on each of {world_size // local_size} machines: leave out "
+            "--num-gpus and --num-machines"
+        )
+    if world_size == 1:
+        return main(args)
+    device = _device(args)
+    if device.type == "cuda" and torch.cuda.is_available():
+        _check_gpus(local_size, device, f"torchrun's --nproc-per-node is {local_size}")
+        torch.cuda.set_device(local_rank)
+        backend = "nccl"
+    else:
+        backend = "gloo"
+    store = _store_of_this_start(world_size > local_size)
+    with join_group(backend, local_size, store=store, rank=rank, world_size=world_size):
+        return record(main)(args)
+
+
+def _store_of_this_start(several_machines: bool) -> dist.Store:
+    """Where the processes find each other: torchrun's store, without what processes left there before a restart.
+
+    Raises:
+        RuntimeError: if it cannot be told apart: without this error they would wait for each other in vain.
+    """
+    store, _, _ = next(dist.rendezvous("env://"))
+    restarts = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    if not several_machines:
+        return dist.PrefixStore(f"restart_{restarts}", store)
+    if restarts != "0" and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
+        raise RuntimeError(
+            "torchrun cannot restart processes on several machines that share its store: start it with "
+            "TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 in the environment on all machines"
+        )
+    return store  # each machine counts its own restarts
+
+
+def _cpu_process(local_rank: int, main: Main, args: argparse.Namespace, dist_url: str) -> None:
+    local_size = args.num_gpus
+    if "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(max(1, torch.get_num_threads() // local_size))
+    rank, world_size = args.machine_rank * local_size + local_rank, args.num_machines * local_size
+    with join_group("gloo", local_size, init_method=dist_url, rank=rank, world_size=world_size):
+        _run(main, args)
+
+
+@contextmanager
+def join_group(backend: str, local_size: int, **rendezvous: Any) -> Iterator[None]:
+    """Within, this process is one of PyTorch's default group, and detectron2 knows which of them are on one machine.
+
+    Args:
+        backend: ``nccl`` or ``gloo``.
+        local_size: number of processes on each machine; their ranks are consecutive.
+        rendezvous: of ``init_process_group``.
+    """
+    dist.init_process_group(backend, timeout=DEFAULT_TIMEOUT, **rendezvous)
+    _create_local_group(local_size)
+    comm.synchronize()
+    yield
+    # Not after an error: others may be waiting for this process, and its end is what ends them.
+    dist.destroy_process_group()
+
+
+def _create_local_group(local_size: int) -> None:
+    """Tells detectron2 which ranks are on one machine, as its own launcher does."""
+    if hasattr(comm, "create_local_process_group"):
+        comm.create_local_process_group(local_size)
+    else:  # 0.6
+        comm._LOCAL_PROCESS_GROUP, _ = dist.new_subgroups(local_size)
+
+
+def _run(main: Main, args: argparse.Namespace) -> Any:
+    try:
+        return main(args)
+    except Exception:
+        # At once: others fail too, for want of this one, and which of them the launcher reports is left to chance.
+        print(f"Rank {comm.get_rank()} failed:\n{traceback.format_exc()}", file=sys.stderr, flush=True)
+        raise
+
+
+def _device(args: argparse.Namespace) -> torch.device:
+    """What the config, with the command line's changes, says of the device."""
+    cfg = read_config(args.config_file, args.opts)
+    return torch.device(cfg.MODEL.DEVICE if isinstance(cfg, CfgNode) else cfg.train.device)
+
+
+def _check_machines(args: argparse.Namespace) -> None:
+    if args.num_gpus < 0 or args.num_machines < 1 or not 0 <= args.machine_rank < args.num_machines:
+        raise ValueError(
+            f"--num-gpus {args.num_gpus} --num-machines {args.num_machines} --machine-rank {args.machine_rank}: "
+            "machines are counted from 0, and each has a rank below their number"
+        )
+    if args.num_machines > 1 and args.dist_url in ("auto", default_argument_parser().get_default("dist_url")):
+        raise ValueError(
+            f"--num-machines {args.num_machines} needs --dist-url tcp://<address of machine 0>:<free port of it>, the "
+            "same on all machines"
+        )
+
+
+def _check_gpus(wanted: int, device: torch.device, request: str) -> None:
+    present = torch.cuda.device_count()
+    on_cpu = "for processes on the CPU set MODEL.DEVICE cpu (of a lazy config train.device=cpu)"
+    if wanted > present:
+        raise ValueError(f"{request}, but this machine has {present} GPUs: use at most so many; {on_cpu}")
+    if device.index is not None:
+        raise ValueError(
+            f"MODEL.DEVICE is {device}, but {request}: say cuda, and each process takes a GPU of its own; {on_cpu}"
+        )
