@@ -110,6 +110,18 @@ def test_the_experts_come_apart_and_the_weights_follow_the_image_in_training(tin
     assert variance_over_images() > 3 * before
 
 
+def test_the_router_looks_at_the_levels_that_the_config_names(tiny_dynamic_cfg):
+    pooled = list(tiny_dynamic_cfg.MODEL.ROI_HEADS.IN_FEATURES)
+    assert build_model(tiny_dynamic_cfg).proposal_generator.in_features == pooled
+    tiny_dynamic_cfg.MODEL.SparseRCNN.DPG.IN_FEATURES = pooled[:2]
+    assert build_model(tiny_dynamic_cfg).proposal_generator.in_features == pooled[:2]
+    tiny_dynamic_cfg.MODEL.SparseRCNN.DPG.STAIRCASE = False
+    assert build_model(tiny_dynamic_cfg).proposal_generator.in_features == pooled[1:2]
+    tiny_dynamic_cfg.MODEL.SparseRCNN.DPG.IN_FEATURES = ["p7"]
+    with pytest.raises(ValueError, match=r"DPG.IN_FEATURES .* has \['p7'\], which the backbone does not give: choose"):
+        build_model(tiny_dynamic_cfg)
+
+
 @pytest.mark.parametrize("init_boxes", ["image", "grid", "random"])
 def test_the_first_expert_starts_as_sparse_rcnn_and_the_others_around_it(init_boxes):
     generator = make_generator(4, init_boxes=init_boxes)

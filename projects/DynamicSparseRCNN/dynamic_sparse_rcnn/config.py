@@ -196,7 +196,10 @@ def _add_vit(node: CfgNode) -> None:
 def _add_dynamic_proposal_generation(dpg: CfgNode) -> None:
     # Sets of boxes and features that an image's proposals are mixed from; 1: the static proposals.
     dpg.NUM_EXPERTS = 4
-    # Whether the router aggregates all levels of MODEL.ROI_HEADS.IN_FEATURES, or looks at the coarsest alone.
+    # The levels that the router looks at, finest first; empty: those of MODEL.ROI_HEADS.IN_FEATURES. Its map has half
+    # the coarsest one's resolution: small images want finer levels.
+    dpg.IN_FEATURES = ()
+    # Whether the router aggregates all of these levels, or looks at the coarsest alone.
     dpg.STAIRCASE = True
     # Channels between the router's two linear layers, and side of the square that feature maps are resized to.
     dpg.HIDDEN_DIM = 1500

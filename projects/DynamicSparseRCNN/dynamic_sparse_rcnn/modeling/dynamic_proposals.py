@@ -116,9 +116,7 @@ class DynamicProposalGenerator(nn.Module):
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> dict[str, object]:
         node, dpg = cfg.MODEL.SparseRCNN, cfg.MODEL.SparseRCNN.DPG
-        names = cfg.MODEL.ROI_HEADS.IN_FEATURES
-        if not dpg.STAIRCASE:
-            names = names[-1:]
+        names = _router_levels(cfg, input_shape)
         num_iters = dpg.TEMPERATURE_ITERS or round(_ANNEALED_SHARE * cfg.SOLVER.MAX_ITER)
         return {
             "num_proposals": node.NUM_PROPOSALS,
@@ -226,6 +224,17 @@ class DynamicProposalGenerator(nn.Module):
         temperature = self.temperature(storage.iter)
         storage.put_scalar("dpg/temperature", temperature, smoothing_hint=False)
         return temperature
+
+
+def _router_levels(cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> list[str]:
+    dpg = cfg.MODEL.SparseRCNN.DPG
+    names = list(dpg.IN_FEATURES or cfg.MODEL.ROI_HEADS.IN_FEATURES)
+    if unknown := [name for name in names if name not in input_shape]:
+        raise ValueError(
+            f"MODEL.SparseRCNN.DPG.IN_FEATURES (or, if it is empty, MODEL.ROI_HEADS.IN_FEATURES) has {unknown}, which "
+            f"the backbone does not give: choose from {sorted(input_shape)}"
+        )
+    return names if dpg.STAIRCASE else names[-1:]
 
 
 def _check_sizes(

@@ -57,7 +57,8 @@ class ExpertRouter(nn.Module):
         if not self.strides or any(2 * a != b for a, b in zip(self.strides, self.strides[1:], strict=False)):
             raise ValueError(
                 f"the levels have the strides {self.strides}: dynamic proposal generation needs one level or more, "
-                "each with twice the stride of the one before. Correct MODEL.ROI_HEADS.IN_FEATURES."
+                "each with twice the stride of the one before. Correct MODEL.SparseRCNN.DPG.IN_FEATURES or, if it is "
+                "empty, MODEL.ROI_HEADS.IN_FEATURES."
             )
         self.num_experts = num_experts
         self.pool_size = pool_size
