@@ -119,9 +119,8 @@ class Trainer(DefaultTrainer):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """The reverse of :meth:`state_dict`."""
-        super().load_state_dict(state_dict)
-        # What the checkpoint lacks is as at the start: the scaler, where the run goes on in another precision.
-        self._trainer.load_state_dict(self._trainer.state_dict() | state_dict["_trainer"])
+        TrainerBase.load_state_dict(self, state_dict)  # DefaultTrainer's, of detectron2's main branch, does both
+        self._trainer.load_state_dict(state_dict["_trainer"])
 
     @property
     def last_results(self) -> dict[str, dict[str, float]]:
