@@ -17,7 +17,10 @@ def shared_seed(seed: int) -> int:
 
 
 def derive_seed(*numbers: int) -> int:
-    """A seed in [0, 2^32), another one for any other non-negative numbers."""
+    """A seed in [0, 2^32) that follows from non-negative numbers below 2^32, and has nothing of their regularity.
+
+    Zeros at their end do not count, and with 32 bits some of a million others have the same seed.
+    """
     return int(np.random.SeedSequence(numbers).generate_state(1)[0])
 
 
