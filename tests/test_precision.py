@@ -168,8 +168,9 @@ def check_learning(cfg: CfgNode, make_inputs, steps: int, dtype: torch.dtype, ba
     assert mixed[-last:].mean() == pytest.approx(exact[-last:].mean(), rel=band)
 
 
-def test_bfloat16_on_the_cpu_learns_as_float32_does(tiny_cfg, make_inputs):
-    check_learning(tiny_cfg, make_inputs, 20, torch.bfloat16, band=0.25)
+@pytest.mark.parametrize("steps", [20, pytest.param(200, marks=pytest.mark.slow)])
+def test_bfloat16_on_the_cpu_learns_as_float32_does(tiny_cfg, make_inputs, steps):
+    check_learning(tiny_cfg, make_inputs, steps, torch.bfloat16, band=0.25)
 
 
 @pytest.mark.gpu
