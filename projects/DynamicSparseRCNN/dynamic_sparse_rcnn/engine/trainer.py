@@ -27,7 +27,7 @@ from ..data.checks import load_checked_dataset, report_dataset
 from ..data.datasets import check_same_classes, resolve_num_classes, with_known_classes
 from ..data.loader import TrainLoader, build_train_loader
 from ..data.mapper import DetectionMapper
-from ..data.seeding import shared_seed
+from ..data.seeding import seed_of_run, shared_seed
 from .accumulation import check_parts
 from .checkpointing import Checkpointer
 from .evaluation import build_evaluator, voc_year
@@ -207,7 +207,7 @@ def setup(args: argparse.Namespace) -> CfgNode:
     cfg = read_config(args.config_file, args.opts)
     setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="dynamic_sparse_rcnn")
     prepare_config(cfg, is_train=not args.eval_only)
-    cfg.SEED = shared_seed(cfg.SEED)  # so that the saved config has it, for a run that goes on
+    cfg.SEED = seed_of_run(cfg.SEED, cfg.OUTPUT_DIR, args.resume)
     cfg.freeze()
     default_setup(cfg, args)
     for name in cfg.DATASETS.TEST:
