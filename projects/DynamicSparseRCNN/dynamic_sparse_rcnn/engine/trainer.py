@@ -32,7 +32,7 @@ from .accumulation import check_parts
 from .checkpointing import Checkpointer
 from .evaluation import build_evaluator, voc_year
 from .hooks import EvalHook, IterationSeed
-from .parallel import broadcast_buffers, distribute
+from .parallel import broadcast_buffers, distribute, has_idle_levels
 from .precision import autocast_dtype, build_training_loop, check_precision, evaluation_autocast
 from .proposal_evaluator import ProposalEvaluator
 from .solver import build_optimizer, scale_to_batch_size
@@ -65,7 +65,7 @@ class Trainer(DefaultTrainer):
         data_loader = self.build_train_loader(cfg)
         amp = cfg.SOLVER.AMP
         self._trainer = build_training_loop(
-            distribute(model, broadcast_buffers=False),
+            distribute(model, broadcast_buffers=False, find_unused_parameters=has_idle_levels(model)),
             data_loader,
             optimizer,
             dtype=autocast_dtype(amp.PRECISION, cfg.MODEL.DEVICE) if amp.ENABLED else None,
