@@ -27,10 +27,10 @@ def has_idle_levels(detector: Any) -> bool:
 
     They get no gradients, which ``DistributedDataParallel`` waits for unless it is told to ``find_unused_parameters``.
     """
-    backbone, head = getattr(detector, "backbone", None), getattr(detector, "head", None)
-    if backbone is None or not hasattr(head, "in_features"):
+    if not hasattr(detector, "backbone") or not hasattr(getattr(detector, "head", None), "in_features"):
         return False
-    generator = getattr(detector, "proposal_generator", None)
+    backbone, head = detector.backbone, detector.head
+    generator: Any = getattr(detector, "proposal_generator", None)
     used = {*head.in_features, *(generator.in_features if hasattr(generator, "router") else ())}
     parts = {part for name, _ in backbone.named_parameters() for part in name.split(".")}
     # Named fpn_output2 by detectron2's FPN, p2 by others and by blocks on its top.

@@ -207,7 +207,7 @@ def setup(args: argparse.Namespace) -> CfgNode:
     cfg = read_config(args.config_file, args.opts)
     setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="dynamic_sparse_rcnn")
     prepare_config(cfg, is_train=not args.eval_only)
-    cfg.SEED = seed_of_run(cfg.SEED, cfg.OUTPUT_DIR, args.resume)
+    cfg.SEED = seed_of_run(cfg.SEED, cfg.OUTPUT_DIR, getattr(args, "resume", False))
     cfg.freeze()
     default_setup(cfg, args)
     for name in cfg.DATASETS.TEST:
