@@ -138,6 +138,25 @@ def test_a_run_of_ranks_is_the_run_of_one_process(shapes_cfg, tmp_path):
             torch.testing.assert_close(value, weights[name], rtol=1e-3, atol=1e-4, msg=name)
 
 
+@pytest.mark.parametrize("steps", [1, 2])
+def test_ranks_in_mixed_precision_take_the_step_of_one_process(shapes_cfg, tmp_path, steps):
+    """One step of all weights together: bfloat16 rounds single ones, and what follows from them, too coarsely."""
+    cfg = shapes_cfg
+    cfg.DATASETS.TEST, cfg.DATALOADER.ASPECT_RATIO_GROUPING = (), False
+    cfg.MODEL.RESNETS.NORM, cfg.INPUT.RANDOM_FLIP, cfg.SOLVER.AMP.ENABLED = "FrozenBN", "none", True
+    cfg.SOLVER.IMS_PER_BATCH, cfg.SOLVER.REFERENCE_BATCH_SIZE, cfg.SOLVER.MAX_ITER = 4, 0, 1
+    cfg.SOLVER.OPTIMIZER, cfg.SOLVER.MOMENTUM, cfg.SOLVER.BASE_LR = "SGD", 0.0, 0.01
+    torch.manual_seed(0)
+    start = build_model(cfg).state_dict()
+    train_on_a_rank(cfg, tmp_path / "one.pth")
+    cfg.SOLVER.ACCUMULATE_STEPS = steps
+    run_ranks(2, train_on_a_rank, cfg, tmp_path / "two.pth")
+    (expected, weights), (found, moved) = (torch.load(tmp_path / f"{name}.pth") for name in ("one", "two"))
+    assert found["total_loss"] == pytest.approx(expected["total_loss"], rel=1e-3)
+    step, other = (torch.cat([(x[name] - start[name]).flatten() for name in start]) for x in (weights, moved))
+    assert (other - step).norm() < 0.02 * step.norm()
+
+
 def test_levels_that_nothing_looks_at_are_known(tiny_dynamic_cfg):
     assert not has_idle_levels(build_model(tiny_dynamic_cfg))  # p6 has no layers
     assert not has_idle_levels(torch.nn.Linear(1, 1))
