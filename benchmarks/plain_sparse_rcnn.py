@@ -72,8 +72,9 @@ class PlainHead(nn.Module):
         return outputs
 
 
-def _run_stage(stage: DynamicStage, features: Tensor, pooled: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _run_stage(stage: nn.Module, features: Tensor, pooled: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """(B, P, C) features and (B * P, C, R, R) RoI features to logits, deltas and the next features."""
+    assert isinstance(stage, DynamicStage)
     attended, _ = stage.self_attn(features, features, features)
     features = stage.norm1(features + stage.dropout(attended))
     interacted = _interact(stage, features.flatten(0, 1), pooled).view_as(features)

@@ -6,6 +6,7 @@ import json
 import statistics
 import tempfile
 import time
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -17,6 +18,11 @@ from torch.profiler import ProfilerActivity, profile
 
 def time_alternating(calls: Mapping[str, Callable[[], object]], repeats: int, device: str) -> dict[str, float]:
     """Median seconds of each call, the calls taking turns."""
+    return {name: statistics.median(values) for name, values in time_rounds(calls, repeats, device).items()}
+
+
+def time_rounds(calls: Mapping[str, Callable[[], object]], repeats: int, device: str) -> dict[str, list[float]]:
+    """Seconds of each call in each round, the calls taking turns."""
     seconds: dict[str, list[float]] = {name: [] for name in calls}
     for repeat in range(repeats + 1):
         for name, call in calls.items():
@@ -24,7 +30,7 @@ def time_alternating(calls: Mapping[str, Callable[[], object]], repeats: int, de
             call()
             if repeat:  # the first is for warming up
                 seconds[name].append(now(device) - start)
-    return {name: statistics.median(values) for name, values in seconds.items()}
+    return seconds
 
 
 def now(device: str) -> float:
@@ -78,8 +84,10 @@ def peak_memory(call: Callable[[], object], device: str) -> int:
         torch.cuda.reset_peak_memory_stats()
         call()
         return torch.cuda.max_memory_allocated()
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
-        call()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # that a profiler forgets earlier cycles: there are none
+        with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+            call()
     with tempfile.TemporaryDirectory() as folder:
         trace = Path(folder) / "trace.json"
         profiler.export_chrome_trace(str(trace))
