@@ -56,10 +56,26 @@ class DynamicConv(nn.Module):
         """
         first, second = self.dynamic_layer(proposal_features).chunk(2, dim=1)
         features = torch.bmm(roi_features, first.view(-1, self.channels, self.dynamic_channels))
-        features = F.relu(self.norm1(features))
-        features = torch.bmm(features, second.view(-1, self.dynamic_channels, self.channels))
-        features = F.relu(self.norm2(features))
-        return F.relu(self.norm3(self.out_layer(features.flatten(1))))
+        features = self._run(self._expand, features, second.view(-1, self.dynamic_channels, self.channels))
+        return F.relu(self.norm3(self._run(self._reduce, features)))
+
+    def _run(self, part: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
+        """In training without keeping what the norm and the activation give: they cost little to compute again.
+
+        They are the largest tensors of a stage, of each RoI in full, and of float32 under autocast. The matrix products
+        after them are not computed again.
+        """
+        if not (self.training and torch.is_grad_enabled()):
+            return part(*inputs)
+        outputs: Tensor = checkpoint(part, *inputs, use_reentrant=False, preserve_rng_state=False)
+        return outputs
+
+    def _expand(self, features: Tensor, weights: Tensor) -> Tensor:
+        return torch.bmm(F.relu(self.norm1(features), inplace=True), weights)
+
+    def _reduce(self, features: Tensor) -> Tensor:
+        reduced: Tensor = self.out_layer(F.relu(self.norm2(features), inplace=True).flatten(1))
+        return reduced
 
 
 class DynamicStage(nn.Module):
@@ -220,6 +236,8 @@ class DynamicHead(nn.Module):
         for stage in self.head_series:
             with torch.autocast(boxes.device.type, enabled=False):
                 roi_features = self.box_pooler(maps, [Boxes(image_boxes) for image_boxes in boxes])
+            if len(boxes_by_stage) == len(self.head_series) - 1:
+                del maps  # copies, in mixed precision: the memory is needed now that most activations are there
             logits, deltas, proposal_features = self._run(
                 stage, proposal_features, roi_features.flatten(2).transpose(1, 2)
             )
