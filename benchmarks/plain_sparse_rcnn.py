@@ -11,13 +11,13 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from detectron2.modeling.poolers import ROIPooler
 from detectron2.modeling.postprocessing import detector_postprocess
 from detectron2.structures import Boxes, ImageList, Instances
 from fvcore.nn import giou_loss, sigmoid_focal_loss
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 from torchvision.ops import box_convert, generalized_box_iou
+from ways import roi_pooler_like
 
 from dynamic_sparse_rcnn import (
     DynamicHead,
@@ -52,10 +52,7 @@ class PlainHead(nn.Module):
         self.in_features = head.in_features
         self.stages = head.head_series
         self.box_transform = head.box_transform
-        levels = head.box_pooler.level_poolers
-        self.pooler = ROIPooler(
-            levels[0].output_size, [x.spatial_scale for x in levels], levels[0].sampling_ratio, "ROIAlignV2"
-        )
+        self.pooler = roi_pooler_like(head)
 
     def forward(
         self, features: dict[str, Tensor], boxes: list[Tensor], proposal_features: Tensor

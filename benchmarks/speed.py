@@ -7,6 +7,8 @@ variant. Writes a table, ``speed.json`` and ``speed.png``. The cases:
     detector  training step, inference and peak memory of the detector ("ours"), beside those of
               plain_sparse_rcnn.py with the same weights ("plain")
     parts     of the training step of both
+    options   training step and its peak memory in other ways: RoIs pooled by detectron2's ROIPooler, the dynamic
+              convolutions' activations kept, images and maps with channels last, GRAD_CHECKPOINTING
     method    training step and inference with dynamic label assignment (DLA) and proposals (DPG), beside neither
     scaling   the training step with the number of images, proposals and ground truths, and with the image's side
 
@@ -27,6 +29,7 @@ from plain_sparse_rcnn import PlainSparseRCNN
 from speed_report import Comparison, table, write_report
 from timing import Stopwatch, peak_memory, time_rounds
 from torch import nn
+from ways import Way, activations_kept, channels_last, grad_checkpointing, pooled_by_detectron2, unchanged
 from workloads import Subject, Workload, data_loading
 
 from dynamic_sparse_rcnn import SetCriterion, SparseRCNN
@@ -94,6 +97,26 @@ def time_parts(subject: Subject) -> dict[str, float]:
     return {part: watch.seconds[part] for part in (*parts, "forward, else", "backward", "optimiser")}
 
 
+def compare_options(workload: Workload, repeats: int) -> Iterator[Comparison]:
+    """Other ways to do the same."""
+    subject = Subject.make(workload)
+    ways = {name: in_another_way(subject, way) for name, way in WAYS.items()}
+    yield in_ms("options", "training step in another way", ways, workload, repeats)
+    memory = {name: [peak_memory(step, workload.device) / 1e6] for name, step in ways.items()}
+    yield Comparison("options", "its peak memory", "MB", memory)
+
+
+def in_another_way(subject: Subject, way: Way) -> Callable[[], None]:
+    """A training step for which the detector is changed, and changed back."""
+
+    def step() -> None:
+        assert isinstance(subject.model, SparseRCNN)
+        with way(subject.model):
+            subject.step()
+
+    return step
+
+
 def compare_methods(workload: Workload, repeats: int) -> Iterator[Comparison]:
     """What dynamic label assignment and proposals cost."""
     subjects = {name: Subject.make(workload, options) for name, options in METHODS.items()}
@@ -134,9 +157,17 @@ def in_ms(
     return Comparison(case, name, "ms", {variant: [1000 * x for x in values] for variant, values in seconds.items()})
 
 
+WAYS: dict[str, Way] = {
+    "ours": unchanged,
+    "ROIPooler": pooled_by_detectron2,
+    "activations kept": activations_kept,
+    "channels last": channels_last,
+    "GRAD_CHECKPOINTING": grad_checkpointing,
+}
 CASES: dict[str, Callable[[Workload, int], Iterator[Comparison]]] = {
     "detector": compare_detectors,
     "parts": compare_parts,
+    "options": compare_options,
     "method": compare_methods,
     "scaling": compare_scaling,
 }

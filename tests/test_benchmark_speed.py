@@ -10,6 +10,7 @@ import cv2
 import pytest
 import speed
 import torch
+from detectron2.modeling import build_model
 from speed_report import Comparison, table
 from timing import Stopwatch, peak_memory, time_alternating
 from torch import nn
@@ -78,7 +79,8 @@ def test_it_leaves_a_table_a_json_file_and_a_plot(monkeypatch, capsys, tmp_path)
     assert list(found) == [
         *("training step", "peak memory of a training step", "inference"),
         "inference without pre- and post-processing",
-        *("data (one process)", *parts, "training step of a method", "inference of a method"),
+        *("data (one process)", *parts, "training step in another way", "its peak memory"),
+        *("training step of a method", "inference of a method"),
         *("images = 1", "images = 2", "side = 64"),
     ]
     for entry in found.values():
@@ -89,7 +91,18 @@ def test_it_leaves_a_table_a_json_file_and_a_plot(monkeypatch, capsys, tmp_path)
     assert list(found["training step of a method"]["medians"]) == ["static", "DLA", "DPG", "DLA + DPG"]
     assert cv2.imread(str(tmp_path / "speed.png")) is not None
     output = capsys.readouterr().out
-    assert "case 4 of 4: scaling" in output and "side = 64" in output.splitlines()[-3]
+    assert "case 5 of 5: scaling" in output and "side = 64" in output.splitlines()[-3]
+
+
+@pytest.mark.parametrize("way", speed.WAYS.values(), ids=speed.WAYS)
+def test_other_ways_give_the_same_losses_and_leave_the_detector_as_it_was(tiny_cfg, make_inputs, way):
+    detector, inputs = build_model(tiny_cfg), make_inputs([3, 2])
+    before = dict(vars(detector)), dict(vars(detector.head)), detector.head.box_pooler
+    expected = detector(inputs)
+    with way(detector):
+        losses = detector(inputs)
+    torch.testing.assert_close(losses, expected, rtol=1e-4, atol=1e-5)
+    assert (dict(vars(detector)), dict(vars(detector.head)), detector.head.box_pooler) == before
 
 
 def test_a_workload_grows_in_one_direction():

@@ -232,7 +232,9 @@ class DynamicHead(nn.Module):
             proposal_features: (B, P, C).
         """
         maps = self._share([features[name] for name in self.in_features])
-        boxes, logits_by_stage, boxes_by_stage = proposal_boxes, [], []
+        boxes = proposal_boxes
+        logits_by_stage: list[Tensor] = []
+        boxes_by_stage: list[Tensor] = []
         for stage in self.head_series:
             with torch.autocast(boxes.device.type, enabled=False):
                 roi_features = self.box_pooler(maps, [Boxes(image_boxes) for image_boxes in boxes])
