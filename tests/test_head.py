@@ -12,6 +12,7 @@ from detectron2.modeling import build_model
 from detectron2.modeling.poolers import ROIPooler
 from detectron2.structures import Boxes
 from detectron2.utils.analysis import FlopCountAnalysis
+from timing import peak_memory
 
 from dynamic_sparse_rcnn import CascadeROIPooler, DynamicConv, DynamicHead
 
@@ -60,6 +61,22 @@ def test_dynamic_convolution_equals_each_proposal_filtering_its_own_roi():
             cells.append(convolution.norm2(cell @ second).relu())
         expected.append(convolution.norm3(convolution.out_layer(torch.cat(cells))).relu())
     torch.testing.assert_close(convolution(proposals, rois), torch.stack(expected))
+
+
+def test_in_training_a_dynamic_convolution_keeps_neither_norms_nor_activations():
+    convolution = DynamicConv(channels=64, dynamic_channels=16, pooler_resolution=7)
+    proposals, rois = torch.randn(20, 64), torch.randn(20, 49, 64)
+    runs = 4
+
+    def peak() -> int:
+        return peak_memory(lambda: [convolution(proposals, rois) for _ in range(runs)], "cpu")
+
+    convolution.eval()
+    all_kept = peak()
+    convolution.train()
+    less = all_kept - peak()
+    # Of each but the last the activations between the products, and those after them.
+    assert less >= (runs - 1) * 4 * 20 * 49 * (16 + 64)
 
 
 def test_a_head_that_predicts_no_change_returns_the_proposal_boxes(tiny_cfg):
