@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from detectron2.modeling.poolers import ROIPooler
 from detectron2.structures import ImageList
+from torch import nn
 
 from dynamic_sparse_rcnn import DynamicConv, DynamicHead, SparseRCNN
 
@@ -39,13 +40,17 @@ def pooled_by_detectron2(detector: SparseRCNN) -> Iterator[None]:
 
 @contextmanager
 def activations_kept(detector: SparseRCNN) -> Iterator[None]:
-    """The dynamic convolutions keep what their norms and activations give."""
+    """The dynamic convolutions keep what their last norm and activation give."""
     convolutions = [module for module in detector.modules() if isinstance(module, DynamicConv)]
-    for convolution in convolutions:
-        convolution._run = lambda part, *inputs: part(*inputs)  # type: ignore[method-assign]
+
+    def keep(convolution: nn.Module, _: object) -> None:
+        convolution.eval()  # in which nothing else is different
+
+    hooks = [convolution.register_forward_pre_hook(keep) for convolution in convolutions]
     yield
-    for convolution in convolutions:
-        del convolution._run  # the instance's: the class has its own
+    for convolution, hook in zip(convolutions, hooks, strict=True):
+        hook.remove()
+        convolution.train(detector.training)
 
 
 @contextmanager

@@ -56,24 +56,20 @@ class DynamicConv(nn.Module):
         """
         first, second = self.dynamic_layer(proposal_features).chunk(2, dim=1)
         features = torch.bmm(roi_features, first.view(-1, self.channels, self.dynamic_channels))
-        features = self._run(self._expand, features, second.view(-1, self.dynamic_channels, self.channels))
-        return F.relu(self.norm3(self._run(self._reduce, features)))
-
-    def _run(self, part: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
-        """In training without keeping what the norm and the activation give: they cost little to compute again.
-
-        They are the largest tensors of a stage, of each RoI in full, and of float32 under autocast. The matrix products
-        after them are not computed again.
-        """
-        if not (self.training and torch.is_grad_enabled()):
-            return part(*inputs)
-        outputs: Tensor = checkpoint(part, *inputs, use_reentrant=False, preserve_rng_state=False)
-        return outputs
-
-    def _expand(self, features: Tensor, weights: Tensor) -> Tensor:
-        return torch.bmm(F.relu(self.norm1(features), inplace=True), weights)
+        features = F.relu(self.norm1(features))
+        features = torch.bmm(features, second.view(-1, self.dynamic_channels, self.channels))
+        if self.training and torch.is_grad_enabled():
+            reduced = checkpoint(self._reduce, features, use_reentrant=False, preserve_rng_state=False)
+        else:
+            reduced = self._reduce(features)
+        return F.relu(self.norm3(reduced))
 
     def _reduce(self, features: Tensor) -> Tensor:
+        """(B * P, R * R, C) to (B * P, C).
+
+        What norm and activation give is the largest tensor of a stage, under autocast of float32, and costs little to
+        compute once more: it is not kept for the backward pass. The product after them is not repeated.
+        """
         reduced: Tensor = self.out_layer(F.relu(self.norm2(features), inplace=True).flatten(1))
         return reduced
 
