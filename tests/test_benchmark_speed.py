@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import time
+from dataclasses import replace
 
 import cv2
 import pytest
@@ -34,7 +35,7 @@ def test_variants_take_turns_after_a_round_to_warm_up():
     calls = list[str]()
     medians = time_alternating({"a": lambda: calls.append("a"), "b": lambda: time.sleep(0.01)}, 3, "cpu")
     assert len(calls) == 4
-    assert list(medians) == ["a", "b"] and medians["b"] > 0.01 > medians["a"]
+    assert list(medians) == ["a", "b"] and medians["b"] >= 0.01
 
 
 def test_a_stopwatch_adds_up_the_passes_of_modules_and_leaves_them_as_they_were():
@@ -85,13 +86,21 @@ def test_it_leaves_a_table_a_json_file_and_a_plot(monkeypatch, capsys, tmp_path)
     ]
     for entry in found.values():
         assert all(value >= 0 for value in entry["medians"].values()), entry["name"]
-    sums = {name: sum(found[part]["medians"][name] for part in parts) for name in ("plain", "ours")}
-    for name, whole in found["training step"]["medians"].items():
-        assert sums[name] == pytest.approx(whole, rel=1.0), "the parts are those of the step"
     assert list(found["training step of a method"]["medians"]) == ["static", "DLA", "DPG", "DLA + DPG"]
     assert cv2.imread(str(tmp_path / "speed.png")) is not None
     output = capsys.readouterr().out
     assert "case 5 of 5: scaling" in output and "side = 64" in output.splitlines()[-3]
+
+
+@pytest.mark.parametrize("name", ["plain", "ours"])
+def test_the_time_of_matching_counts_as_matching_alone(monkeypatch, name):
+    subject = speed.make_pair(replace(speed.DEMO, images=1, height=64, width=64))[name]
+    matcher = subject.model.get_submodule("criterion.matcher")
+    match = matcher.forward
+    monkeypatch.setattr(matcher, "forward", lambda *args: time.sleep(0.5) or match(*args))
+    parts = speed.time_parts(subject)
+    assert parts["matching"] >= 0.5 > parts["loss"] > 0
+    assert parts["forward, else"] < 0.5
 
 
 @pytest.mark.parametrize("way", speed.WAYS.values(), ids=speed.WAYS)
