@@ -17,7 +17,14 @@ from timing import Stopwatch, peak_memory, time_alternating
 from torch import nn
 
 
-class Sleeping(nn.Module):
+def work(seconds: float) -> None:
+    """Keeps the processor busy."""
+    end = time.process_time() + seconds
+    while time.process_time() < end:
+        pass
+
+
+class Working(nn.Module):
     """Takes its time."""
 
     def __init__(self, seconds: float, *inner: nn.Module) -> None:
@@ -26,21 +33,21 @@ class Sleeping(nn.Module):
         self.inner = nn.ModuleList(inner)
 
     def forward(self) -> None:
-        time.sleep(self.seconds)
+        work(self.seconds)
         for module in self.inner:
             module()
 
 
 def test_variants_take_turns_after_a_round_to_warm_up():
     calls = list[str]()
-    medians = time_alternating({"a": lambda: calls.append("a"), "b": lambda: time.sleep(0.01)}, 3, "cpu")
+    medians = time_alternating({"a": lambda: calls.append("a"), "b": lambda: work(0.01)}, 3, "cpu")
     assert len(calls) == 4
     assert list(medians) == ["a", "b"] and medians["b"] >= 0.01
 
 
 def test_a_stopwatch_adds_up_the_passes_of_modules_and_leaves_them_as_they_were():
-    inner = Sleeping(0.02)
-    outer = Sleeping(0.01, inner, inner)
+    inner = Working(0.02)
+    outer = Working(0.01, inner, inner)
     watch = Stopwatch("cpu")
     with watch.timing_modules({"inner": [inner], "outer": [outer]}):
         outer()
@@ -97,7 +104,7 @@ def test_the_time_of_matching_counts_as_matching_alone(monkeypatch, name):
     subject = speed.make_pair(replace(speed.DEMO, images=1, height=64, width=64))[name]
     matcher = subject.model.get_submodule("criterion.matcher")
     match = matcher.forward
-    monkeypatch.setattr(matcher, "forward", lambda *args: time.sleep(0.5) or match(*args))
+    monkeypatch.setattr(matcher, "forward", lambda *args: work(0.5) or match(*args))
     parts = speed.time_parts(subject)
     assert parts["matching"] >= 0.5 > parts["loss"] > 0
     assert parts["forward, else"] < 0.5
