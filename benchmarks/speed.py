@@ -8,7 +8,7 @@ variant. Writes a table, ``speed.json`` and ``speed.png``. The cases:
               plain_sparse_rcnn.py with the same weights ("plain")
     parts     of the training step of both
     options   training step and its peak memory in other ways: RoIs pooled by detectron2's ROIPooler, the dynamic
-              convolutions' activations kept, images and maps with channels last, GRAD_CHECKPOINTING
+              convolutions' activations kept or recomputed, images and maps with channels last, GRAD_CHECKPOINTING
     method    training step and inference with dynamic label assignment (DLA) and proposals (DPG), beside neither
     scaling   the training step with the number of images, proposals and ground truths, and with the image's side
 
@@ -29,7 +29,15 @@ from plain_sparse_rcnn import PlainSparseRCNN
 from speed_report import Comparison, table, write_report
 from timing import Stopwatch, peak_memory, time_rounds
 from torch import nn
-from ways import Way, activations_kept, channels_last, grad_checkpointing, pooled_by_detectron2, unchanged
+from ways import (
+    Way,
+    activations_kept,
+    activations_recomputed,
+    channels_last,
+    grad_checkpointing,
+    pooled_by_detectron2,
+    unchanged,
+)
 from workloads import Subject, Workload, data_loading
 
 from dynamic_sparse_rcnn import SetCriterion, SparseRCNN
@@ -162,6 +170,7 @@ WAYS: dict[str, Way] = {
     "ours": unchanged,
     "ROIPooler": pooled_by_detectron2,
     "activations kept": activations_kept,
+    "activations recomputed": activations_recomputed,
     "channels last": channels_last,
     "GRAD_CHECKPOINTING": grad_checkpointing,
 }

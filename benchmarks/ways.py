@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from detectron2.modeling.poolers import ROIPooler
 from detectron2.structures import ImageList
-from torch import nn
 
 from dynamic_sparse_rcnn import DynamicConv, DynamicHead, SparseRCNN
 
@@ -38,19 +37,24 @@ def pooled_by_detectron2(detector: SparseRCNN) -> Iterator[None]:
     detector.head.box_pooler = ours
 
 
+def activations_kept(detector: SparseRCNN) -> AbstractContextManager[None]:
+    """The dynamic convolutions keep what their last norm and activation give, as on a CPU."""
+    return _recomputing_on(detector, frozenset())
+
+
+def activations_recomputed(detector: SparseRCNN) -> AbstractContextManager[None]:
+    """The dynamic convolutions compute that again in the backward pass, as on a GPU."""
+    return _recomputing_on(detector, frozenset({"cpu", "cuda"}))
+
+
 @contextmanager
-def activations_kept(detector: SparseRCNN) -> Iterator[None]:
-    """The dynamic convolutions keep what their last norm and activation give."""
+def _recomputing_on(detector: SparseRCNN, devices: frozenset[str]) -> Iterator[None]:
     convolutions = [module for module in detector.modules() if isinstance(module, DynamicConv)]
-
-    def keep(convolution: nn.Module, _: object) -> None:
-        convolution.eval()  # in which nothing else is different
-
-    hooks = [convolution.register_forward_pre_hook(keep) for convolution in convolutions]
+    for convolution in convolutions:
+        convolution.recomputing_devices = devices
     yield
-    for convolution, hook in zip(convolutions, hooks, strict=True):
-        hook.remove()
-        convolution.train(detector.training)
+    for convolution in convolutions:
+        del convolution.recomputing_devices  # the instance's: the class has its own
 
 
 @contextmanager
