@@ -22,12 +22,13 @@ def time_alternating(calls: Mapping[str, Callable[[], object]], repeats: int, de
 
 
 def time_rounds(calls: Mapping[str, Callable[[], object]], repeats: int, device: str) -> dict[str, list[float]]:
-    """Seconds of each call in each round, the calls taking turns."""
+    """Seconds of each call in each round, the calls taking turns, and turns at being the first."""
     seconds: dict[str, list[float]] = {name: [] for name in calls}
+    names = list(calls)
     for repeat in range(repeats + 1):
-        for name, call in calls.items():
+        for name in names[repeat % len(names) :] + names[: repeat % len(names)]:
             start = now(device)
-            call()
+            calls[name]()
             if repeat:  # the first is for warming up
                 seconds[name].append(now(device) - start)
     return seconds

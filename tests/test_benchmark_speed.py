@@ -38,7 +38,13 @@ class Working(nn.Module):
             module()
 
 
-def test_variants_take_turns_after_a_round_to_warm_up():
+def test_variants_take_turns_at_being_first():
+    order = list[str]()
+    time_alternating({name: lambda name=name: order.append(name) for name in "abc"}, 2, "cpu")
+    assert "".join(order) == "abcbcacab"
+
+
+def test_variants_are_timed_after_a_round_to_warm_up():
     calls = list[str]()
     medians = time_alternating({"a": lambda: calls.append("a"), "b": lambda: work(0.01)}, 3, "cpu")
     assert len(calls) == 4
