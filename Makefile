@@ -2,10 +2,12 @@
 # make demo   train a small detector on generated images, evaluate it, draw its detections
 # make test   all tests that need no GPU; ARGS="-m gpu" for those that do
 # make lint   ruff and mypy
+# make bench  how fast the demo's detector trains and infers; BENCH="--workload r50 --amp" for a GPU
 # make clean  remove build products, caches and what the demo wrote; make distclean removes .venv too
 
 PYTHON ?= python3
 ARGS ?= -m "not gpu"
+BENCH ?=
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -19,7 +21,7 @@ export PIP_USE_PEP517 := 1
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .ONESHELL:
-.PHONY: env demo test lint clean distclean
+.PHONY: env demo test lint bench clean distclean
 
 env: $(READY)
 
@@ -35,8 +37,11 @@ lint: env
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+bench: env
+	@GOMP_SPINCOUNT=10000 $(BIN)/python benchmarks/speed.py $(BENCH)
+
 clean:
-	@rm -rf build dist output/demo* output/shapes .hypothesis
+	@rm -rf build dist output/demo* output/bench output/shapes .hypothesis
 	find . -path ./$(VENV) -prune -o -path ./.git -prune -o \
 	    \( -name __pycache__ -o -name '.*_cache' -o -name '*.egg-info' \) -prune -exec rm -rf {} +
 

@@ -25,8 +25,8 @@ from detectron2.modeling import build_model
 from detectron2.structures import Boxes, Instances
 from detectron2.utils.analysis import FlopCountAnalysis
 from detectron2.utils.events import EventStorage
-from matching import time_alternating
 from tabulate import tabulate
+from timing import time_alternating
 from torch import nn
 
 from dynamic_sparse_rcnn import add_dynamic_sparse_rcnn_config

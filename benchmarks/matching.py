@@ -13,9 +13,7 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import statistics
-import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -24,6 +22,7 @@ import torch
 from detectron2.structures import Boxes, Instances
 from scipy.optimize import linear_sum_assignment
 from tabulate import tabulate
+from timing import time_alternating
 from torchvision.ops import generalized_box_iou
 
 from dynamic_sparse_rcnn import (
@@ -133,20 +132,6 @@ def batched(matcher: torch.nn.Module) -> Callable[[Problem], None]:
 def transport(solver: str, args: argparse.Namespace) -> torch.nn.Module:
     """The optimal transport matcher with the published units."""
     return OptimalTransportMatcher(schedule=SCHEDULE, solver=solver, epsilon=args.epsilon, num_iters=args.iterations)
-
-
-def time_alternating(calls: Mapping[str, Callable[[], object]], repeats: int, device: str) -> dict[str, float]:
-    """Median seconds of each call, the calls taking turns."""
-    seconds: dict[str, list[float]] = {name: [] for name in calls}
-    for repeat in range(repeats + 1):
-        for name, call in calls.items():
-            start = time.perf_counter()
-            call()
-            if device.startswith("cuda"):
-                torch.cuda.synchronize()
-            if repeat:  # the first is for warming up
-                seconds[name].append(time.perf_counter() - start)
-    return {name: statistics.median(values) for name, values in seconds.items()}
 
 
 def main() -> None:

@@ -10,6 +10,9 @@ import pytest
 import yaml
 
 PRINTED = """
+[11/21 10:00:00 d2.evaluation.testing]: copypaste: Task: proposals
+[11/21 10:00:00 d2.evaluation.testing]: copypaste: recall50,weight_entropy
+[11/21 10:00:00 d2.evaluation.testing]: copypaste: 46.3000,1.3000
 [11/21 10:00:00 d2.evaluation.testing]: copypaste: Task: bbox
 [11/21 10:00:00 d2.evaluation.testing]: copypaste: AP,AP50,AP75,APs,APm,APl
 [11/21 10:00:00 d2.evaluation.testing]: copypaste: 41.1000,54.9000,49.9000,1.0000,2.0000,nan
@@ -23,6 +26,9 @@ value = dict(zip(arguments, arguments[1:]))
 if value["SEED"] == "13":
     sys.exit("unlucky")
 ap = float(value["SEED"]) * (10 if value.get("NMS") == "off" else 1)
+print("copypaste: Task: proposals")
+print("copypaste: recall50")
+print(f"copypaste: {ap + 3}")
 print("copypaste: Task: bbox")
 print("copypaste: AP,AP50,AP75")
 print(f"copypaste: {ap},{ap + 1},{ap + 2}")
@@ -59,14 +65,14 @@ def test_the_metrics_are_the_boxes_of_the_last_evaluation_printed(tmp_path):
     earlier, other = PRINTED.replace("41.1", "1.0"), PRINTED.replace("bbox", "voc2012").replace("41.1", "2.0")
     (tmp_path / "stdout.txt").write_text(other + earlier + PRINTED + other)
     metrics = ablate.read_metrics(tmp_path)
-    assert [metrics[name] for name in ("AP", "AP50", "AP75")] == [41.1, 54.9, 49.9]
+    assert [metrics[name] for name in ("AP", "AP50", "AP75", "recall50")] == [41.1, 54.9, 49.9, 46.3]
 
 
 @pytest.mark.parametrize("flags", [(), ("--jobs", "3")])
 def test_the_table_has_mean_and_sample_deviation_of_each_variant_and_evaluation(run_plan, tmp_path, flags):
     rows = run_plan([1, 2, 6], *flags)
     assert [row.split("  ")[0] for row in rows] == ["plain", "plain", "other", "other"]
-    assert "3.0 ± 2.6" in rows[0] and "4.0 ± 2.6" in rows[0]
+    assert "3.0 ± 2.6" in rows[0] and "4.0 ± 2.6" in rows[0] and "6.0 ± 2.6" in rows[0]
     assert "30.0 ± 26.5" in rows[1]
     results = json.loads((tmp_path / "out" / "results.json").read_text())
     assert results["other, seed 6"]["no NMS"]["AP"] == 60

@@ -12,6 +12,7 @@ from detectron2.modeling import build_model
 from detectron2.modeling.poolers import ROIPooler
 from detectron2.structures import Boxes
 from detectron2.utils.analysis import FlopCountAnalysis
+from timing import peak_memory
 
 from dynamic_sparse_rcnn import CascadeROIPooler, DynamicConv, DynamicHead
 
@@ -60,6 +61,25 @@ def test_dynamic_convolution_equals_each_proposal_filtering_its_own_roi():
             cells.append(convolution.norm2(cell @ second).relu())
         expected.append(convolution.norm3(convolution.out_layer(torch.cat(cells))).relu())
     torch.testing.assert_close(convolution(proposals, rois), torch.stack(expected))
+
+
+def test_a_dynamic_convolution_can_compute_its_largest_tensor_again_instead_of_keeping_it():
+    convolution = DynamicConv(channels=64, dynamic_channels=16, pooler_resolution=7)
+    proposals, rois = torch.randn(20, 64), torch.randn(20, 49, 64)
+    runs = 4
+
+    def peak() -> int:
+        return peak_memory(lambda: [convolution(proposals, rois) for _ in range(runs)], "cpu")
+
+    def gradients() -> tuple[torch.Tensor, ...]:
+        return torch.autograd.grad(convolution(proposals, rois).square().sum(), list(convolution.parameters()))
+
+    kept, expected = peak(), gradients()
+    convolution.recomputing_devices = frozenset({"cpu"})
+    assert kept - peak() >= (runs - 1) * 4 * 20 * 49 * 64
+    torch.testing.assert_close(gradients(), expected)
+    convolution.eval()
+    assert peak() == kept
 
 
 def test_a_head_that_predicts_no_change_returns_the_proposal_boxes(tiny_cfg):

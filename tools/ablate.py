@@ -26,7 +26,8 @@ from tabulate import tabulate
 from tqdm import tqdm
 
 TRAIN_NET = Path(__file__).parent / "train_net.py"
-METRICS = ("AP", "AP50", "AP75")
+# COCO's, and per cent of the ground truths that an initial proposal finds, with an IoU of 0.5.
+METRICS = ("AP", "AP50", "AP75", "recall50")
 # The metrics of each evaluation, by variant and seed.
 Results = dict[tuple[str, int], dict[str, dict[str, float]]]
 
@@ -122,12 +123,15 @@ def call(plan: Plan, options: list[Any], folder: Path, *flags: str) -> None:
 
 
 def read_metrics(folder: Path) -> dict[str, float]:
-    """COCO's metrics of the boxes that an evaluation printed in detectron2's lines for copying."""
+    """The metrics of boxes and initial proposals that an evaluation printed in detectron2's lines for copying."""
     printed = (folder / "stdout.txt").read_text().splitlines()
     lines = [line.split("copypaste: ")[1] for line in printed if "copypaste: " in line]
-    task = len(lines) - 1 - lines[::-1].index("Task: bbox")
-    names, values = (line.split(",") for line in lines[task + 1 : task + 3])
-    return dict(zip(names, map(float, values), strict=True))
+    metrics: dict[str, float] = {}
+    for task in ("Task: proposals", "Task: bbox"):
+        last = len(lines) - 1 - lines[::-1].index(task)
+        names, values = (line.split(",") for line in lines[last + 1 : last + 3])
+        metrics |= zip(names, map(float, values), strict=True)
+    return metrics
 
 
 def summarise(plan: Plan, results: Results) -> list[list[str]]:

@@ -56,6 +56,7 @@ model = L(SparseRCNN)(
         ),
         box_transform=L(Box2BoxTransform)(weights=[2.0, 2.0, 1.0, 1.0], scale_clamp=math.log(100000 / 16)),
         prior_probability=0.01,
+        grad_checkpointing=False,
     ),
     criterion=L(SetCriterion)(
         cost_model=L(MatchCostModel)(**weights), matcher=L(HungarianMatcher)(), deep_supervision=True, **weights

@@ -10,7 +10,8 @@ from .modeling.costs import MatchCostModel
 from .modeling.criterion import CRITERION_REGISTRY, DLACriterion, SetCriterion, build_criterion
 from .modeling.detector import DynamicSparseRCNN, SparseRCNN
 from .modeling.dynamic_proposals import DynamicProposalGenerator, TemperatureSchedule
-from .modeling.head import DynamicConv, DynamicHead, DynamicStage
+from .modeling.head import DynamicHead, DynamicStage
+from .modeling.interaction import DynamicConv
 from .modeling.matcher import (
     MATCHER_REGISTRY,
     HungarianMatcher,

@@ -166,7 +166,10 @@ class SparseRCNN(nn.Module):
 
     def preprocess_image(self, batched_inputs: list[dict[str, Any]]) -> ImageList:
         """Normalises the images and pads them to a batch."""
-        images = [(x["image"].to(self.device) - self.pixel_mean) / self.pixel_std for x in batched_inputs]
+        # To a GPU without waiting for it: it may still be busy with the step before.
+        asynchronous = self.device.type == "cuda"
+        images = [x["image"].to(self.device, non_blocking=asynchronous) for x in batched_inputs]
+        images = [(image - self.pixel_mean) / self.pixel_std for image in images]
         return ImageList.from_tensors(images, self.backbone.size_divisibility)
 
     def propose(self, images: ImageList) -> tuple[dict[str, Tensor], Tensor, Tensor]:

@@ -16,50 +16,11 @@ from detectron2.structures import Boxes
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from .interaction import DynamicConv
 from .pooling import CascadeROIPooler
 from .structures import StagePredictions
 
 _ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"relu": F.relu, "gelu": F.gelu}
-
-
-class DynamicConv(nn.Module):
-    """Dynamic instance interaction (Sparse R-CNN, section 3.2): each proposal filters its own RoI.
-
-    Two 1x1 convolutions, C to D to C channels, whose weights are a linear function of the proposal's
-    feature, then a linear layer over all positions and channels.
-    """
-
-    def __init__(self, *, channels: int, dynamic_channels: int, pooler_resolution: int) -> None:
-        """
-        Args:
-            channels: C, of the proposal features and the RoI features.
-            dynamic_channels: D, between the two convolutions.
-            pooler_resolution: side R of the pooled RoIs, in cells.
-        """
-        super().__init__()
-        self.channels = channels
-        self.dynamic_channels = dynamic_channels
-        self.dynamic_layer = nn.Linear(channels, 2 * channels * dynamic_channels)
-        self.norm1 = nn.LayerNorm(dynamic_channels)
-        self.norm2 = nn.LayerNorm(channels)
-        self.out_layer = nn.Linear(channels * pooler_resolution**2, channels)
-        self.norm3 = nn.LayerNorm(channels)
-
-    def forward(self, proposal_features: Tensor, roi_features: Tensor) -> Tensor:
-        """
-        Args:
-            proposal_features: (B * P, C).
-            roi_features: (B * P, R * R, C).
-
-        Returns:
-            (B * P, C) what the proposals saw.
-        """
-        first, second = self.dynamic_layer(proposal_features).chunk(2, dim=1)
-        features = torch.bmm(roi_features, first.view(-1, self.channels, self.dynamic_channels))
-        features = F.relu(self.norm1(features))
-        features = torch.bmm(features, second.view(-1, self.dynamic_channels, self.channels))
-        features = F.relu(self.norm2(features))
-        return F.relu(self.norm3(self.out_layer(features.flatten(1))))
 
 
 class DynamicStage(nn.Module):
@@ -216,10 +177,14 @@ class DynamicHead(nn.Module):
             proposal_features: (B, P, C).
         """
         maps = self._share([features[name] for name in self.in_features])
-        boxes, logits_by_stage, boxes_by_stage = proposal_boxes, [], []
+        boxes = proposal_boxes
+        logits_by_stage: list[Tensor] = []
+        boxes_by_stage: list[Tensor] = []
         for stage in self.head_series:
             with torch.autocast(boxes.device.type, enabled=False):
                 roi_features = self.box_pooler(maps, [Boxes(image_boxes) for image_boxes in boxes])
+            if len(boxes_by_stage) == len(self.head_series) - 1:
+                del maps  # copies, in mixed precision: the memory is needed now that most activations are there
             logits, deltas, proposal_features = self._run(
                 stage, proposal_features, roi_features.flatten(2).transpose(1, 2)
             )

@@ -127,12 +127,11 @@ class CascadeROIPooler(ROIPooler):
         level = assign_boxes_to_levels(
             box_lists, self.min_level, self.max_level, self.canonical_box_size, self.canonical_level
         )
-        level = torch.where((level >= 0) & (level < number), level, number)
-        counts = (level[:, None] == torch.arange(number, device=level.device)).sum(0)
+        level, order = level.sort(stable=True)
+        bounds = torch.searchsorted(level, torch.arange(number + 1, device=level.device))
+        rois = rois[order]
         # The one look of the host at the device in a stage: operators have to know how many RoIs they get.
-        sizes = counts.tolist()
-        rows = level.argsort(stable=True).split([*sizes, len(rois) - sum(sizes)])[:number]
-        return [LevelRoIs(index, rois[index]) for index in rows]
+        return [LevelRoIs(order[start:end], rois[start:end]) for start, end in itertools.pairwise(bounds.tolist())]
 
 
 class _RoIGradients:
