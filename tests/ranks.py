@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import multiprocessing
+import shutil
 import tempfile
+import weakref
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -22,14 +23,16 @@ def start_ranks(world_size: int, function: Callable[..., Any], *arguments: Any, 
 
     With ``local_size`` they behave as if on several machines, so many on each.
     """
-    store = Path(tempfile.mkdtemp(prefix="ranks_")) / "store"
-    return start_processes(
+    folder = tempfile.mkdtemp(prefix="ranks_")
+    context = start_processes(
         _rank,
-        (world_size, local_size or world_size, f"file://{store}", function, arguments),
+        (world_size, local_size or world_size, f"file://{folder}/store", function, arguments),
         nprocs=world_size,
         join=False,
         start_method="forkserver",
     )
+    weakref.finalize(context, shutil.rmtree, folder, ignore_errors=True)
+    return context
 
 
 def run_ranks(world_size: int, function: Callable[..., Any], *arguments: Any, local_size: int | None = None) -> None:

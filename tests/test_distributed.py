@@ -14,7 +14,7 @@ from detectron2.utils import comm
 from ranks import run_ranks
 
 from dynamic_sparse_rcnn.data.shapes import ShapesConfig, generate_shapes
-from dynamic_sparse_rcnn.engine.parallel import distribute
+from dynamic_sparse_rcnn.engine.parallel import distribute, has_idle_levels
 from dynamic_sparse_rcnn.engine.trainer import Trainer, prepare_config
 
 CRITERIA = [("SetCriterion", "HungarianMatcher"), ("DLACriterion", "OptimalTransportMatcher")]
@@ -136,3 +136,48 @@ def test_a_run_of_ranks_is_the_run_of_one_process(shapes_cfg, tmp_path):
             assert found[name] == pytest.approx(expected[name], rel=1e-3), name
         for name, value in moved.items():
             torch.testing.assert_close(value, weights[name], rtol=1e-3, atol=1e-4, msg=name)
+
+
+@pytest.mark.parametrize("steps", [1, 2])
+def test_ranks_in_mixed_precision_take_the_step_of_one_process(shapes_cfg, tmp_path, steps):
+    """One step of all weights together: bfloat16 rounds single ones, and what follows from them, too coarsely."""
+    cfg = shapes_cfg
+    cfg.DATASETS.TEST, cfg.DATALOADER.ASPECT_RATIO_GROUPING = (), False
+    cfg.MODEL.RESNETS.NORM, cfg.INPUT.RANDOM_FLIP, cfg.SOLVER.AMP.ENABLED = "FrozenBN", "none", True
+    cfg.SOLVER.IMS_PER_BATCH, cfg.SOLVER.REFERENCE_BATCH_SIZE, cfg.SOLVER.MAX_ITER = 4, 0, 1
+    cfg.SOLVER.OPTIMIZER, cfg.SOLVER.MOMENTUM, cfg.SOLVER.BASE_LR = "SGD", 0.0, 0.01
+    torch.manual_seed(0)
+    start = build_model(cfg).state_dict()
+    train_on_a_rank(cfg, tmp_path / "one.pth")
+    cfg.SOLVER.ACCUMULATE_STEPS = steps
+    run_ranks(2, train_on_a_rank, cfg, tmp_path / "two.pth")
+    (expected, weights), (found, moved) = (torch.load(tmp_path / f"{name}.pth") for name in ("one", "two"))
+    assert found["total_loss"] == pytest.approx(expected["total_loss"], rel=1e-3)
+    step, other = (torch.cat([(x[name] - start[name]).flatten() for name in start]) for x in (weights, moved))
+    assert (other - step).norm() < 0.02 * step.norm()
+
+
+def test_levels_that_nothing_looks_at_are_known(tiny_dynamic_cfg):
+    assert not has_idle_levels(build_model(tiny_dynamic_cfg))  # p6 has no layers
+    assert not has_idle_levels(torch.nn.Linear(1, 1))
+    tiny_dynamic_cfg.MODEL.ROI_HEADS.IN_FEATURES = ["p4", "p5"]
+    assert has_idle_levels(build_model(tiny_dynamic_cfg))
+    tiny_dynamic_cfg.MODEL.SparseRCNN.DPG.IN_FEATURES = ["p2", "p3", "p4", "p5"]
+    assert not has_idle_levels(build_model(tiny_dynamic_cfg))
+    tiny_dynamic_cfg.MODEL.SparseRCNN.DPG.NUM_EXPERTS = 1
+    assert has_idle_levels(build_model(tiny_dynamic_cfg))
+
+
+@pytest.mark.parametrize("steps", [1, 2])
+def test_ranks_train_a_detector_that_looks_at_some_levels_alone(shapes_cfg, tmp_path, steps):
+    cfg = shapes_cfg
+    cfg.DATASETS.TEST, cfg.MODEL.ROI_HEADS.IN_FEATURES = (), ["p2", "p3"]
+    cfg.SOLVER.IMS_PER_BATCH, cfg.SOLVER.ACCUMULATE_STEPS, cfg.SOLVER.REFERENCE_BATCH_SIZE = 4, steps, 0
+    cfg.SOLVER.BASE_LR, cfg.SOLVER.WARMUP_FACTOR = 1e-3, 1.0
+    run_ranks(2, train_on_a_rank, cfg, tmp_path / "two.pth")
+    _, weights = torch.load(tmp_path / "two.pth")
+    torch.manual_seed(0)
+    start = build_model(cfg).state_dict()
+    moved = {name for name, value in weights.items() if not torch.equal(value, start[name])}
+    assert {"backbone.fpn_output2.weight", "backbone.fpn_output3.weight", "backbone.fpn_lateral5.weight"} <= moved
+    assert not {"backbone.fpn_output4.weight", "backbone.fpn_output5.weight"} & moved

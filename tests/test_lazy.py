@@ -125,6 +125,7 @@ def overrides(tmp_path) -> list[str]:
         "train.device": "cpu",
         "train.output_dir": str(tmp_path / "run"),
         "train.max_iter": 3,
+        "train.seed": -1,  # drawn once for a run, also one that goes on
         "train.checkpointer.period": 2,
     }
     return [f"{key}={value}" for key, value in values.items()]

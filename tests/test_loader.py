@@ -80,6 +80,21 @@ def test_a_config_without_a_seed_gets_one():
     assert shared_seed(-1) >= 0
 
 
+def test_images_without_a_size_cannot_be_grouped():
+    records = [{"file_name": "a.jpg", "width": 10, "height": 9}, {"file_name": "b.jpg", "width": 10}]
+    with pytest.raises(ValueError, match=r"width and height of b\.jpg: .*ASPECT_RATIO_GROUPING False"):
+        TrainLoader(records, dict, total_batch_size=1, seed=0)
+    assert take(TrainLoader(records, dict, total_batch_size=2, seed=0, aspect_ratio_grouping=False), 3)
+
+
+def test_a_random_subset_is_the_same_each_time_and_without_end(tiny_cfg):
+    tiny_cfg.SEED, tiny_cfg.SOLVER.IMS_PER_BATCH, tiny_cfg.DATALOADER.NUM_WORKERS = 3, 2, 0
+    tiny_cfg.DATALOADER.SAMPLER_TRAIN, tiny_cfg.DATALOADER.RANDOM_SUBSET_RATIO = "RandomSubsetTrainingSampler", 0.5
+    batches = take(build_train_loader(tiny_cfg, DICTS, dict), 40)
+    assert len({image["number"] for batch in batches for image in batch}) == len(DICTS) // 2
+    assert batches == take(build_train_loader(tiny_cfg, DICTS, dict), 40)
+
+
 def test_the_configs_sampler_decides(tiny_cfg):
     tiny_cfg.SEED, tiny_cfg.SOLVER.IMS_PER_BATCH, tiny_cfg.DATALOADER.NUM_WORKERS = 3, 2, 0
     rare = {"number": 11, "width": 10, "height": 9, "annotations": [{"category_id": 1}]}

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from detectron2.config import CfgNode
-from detectron2.engine import AMPTrainer, SimpleTrainer
+from detectron2.engine import SimpleTrainer
 from detectron2.modeling import build_model
 from detectron2.utils.events import EventStorage
 from test_criterion import plain_losses
@@ -22,6 +22,7 @@ from dynamic_sparse_rcnn.engine.accumulation import AccumulatingTrainer
 from dynamic_sparse_rcnn.engine.checkpointing import load_for_evaluation
 from dynamic_sparse_rcnn.engine.precision import (
     BFloat16Trainer,
+    Float16Trainer,
     autocast_dtype,
     build_training_loop,
     check_precision,
@@ -50,7 +51,7 @@ def test_another_precision_is_an_error_where_it_is_asked_for(tiny_cfg, section):
 
 
 @pytest.mark.parametrize(
-    ("dtype", "kind"), [(None, SimpleTrainer), (torch.float16, AMPTrainer), (torch.bfloat16, BFloat16Trainer)]
+    ("dtype", "kind"), [(None, SimpleTrainer), (torch.float16, Float16Trainer), (torch.bfloat16, BFloat16Trainer)]
 )
 def test_float16_alone_has_a_scaler_and_is_detectron2s(tiny_cfg, dtype, kind):
     model = build_model(tiny_cfg)
@@ -62,6 +63,38 @@ def test_float16_alone_has_a_scaler_and_is_detectron2s(tiny_cfg, dtype, kind):
     assert isinstance(in_parts, AccumulatingTrainer)
     assert in_parts.autocast_dtype == dtype
     assert (in_parts.grad_scaler is not None) == (dtype == torch.float16)
+
+
+@pytest.mark.parametrize("steps", [1, 2])
+def test_a_run_goes_on_in_float16_from_a_checkpoint_without_a_scaler(tiny_cfg, steps):
+    model = build_model(tiny_cfg)
+    first = build_training_loop(model, [], build_optimizer(tiny_cfg, model))
+    first.iter = 4
+    later = build_training_loop(model, [], build_optimizer(tiny_cfg, model), dtype=torch.float16, steps=steps)
+    scale = later.grad_scaler.get_scale()
+    later.load_state_dict(first.state_dict())
+    assert (later.iter, later.grad_scaler.get_scale()) == (4, scale)
+
+
+class Line(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(1, 1)
+
+    def forward(self, batch: torch.Tensor) -> dict[str, torch.Tensor]:
+        assert self.linear(batch).dtype == torch.bfloat16
+        return {"loss": self.linear(batch).float().square().mean()}
+
+
+def test_a_compiled_model_learns_in_bfloat16_step_after_step():
+    model: Any = torch.compile(Line(), backend="eager")
+    loop = BFloat16Trainer(model, [torch.ones(2, 1)] * 3, torch.optim.SGD(model.parameters(), 0.1))
+    losses = []
+    with EventStorage() as storage:
+        for _ in range(3):
+            loop.run_step()
+            losses.append(storage.latest()["total_loss"][0])
+    assert losses[0] > losses[1] > losses[2]
 
 
 def kept(module: nn.Module, seen: dict[str, list], name: str) -> None:
@@ -135,8 +168,9 @@ def check_learning(cfg: CfgNode, make_inputs, steps: int, dtype: torch.dtype, ba
     assert mixed[-last:].mean() == pytest.approx(exact[-last:].mean(), rel=band)
 
 
-def test_bfloat16_on_the_cpu_learns_as_float32_does(tiny_cfg, make_inputs):
-    check_learning(tiny_cfg, make_inputs, 20, torch.bfloat16, band=0.25)
+@pytest.mark.parametrize("steps", [20, pytest.param(200, marks=pytest.mark.slow)])
+def test_bfloat16_on_the_cpu_learns_as_float32_does(tiny_cfg, make_inputs, steps):
+    check_learning(tiny_cfg, make_inputs, steps, torch.bfloat16, band=0.25)
 
 
 @pytest.mark.gpu

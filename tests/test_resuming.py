@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from detectron2.config import CfgNode
 from detectron2.engine import HookBase
 from ranks import run_ranks, start_ranks
@@ -105,6 +106,18 @@ def test_resuming_goes_on_after_the_last_checkpoint(run, tmp_path):
         for name in ("model_0000001.pth", "model_final.pth")
     ]
     assert steps == [2, 4]
+
+
+def test_a_run_keeps_the_seed_that_was_drawn_for_it(run, tmp_path):
+    def seed() -> int:
+        return yaml.safe_load((tmp_path / "run/config.yaml").read_text())["SEED"]
+
+    run("SEED", "-1", "SOLVER.MAX_ITER", "1")
+    drawn = seed()
+    run("--resume", "SEED", "-1", "SOLVER.MAX_ITER", "2")
+    assert seed() == drawn >= 0
+    run("--resume", "SEED", "5", "SOLVER.MAX_ITER", "3")
+    assert seed() == 5
 
 
 def test_resuming_without_a_checkpoint_says_so(run, tmp_path):

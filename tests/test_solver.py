@@ -44,6 +44,13 @@ def test_the_router_has_its_own_learning_rate(tiny_dynamic_cfg):
     assert rates[id(model.proposal_generator.expert_proposal_boxes.weight)] == pytest.approx(1e-3)
 
 
+def test_what_a_backbone_calls_router_learns_as_the_backbone(tiny_cfg):
+    tiny_cfg.SOLVER.BASE_LR, tiny_cfg.SOLVER.BACKBONE_MULTIPLIER, tiny_cfg.SOLVER.ROUTER_MULTIPLIER = 1e-3, 0.1, 10.0
+    experts = torch.nn.ModuleDict({"backbone": torch.nn.ModuleDict({"router": torch.nn.Linear(2, 2)})})
+    rates = [group["lr"] for group in build_optimizer(tiny_cfg, experts).param_groups]
+    assert rates == [pytest.approx(1e-4)]
+
+
 def test_what_is_exempt_has_no_weight_decay_and_nothing_is_by_default(tiny_cfg):
     class Positions(torch.nn.Module):
         def __init__(self) -> None:

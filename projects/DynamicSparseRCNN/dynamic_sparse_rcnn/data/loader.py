@@ -52,7 +52,7 @@ class TrainLoader:
             num_workers: processes that load.
 
         Raises:
-            ValueError: if the batch cannot be shared equally by the ranks.
+            ValueError: if the batch cannot be shared equally by the ranks, or images to be grouped have no size.
         """
         world_size = comm.get_world_size()
         if total_batch_size < 1 or total_batch_size % world_size:
@@ -63,7 +63,7 @@ class TrainLoader:
         self.start_iter = 0
         self._dataset = _SeededDataset(MapDataset(DatasetFromList(dataset, copy=False), mapper))
         self._sampler = TrainingSampler(len(dataset), seed=seed) if sampler is None else sampler
-        self._groups = [int(x["width"] <= x["height"]) for x in dataset] if aspect_ratio_grouping else None
+        self._groups = _aspect_groups(dataset) if aspect_ratio_grouping else None
         self._batch_size = total_batch_size // world_size
         self._seed = seed
         self._num_workers = num_workers
@@ -88,6 +88,17 @@ class TrainLoader:
         for iteration, batch in enumerate(itertools.islice(batches, self.start_iter, None), self.start_iter):
             place = (self._seed, iteration, comm.get_rank())
             yield [(position, derive_seed(*place, number)) for number, position in enumerate(batch)]
+
+
+def _aspect_groups(dataset: list[dict[str, Any]]) -> list[int]:
+    """0 for images wider than high, 1 for others."""
+    for record in dataset:
+        if not {"width", "height"} <= record.keys():
+            raise ValueError(
+                f"The data set does not have width and height of {record.get('file_name', 'an image')}: add them, or "
+                "set DATALOADER.ASPECT_RATIO_GROUPING False (of a lazy config dataloader.train.aspect_ratio_grouping)"
+            )
+    return [int(record["width"] <= record["height"]) for record in dataset]
 
 
 class _SeededDataset(Dataset):

@@ -159,10 +159,11 @@ def _device(args: argparse.Namespace) -> torch.device:
 
 
 def _check_machines(args: argparse.Namespace) -> None:
-    if args.num_gpus < 0 or args.num_machines < 1 or not 0 <= args.machine_rank < args.num_machines:
+    fewest = 1 if args.num_machines > 1 else 0
+    if args.num_gpus < fewest or args.num_machines < 1 or not 0 <= args.machine_rank < args.num_machines:
         raise ValueError(
             f"--num-gpus {args.num_gpus} --num-machines {args.num_machines} --machine-rank {args.machine_rank}: "
-            "machines are counted from 0, and each has a rank below their number"
+            "machines are counted from 0, and each has a rank below their number; of several each has a process or more"
         )
     if args.num_machines > 1 and args.dist_url in ("auto", default_argument_parser().get_default("dist_url")):
         raise ValueError(

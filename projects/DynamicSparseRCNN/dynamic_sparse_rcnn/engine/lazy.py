@@ -20,7 +20,7 @@ from torch import nn
 from ..checkpoints.classes import DetectorClasses
 from ..config import read_config
 from ..data.loader import TrainLoader
-from ..data.seeding import shared_seed
+from ..data.seeding import seed_of_run
 from .checkpointing import Checkpointer, load_for_evaluation
 from .hooks import EvalHook, IterationSeed
 from .parallel import broadcast_buffers, distribute
@@ -42,7 +42,7 @@ def run(args: argparse.Namespace, trust: bool = False) -> OrderedDict | None:
     cfg = read_config(args.config_file, args.opts)
     if str(cfg.train.device).startswith("cuda") and not torch.cuda.is_available():
         cfg.train.device = "cpu"
-    cfg.train.seed = shared_seed(cfg.train.get("seed", -1))
+    cfg.train.seed = seed_of_run(cfg.train.get("seed", -1), cfg.train.output_dir, args.resume)
     setup_logger(cfg.train.output_dir, distributed_rank=comm.get_rank(), name="dynamic_sparse_rcnn")
     default_setup(cfg, args)
     model = instantiate(cfg.model).to(cfg.train.device)

@@ -22,6 +22,21 @@ def distribute(model: nn.Module, **options: Any) -> nn.Module:
     return create_ddp_model(model, **{"device_ids": devices, **options})
 
 
+def has_idle_levels(detector: Any) -> bool:
+    """Whether the backbone has layers of their own for levels that neither head nor router looks at.
+
+    They get no gradients, which ``DistributedDataParallel`` waits for unless it is told to ``find_unused_parameters``.
+    """
+    if not hasattr(detector, "backbone") or not hasattr(getattr(detector, "head", None), "in_features"):
+        return False
+    backbone, head = detector.backbone, detector.head
+    generator: Any = getattr(detector, "proposal_generator", None)
+    used = {*head.in_features, *(generator.in_features if hasattr(generator, "router") else ())}
+    parts = {part for name, _ in backbone.named_parameters() for part in name.split(".")}
+    # Named fpn_output2 by detectron2's FPN, p2 by others and by blocks on its top.
+    return any({level, f"fpn_output{level[1:]}"} & parts for level in backbone.output_shape().keys() - used)
+
+
 def broadcast_buffers(model: nn.Module) -> None:
     """Gives all ranks the main process's buffers, in which each has statistics of its own batches."""
     if comm.get_world_size() > 1:

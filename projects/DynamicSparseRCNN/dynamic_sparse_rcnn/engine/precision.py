@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import logging
+import time
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
 from detectron2.config import CfgNode
 from detectron2.engine import AMPTrainer, SimpleTrainer
-from torch import nn
+from torch import Tensor, nn
 
 from .accumulation import AccumulatingTrainer
 
@@ -83,8 +84,16 @@ def build_training_loop(
     if dtype is None:
         return SimpleTrainer(model, data_loader, optimizer)
     if scaler is not None:
-        return AMPTrainer(model, data_loader, optimizer, grad_scaler=scaler)
+        return Float16Trainer(model, data_loader, optimizer, grad_scaler=scaler)
     return BFloat16Trainer(model, data_loader, optimizer)
+
+
+class Float16Trainer(AMPTrainer):
+    """detectron2's, also for a run that goes on from a checkpoint in another precision, which has no scaler."""
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """The reverse of ``state_dict``; what it lacks is as at the start."""
+        super().load_state_dict({"grad_scaler": self.grad_scaler.state_dict()} | state_dict)
 
 
 class BFloat16Trainer(SimpleTrainer):
@@ -92,10 +101,15 @@ class BFloat16Trainer(SimpleTrainer):
 
     def run_step(self) -> None:
         """One step of ``SimpleTrainer``, its forward pass under autocast."""
-        device = next(self.model.parameters()).device
-        forward = self.model.forward
-        self.model.forward = torch.autocast(device.type, dtype=torch.bfloat16)(forward)
-        try:
-            super().run_step()
-        finally:
-            del self.model.forward  # the instance's: the class has its own
+        start = time.perf_counter()
+        batch = next(self._data_loader_iter)
+        data_time = time.perf_counter() - start
+        with autocast(torch.bfloat16, next(self.model.parameters()).device):
+            losses: dict[str, Tensor] = self.model(batch)
+            total = torch.stack(list(losses.values())).sum()
+        self.optimizer.zero_grad()
+        total.backward()
+        if hasattr(self, "after_backward"):  # hooks', of which detectron2 0.6 has none
+            self.after_backward()
+        self._write_metrics(losses, data_time)
+        self.optimizer.step()

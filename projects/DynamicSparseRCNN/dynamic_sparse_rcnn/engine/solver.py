@@ -62,8 +62,11 @@ def _parameter_groups(cfg: CfgNode, model: nn.Module) -> list[dict[str, Any]]:
         if not parameter.requires_grad:
             continue
         in_backbone, in_router = "backbone" in name.split("."), "router" in name.split(".")
-        factor = cfg.SOLVER.BACKBONE_MULTIPLIER * scales.get(name, 1.0) if in_backbone else 1.0
-        rate = cfg.SOLVER.BASE_LR * (cfg.SOLVER.ROUTER_MULTIPLIER if in_router else factor)
+        if in_backbone:  # which may have routers of its own
+            factor = cfg.SOLVER.BACKBONE_MULTIPLIER * scales.get(name, 1.0)
+        else:
+            factor = cfg.SOLVER.ROUTER_MULTIPLIER if in_router else 1.0
+        rate = cfg.SOLVER.BASE_LR * factor
         decay = 0.0 if name in exempt else cfg.SOLVER.WEIGHT_DECAY
         groups.setdefault((in_backbone, rate, decay), []).append(parameter)
     return [

@@ -27,12 +27,12 @@ from ..data.checks import load_checked_dataset, report_dataset
 from ..data.datasets import check_same_classes, resolve_num_classes, with_known_classes
 from ..data.loader import TrainLoader, build_train_loader
 from ..data.mapper import DetectionMapper
-from ..data.seeding import shared_seed
+from ..data.seeding import seed_of_run, shared_seed
 from .accumulation import check_parts
 from .checkpointing import Checkpointer
 from .evaluation import build_evaluator, voc_year
 from .hooks import EvalHook, IterationSeed
-from .parallel import broadcast_buffers, distribute
+from .parallel import broadcast_buffers, distribute, has_idle_levels
 from .precision import autocast_dtype, build_training_loop, check_precision, evaluation_autocast
 from .proposal_evaluator import ProposalEvaluator
 from .solver import build_optimizer, scale_to_batch_size
@@ -65,7 +65,7 @@ class Trainer(DefaultTrainer):
         data_loader = self.build_train_loader(cfg)
         amp = cfg.SOLVER.AMP
         self._trainer = build_training_loop(
-            distribute(model, broadcast_buffers=False),
+            distribute(model, broadcast_buffers=False, find_unused_parameters=has_idle_levels(model)),
             data_loader,
             optimizer,
             dtype=autocast_dtype(amp.PRECISION, cfg.MODEL.DEVICE) if amp.ENABLED else None,
@@ -119,9 +119,8 @@ class Trainer(DefaultTrainer):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """The reverse of :meth:`state_dict`."""
-        super().load_state_dict(state_dict)
-        # What the checkpoint lacks is as at the start: the scaler, where the run goes on in another precision.
-        self._trainer.load_state_dict(self._trainer.state_dict() | state_dict["_trainer"])
+        TrainerBase.load_state_dict(self, state_dict)  # DefaultTrainer's, of detectron2's main branch, does both
+        self._trainer.load_state_dict(state_dict["_trainer"])
 
     @property
     def last_results(self) -> dict[str, dict[str, float]]:
@@ -208,7 +207,7 @@ def setup(args: argparse.Namespace) -> CfgNode:
     cfg = read_config(args.config_file, args.opts)
     setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="dynamic_sparse_rcnn")
     prepare_config(cfg, is_train=not args.eval_only)
-    cfg.SEED = shared_seed(cfg.SEED)  # so that the saved config has it, for a run that goes on
+    cfg.SEED = seed_of_run(cfg.SEED, cfg.OUTPUT_DIR, getattr(args, "resume", False))
     cfg.freeze()
     default_setup(cfg, args)
     for name in cfg.DATASETS.TEST:

@@ -22,8 +22,8 @@ class ExpertRouter(nn.Module):
     Only an image's own cells are looked at: what a batch pads an image with counts as zeros, like what a
     convolution pads a map with. All behind the convolutions is float32, also under autocast.
 
-    The square is standardised (mean 0, variance 1), for the scale of feature maps is the backbone's own and changes by
-    a factor of ten while it learns; the softmax's temperature would change with it.
+    The square is standardised (mean 0, variance 1), for the scale of feature maps is the backbone's own and changes
+    while it learns; the logits' would change with it, and so what the softmax's temperature means.
 
     The sums of the linear layers are divided by the root of the number of their terms, and their weights start
     larger for it. What they compute is the same; how fast they learn is not: Adam moves each weight by about the
