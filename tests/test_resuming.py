@@ -156,6 +156,25 @@ def test_a_run_does_not_go_on_with_another_model(run, tmp_path, key, value):
         run("--resume", f"MODEL.SparseRCNN.{key}", value)
 
 
+def test_what_is_refused_and_evaluations_leave_a_runs_config_alone(run, tmp_path):
+    run("SOLVER.MAX_ITER", "1")
+    config = (tmp_path / "run/config.yaml").read_text()
+    with pytest.raises(ValueError, match="does not have the model"):
+        run("--resume", "MODEL.SparseRCNN.NUM_PROPOSALS", "7", "SOLVER.MAX_ITER", "2")
+    run(
+        "--eval-only",
+        "MODEL.WEIGHTS",
+        str(tmp_path / "run/model_final.pth"),
+        "TEST.VOC_METRIC",
+        "voc2012",
+        "SEED",
+        "-1",
+    )
+    assert (tmp_path / "run/config.yaml").read_text() == config
+    run("--resume", "SOLVER.MAX_ITER", "2")
+    assert yaml.safe_load((tmp_path / "run/config.yaml").read_text())["SOLVER"]["MAX_ITER"] == 2
+
+
 @pytest.mark.parametrize("mixed", ["False", "True"])
 def test_a_run_in_parts_goes_on_after_its_checkpoint(run, tmp_path, mixed):
     options = ["SOLVER.ACCUMULATE_STEPS", "2", "SOLVER.AMP.ENABLED", mixed]

@@ -6,12 +6,13 @@ Beside them ``train.max_gradient_norm`` clips the norm of all gradients together
 from __future__ import annotations
 
 import argparse
+import copy
 from collections import OrderedDict
 from typing import Any
 
 import torch
 from detectron2.config import instantiate
-from detectron2.engine import default_setup, default_writers, hooks
+from detectron2.engine import default_writers, hooks
 from detectron2.evaluation import inference_on_dataset, print_csv_format
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
@@ -25,6 +26,7 @@ from .checkpointing import Checkpointer, load_for_evaluation
 from .hooks import EvalHook, IterationSeed
 from .parallel import broadcast_buffers, distribute
 from .precision import autocast_dtype, build_training_loop
+from .run_config import save_config, set_up
 from .solver import clip_full_model
 
 
@@ -44,7 +46,7 @@ def run(args: argparse.Namespace, trust: bool = False) -> OrderedDict | None:
         cfg.train.device = "cpu"
     cfg.train.seed = seed_of_run(cfg.train.get("seed", -1), cfg.train.output_dir, args.resume)
     setup_logger(cfg.train.output_dir, distributed_rank=comm.get_rank(), name="dynamic_sparse_rcnn")
-    default_setup(cfg, args)
+    set_up(cfg, args, cfg.train.output_dir)
     model = instantiate(cfg.model).to(cfg.train.device)
     if args.eval_only:
         load_for_evaluation(model, cfg.train.init_checkpoint, cfg.train.output_dir, args.resume, trust)
@@ -68,6 +70,7 @@ def train(cfg: Any, model: nn.Module, resume: bool, trust: bool) -> OrderedDict 
     Raises:
         ValueError: there is no iteration left.
     """
+    config = copy.deepcopy(cfg)  # without the model
     cfg.optimizer.params.model = model
     optimizer = instantiate(cfg.optimizer)
     if cfg.train.max_gradient_norm:
@@ -108,6 +111,8 @@ def train(cfg: Any, model: nn.Module, resume: bool, trust: bool) -> OrderedDict 
             f"Nothing is left to train: the run in {cfg.train.output_dir} has done {start} iterations, and "
             f"train.max_iter is {cfg.train.max_iter}. To train for longer, raise it; to evaluate, use --eval-only."
         )
+    if goes_on:
+        save_config(config, cfg.train.output_dir)
     if isinstance(loader, TrainLoader):
         loader.start_iter = start
     trainer.train(start, cfg.train.max_iter)

@@ -14,7 +14,7 @@ import torch
 from detectron2.config import CfgNode
 from detectron2.data import build_detection_test_loader
 from detectron2.data.build import filter_images_with_only_crowd_annotations
-from detectron2.engine import DefaultTrainer, HookBase, SimpleTrainer, TrainerBase, default_setup, hooks
+from detectron2.engine import DefaultTrainer, HookBase, SimpleTrainer, TrainerBase, hooks
 from detectron2.evaluation import DatasetEvaluator, DatasetEvaluators
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
@@ -35,6 +35,7 @@ from .hooks import EvalHook, IterationSeed
 from .parallel import broadcast_buffers, distribute, has_idle_levels
 from .precision import autocast_dtype, build_training_loop, check_precision, evaluation_autocast
 from .proposal_evaluator import ProposalEvaluator
+from .run_config import save_config, set_up
 from .solver import build_optimizer, scale_to_batch_size
 
 logger = logging.getLogger(__name__)
@@ -112,6 +113,8 @@ class Trainer(DefaultTrainer):
                 "--eval-only; for a new run from its weights, leave out --resume, name its last checkpoint as "
                 "MODEL.WEIGHTS and give another OUTPUT_DIR."
             )
+        if resume:
+            save_config(self.cfg, self.cfg.OUTPUT_DIR)
 
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint keeps of the run: iteration, hooks, and optimiser, which detectron2 0.6 forgets."""
@@ -209,7 +212,7 @@ def setup(args: argparse.Namespace) -> CfgNode:
     prepare_config(cfg, is_train=not args.eval_only)
     cfg.SEED = seed_of_run(cfg.SEED, cfg.OUTPUT_DIR, getattr(args, "resume", False))
     cfg.freeze()
-    default_setup(cfg, args)
+    set_up(cfg, args, cfg.OUTPUT_DIR)
     for name in cfg.DATASETS.TEST:
         voc_year(cfg.TEST.VOC_METRIC, name)  # an error in it is better known now than at the evaluation
         _report(cfg, name, is_train=False)
