@@ -13,6 +13,7 @@ import torch
 import yaml
 from detectron2.config import CfgNode
 from detectron2.engine import HookBase
+from detectron2.utils.env import seed_all_rng
 from ranks import run_ranks, start_ranks
 from small_runs import DYNAMIC, read_metrics
 
@@ -56,9 +57,10 @@ class Log(HookBase):
 def train(cfg: CfgNode, name: str, resume: bool = False, waits: bool = False) -> None:
     cfg = cfg.clone()
     cfg.OUTPUT_DIR = str(Path(cfg.OUTPUT_DIR) / name)
+    rank = torch.distributed.get_rank() if torch.distributed.is_initialized() else 0
+    seed_all_rng(cfg.SEED + rank)  # as default_setup does: weights at the start are drawn
     trainer = Trainer(cfg)
     trainer.resume_or_load(resume)
-    rank = torch.distributed.get_rank() if torch.distributed.is_initialized() else 0
     trainer.register_hooks([Log(Path(cfg.OUTPUT_DIR) / f"losses_of_rank_{rank}", waits)])
     trainer.train()
 
