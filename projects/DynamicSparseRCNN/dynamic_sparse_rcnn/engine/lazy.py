@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from detectron2.config import instantiate
-from detectron2.engine import default_writers, hooks
+from detectron2.engine import SimpleTrainer, default_writers, hooks
 from detectron2.evaluation import inference_on_dataset, print_csv_format
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
@@ -103,6 +103,17 @@ def train(cfg: Any, model: nn.Module, resume: bool, trust: bool) -> OrderedDict 
             hooks.PeriodicWriter(writers, period=cfg.train.log_period) if on_main else None,
         ]
     )
+    start = _load(cfg, checkpointer, trainer, resume)
+    if resume and start:
+        save_config(config, cfg.train.output_dir)
+    if isinstance(loader, TrainLoader):
+        loader.start_iter = start
+    trainer.train(start, cfg.train.max_iter)
+    return results[-1] if results else None
+
+
+def _load(cfg: Any, checkpointer: Checkpointer, trainer: SimpleTrainer, resume: bool) -> int:
+    """Loads the run's last checkpoint, or the weights that it starts from, and gives its first iteration."""
     goes_on = resume and checkpointer.has_checkpoint()
     checkpointer.resume_or_load(cfg.train.init_checkpoint, resume=resume)
     start = trainer.iter + 1 if goes_on else 0
@@ -111,9 +122,4 @@ def train(cfg: Any, model: nn.Module, resume: bool, trust: bool) -> OrderedDict 
             f"Nothing is left to train: the run in {cfg.train.output_dir} has done {start} iterations, and "
             f"train.max_iter is {cfg.train.max_iter}. To train for longer, raise it; to evaluate, use --eval-only."
         )
-    if goes_on:
-        save_config(config, cfg.train.output_dir)
-    if isinstance(loader, TrainLoader):
-        loader.start_iter = start
-    trainer.train(start, cfg.train.max_iter)
-    return results[-1] if results else None
+    return start
