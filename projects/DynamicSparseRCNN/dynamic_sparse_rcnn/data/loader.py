@@ -54,17 +54,11 @@ class TrainLoader:
         Raises:
             ValueError: if the batch cannot be shared equally by the ranks, or images to be grouped have no size.
         """
-        world_size = comm.get_world_size()
-        if total_batch_size < 1 or total_batch_size % world_size:
-            raise ValueError(
-                f"SOLVER.IMS_PER_BATCH (of a lazy config dataloader.train.total_batch_size) is {total_batch_size}, "
-                f"which {world_size} processes cannot share equally: use a multiple of {world_size}"
-            )
         self.start_iter = 0
         self._dataset = _SeededDataset(MapDataset(DatasetFromList(dataset, copy=False), mapper))
         self._sampler = TrainingSampler(len(dataset), seed=seed) if sampler is None else sampler
         self._groups = _aspect_groups(dataset) if aspect_ratio_grouping else None
-        self._batch_size = total_batch_size // world_size
+        self._batch_size = images_of_a_process(total_batch_size)
         self._seed = seed
         self._num_workers = num_workers
 
@@ -88,6 +82,21 @@ class TrainLoader:
         for iteration, batch in enumerate(itertools.islice(batches, self.start_iter, None), self.start_iter):
             place = (self._seed, iteration, comm.get_rank())
             yield [(position, derive_seed(*place, number)) for number, position in enumerate(batch)]
+
+
+def images_of_a_process(total_batch_size: int) -> int:
+    """Its share of a batch.
+
+    Raises:
+        ValueError: if the processes cannot share the batch equally.
+    """
+    world_size = comm.get_world_size()
+    if total_batch_size < 1 or total_batch_size % world_size:
+        raise ValueError(
+            f"SOLVER.IMS_PER_BATCH (of a lazy config dataloader.train.total_batch_size) is {total_batch_size}, "
+            f"which {world_size} processes cannot share equally: use a multiple of {world_size}"
+        )
+    return total_batch_size // world_size
 
 
 def _aspect_groups(dataset: list[dict[str, Any]]) -> list[int]:

@@ -25,7 +25,7 @@ from ..checkpoints.classes import DetectorClasses
 from ..config import read_config
 from ..data.checks import load_checked_dataset, report_dataset
 from ..data.datasets import check_same_classes, resolve_num_classes, with_known_classes
-from ..data.loader import TrainLoader, build_train_loader
+from ..data.loader import TrainLoader, build_train_loader, images_of_a_process
 from ..data.mapper import DetectionMapper
 from ..data.seeding import seed_of_run, shared_seed
 from .accumulation import check_parts
@@ -229,7 +229,7 @@ def prepare_config(cfg: CfgNode, is_train: bool) -> None:
     if is_train:
         if cfg.SOLVER.MAX_ITER < 1:
             raise ValueError(f"SOLVER.MAX_ITER is {cfg.SOLVER.MAX_ITER}: a training needs at least 1 iteration")
-        check_parts(cfg.SOLVER.IMS_PER_BATCH // comm.get_world_size(), cfg.SOLVER.ACCUMULATE_STEPS)
+        check_parts(images_of_a_process(cfg.SOLVER.IMS_PER_BATCH), cfg.SOLVER.ACCUMULATE_STEPS)
     if cfg.MODEL.DEVICE.startswith("cuda") and not torch.cuda.is_available():
         logger.warning(f"MODEL.DEVICE is {cfg.MODEL.DEVICE}, but there is no CUDA device: using the CPU")
         cfg.MODEL.DEVICE = "cpu"
