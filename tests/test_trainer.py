@@ -11,6 +11,7 @@ import demo_shapes
 import pytest
 import torch
 import yaml
+from detectron2.utils import comm
 from small_runs import DYNAMIC, TINY, read_metrics
 
 from dynamic_sparse_rcnn import SparseRCNN
@@ -105,3 +106,9 @@ def test_mixed_precision_trains_dynamic_proposals(run, tmp_path):
     run(*DYNAMIC, "SOLVER.AMP.ENABLED", "True")
     losses = [row["total_loss"] for row in read_metrics(tmp_path / "run") if "total_loss" in row]
     assert losses and torch.tensor(losses).isfinite().all()
+
+
+def test_fewer_images_than_processes_are_refused_by_their_numbers(run, monkeypatch):
+    monkeypatch.setattr(comm, "get_world_size", lambda: 3)
+    with pytest.raises(ValueError, match=r"IMS_PER_BATCH .* is 2, which 3 processes cannot share equally"):
+        run("SOLVER.IMS_PER_BATCH", "2")
