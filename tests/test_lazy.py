@@ -132,7 +132,7 @@ def overrides(tmp_path) -> list[str]:
 
 
 @pytest.mark.slow
-def test_a_lazy_config_trains_resumes_and_evaluates_from_the_command_line(overrides, tmp_path):
+def test_a_lazy_config_trains_resumes_and_evaluates_from_the_command_line(overrides, tmp_path, caplog):
     config = model_zoo.get_config_file(f"lazy/{NAMES[1]}.py")
 
     def run(*options: str):
@@ -155,6 +155,10 @@ def test_a_lazy_config_trains_resumes_and_evaluates_from_the_command_line(overri
         run("--resume")
     results = run("--eval-only", f"train.init_checkpoint={tmp_path / 'run/model_final.pth'}")
     assert "AP50" in results["bbox"]
+    with caplog.at_level("INFO"):
+        weights = f"train.init_checkpoint={tmp_path / 'run/model_final.pth'}"
+        run("--eval-only", weights, "train.amp.evaluation=True")
+    assert "train.amp.precision is float16; on the CPU mixed precision is bfloat16" in caplog.messages
     with pytest.raises(ValueError, match=r"train\.init_checkpoint"):
         run("--eval-only")
     with pytest.raises(FileNotFoundError, match=r"finds no checkpoint in .*nothing"):

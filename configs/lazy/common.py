@@ -82,8 +82,8 @@ train = OmegaConf.create(
         "output_dir": "./output",
         "init_checkpoint": "detectron2://ImageNetPretrained/torchvision/R-50.pkl",
         "max_iter": 270000,
-        # precision: float16 or bfloat16; on the CPU always bfloat16.
-        "amp": {"enabled": False, "precision": "float16"},
+        # Of trainings, and of evaluations. precision: float16 or bfloat16; on the CPU always bfloat16.
+        "amp": {"enabled": False, "evaluation": False, "precision": "float16"},
         "ddp": {"broadcast_buffers": False, "find_unused_parameters": False},
         "checkpointer": {"period": 5000, "max_to_keep": None},
         "eval_period": 7330,

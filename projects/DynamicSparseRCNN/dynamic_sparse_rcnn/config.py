@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import difflib
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from detectron2.config import CfgNode, LazyConfig, get_cfg
@@ -27,20 +29,60 @@ def read_config(file: str, options: Sequence[str] = ()) -> Any:
 
     Raises:
         SystemExit: if no file is named.
-        ValueError: if an option is of another type than its key.
+        FileNotFoundError: if there is no such file.
+        ValueError: if a key is unknown, has no value, or one of another type.
     """
     if not file:
         raise SystemExit("error: --config-file is needed: see configs/")
+    if not PathManager.isfile(file):
+        raise FileNotFoundError(f"There is no config file {file}: configs/ has those of this project")
     if is_lazy_config(file):
         return LazyConfig.apply_overrides(LazyConfig.load(file), list(options))
     cfg = get_cfg()
     add_dynamic_sparse_rcnn_config(cfg)
-    cfg.merge_from_file(file)
-    _merge_options(cfg, list(options))
+    with _explaining_unknown_keys(cfg, file):
+        cfg.merge_from_file(file)
+    with _explaining_unknown_keys(cfg, "the command line"):
+        _merge_options(cfg, list(options))
     return cfg
 
 
+@contextmanager
+def _explaining_unknown_keys(cfg: CfgNode, source: str) -> Iterator[None]:
+    """An error of its own instead of yacs's assertion, or error of a dictionary."""
+    known = list(_leaves(cfg))
+    try:
+        yield
+    except (AssertionError, KeyError) as error:
+        found = re.search(r"Non-existent (?:config )?key: ([^'\s]+)", str(error))
+        if found is None:
+            raise
+        near = difflib.get_close_matches(found[1], known, n=1)
+        remedy = f"; is {near[0]} meant?" if near else ""
+        raise ValueError(
+            f"The key {found[1]} of {source} is not one of detectron2's or of this project's{remedy}"
+        ) from error
+
+
+def _leaves(node: CfgNode, prefix: str = "") -> Iterator[str]:
+    """The keys that have values, in full."""
+    for name, value in node.items():
+        if isinstance(value, CfgNode):
+            yield from _leaves(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}"
+
+
 def _merge_options(cfg: CfgNode, options: list[str]) -> None:
+    misplaced = [option for option in options if option.startswith("--")]
+    if misplaced:
+        raise ValueError(
+            f"{misplaced[0]} stands behind keys and values: put it, and all that begins with --, before them"
+        )
+    if len(options) % 2:
+        raise ValueError(
+            f"The command line has {options}: keys and values in turn are needed, and the last key has no value"
+        )
     try:
         cfg.merge_from_list(options)
     except ValueError as error:

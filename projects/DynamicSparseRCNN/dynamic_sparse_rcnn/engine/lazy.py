@@ -1,6 +1,7 @@
 """Training and evaluation of lazy configs, with the fields that detectron2's own have.
 
-Beside them ``train.max_gradient_norm`` clips the norm of all gradients together; 0 does not.
+Beside them ``train.max_gradient_norm`` clips the norm of all gradients together; 0 does not. ``train.amp`` has
+``precision``, and ``evaluation``: whether evaluations are run in it too.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from ..data.seeding import seed_of_run
 from .checkpointing import Checkpointer, load_for_evaluation
 from .hooks import EvalHook, IterationSeed
 from .parallel import broadcast_buffers, distribute
-from .precision import autocast_dtype, build_training_loop
+from .precision import autocast, autocast_dtype, build_training_loop
 from .run_config import save_config, set_up
 from .solver import clip_full_model
 
@@ -58,7 +59,8 @@ def evaluate(cfg: Any, model: nn.Module) -> OrderedDict:
     """Runs ``dataloader.evaluator`` over ``dataloader.test``."""
     broadcast_buffers(model)
     loader = instantiate(cfg.dataloader.test)  # before the evaluator, which looks for a registered data set
-    results: OrderedDict = inference_on_dataset(model, loader, instantiate(cfg.dataloader.evaluator))
+    with autocast(_dtype(cfg, "evaluation"), cfg.train.device):
+        results: OrderedDict = inference_on_dataset(model, loader, instantiate(cfg.dataloader.evaluator))
     if comm.is_main_process():
         print_csv_format(results)
     return results
@@ -76,12 +78,11 @@ def train(cfg: Any, model: nn.Module, resume: bool, trust: bool) -> OrderedDict 
     if cfg.train.max_gradient_norm:
         clip_full_model(optimizer, cfg.train.max_gradient_norm, 2.0)
     loader = instantiate(cfg.dataloader.train)
-    amp = cfg.train.amp
     trainer = build_training_loop(
         distribute(model, **cfg.train.ddp),
         loader,
         optimizer,
-        dtype=autocast_dtype(amp.precision, cfg.train.device, "train.amp.precision") if amp.enabled else None,
+        dtype=_dtype(cfg, "enabled"),
     )
     classes = DetectorClasses.from_datasets([cfg.dataloader.train.dataset.name])
     checkpointer = Checkpointer(model, cfg.train.output_dir, trust=trust, classes=classes, trainer=trainer)
@@ -110,6 +111,12 @@ def train(cfg: Any, model: nn.Module, resume: bool, trust: bool) -> OrderedDict 
         loader.start_iter = start
     trainer.train(start, cfg.train.max_iter)
     return results[-1] if results else None
+
+
+def _dtype(cfg: Any, switch: str) -> torch.dtype | None:
+    """That of mixed precision, if ``train.amp`` has the switch on."""
+    amp = cfg.train.amp
+    return autocast_dtype(amp.precision, cfg.train.device, "train.amp.precision") if amp.get(switch, False) else None
 
 
 def _load(cfg: Any, checkpointer: Checkpointer, trainer: SimpleTrainer, resume: bool) -> int:
