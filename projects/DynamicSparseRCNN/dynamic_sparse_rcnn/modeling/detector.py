@@ -19,7 +19,7 @@ from .checkpoint import use_public_names
 from .criterion import build_criterion
 from .events import current_event_storage
 from .head import DynamicHead
-from .structures import BatchedTargets, StagePredictions
+from .structures import BatchedTargets, StagePredictions, image_sizes_to_whwh
 
 _DETECTRON2_DEFAULT_GENERATOR = "RPN"
 # Pairs of proposal and class that NMS looks at, the best of an image.
@@ -191,12 +191,12 @@ class SparseRCNN(nn.Module):
         wanted = self.num_detections if self.nms_threshold >= 1 else max(self.num_detections, _NMS_CANDIDATES)
         scores, index = scores.flatten(1).topk(min(wanted, proposals * classes))
         boxes = predictions.boxes[0].detach().gather(1, (index // classes)[..., None].expand(-1, -1, 4))
+        # All images at once: Boxes.clip would wait for the device, once an image.
+        boxes = boxes.clamp(min=0).minimum(image_sizes_to_whwh(image_sizes, boxes.device)[:, None])
         detections = [
             Instances(size, pred_boxes=Boxes(b), scores=s, pred_classes=i % classes)
             for size, b, s, i in zip(image_sizes, boxes, scores, index, strict=True)
         ]
-        for x in detections:
-            x.pred_boxes.clip(x.image_size)
         return [self._suppress(x) for x in detections]
 
     def _suppress(self, detections: Instances) -> Instances:

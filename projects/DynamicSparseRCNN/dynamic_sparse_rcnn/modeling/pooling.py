@@ -118,7 +118,8 @@ class CascadeROIPooler(ROIPooler):
         """Gives each box to the level that ``ROIPooler`` gives it to."""
         boxes = torch.cat([image_boxes.tensor.detach() for image_boxes in box_lists])
         # Made on the host, which knows it: on the device it would have to be waited for.
-        image = torch.repeat_interleave(torch.tensor([len(image_boxes) for image_boxes in box_lists]))
+        counts = [len(image_boxes) for image_boxes in box_lists]
+        image = torch.repeat_interleave(torch.tensor(counts), output_size=sum(counts))
         image = image.to(boxes.device, boxes.dtype, non_blocking=True)
         rois = torch.cat([image[:, None], boxes], dim=1).to(dtype)
         number = len(self.level_poolers)
