@@ -2,7 +2,7 @@
 # make demo   train a small detector on generated images, evaluate it, draw its detections
 # make test   all tests that need no GPU; ARGS="-m gpu" for those that do
 # make lint   ruff and mypy
-# make bench  how fast the demo's detector trains and infers; BENCH="--workload r50 --amp" for a GPU
+# make bench  how fast the demo's detector trains and infers; BENCH="--workload r50 --precision float16" for a GPU
 # make clean  remove build products, caches and what the demo wrote; make distclean removes .venv too
 
 PYTHON ?= python3

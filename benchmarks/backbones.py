@@ -84,7 +84,7 @@ def images_per_second(
             start = time.perf_counter()
             detector(inputs)
             if inputs[0]["image"].is_cuda:
-                torch.cuda.synchronize()
+                torch.cuda.synchronize(inputs[0]["image"].device)
             if round_number:
                 times.append(time.perf_counter() - start)
     return [1 / statistics.median(times) for times in seconds]

@@ -95,7 +95,7 @@ def measure(
         start = time.perf_counter()
         assignment = matcher(costs)
         if costs.cost.is_cuda:
-            torch.cuda.synchronize()
+            torch.cuda.synchronize(costs.cost.device)
         seconds.append(time.perf_counter() - start)
     assert assignment.residual is not None
     positive = (exact != BACKGROUND) | assignment.positive

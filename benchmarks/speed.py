@@ -12,8 +12,8 @@ variant. Writes a table, ``speed.json`` and ``speed.png``. The cases:
     method    training step and inference with dynamic label assignment (DLA) and proposals (DPG), beside neither
     scaling   the training step with the number of images, proposals and ground truths, and with the image's side
 
-    python benchmarks/speed.py                        # the demo's detector, minutes on two cores
-    python benchmarks/speed.py --workload r50 --amp   # R50, 300 proposals, 800 x 1216, on a GPU
+    python benchmarks/speed.py                                        # the demo's detector, minutes on two cores
+    python benchmarks/speed.py --workload r50 --precision float16     # R50, 300 proposals, 800 x 1216, on a GPU
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ from ways import (
     Way,
     activations_kept,
     activations_recomputed,
-    channels_last,
     grad_checkpointing,
+    images_channels_last,
     pooled_by_detectron2,
     unchanged,
 )
@@ -42,8 +42,8 @@ from workloads import Subject, Workload, data_loading
 
 from dynamic_sparse_rcnn import SetCriterion, SparseRCNN
 
-DEMO = Workload("shapes/sparse_rcnn_slim_R_50_FPN_20pro.yaml", 8, 128, 128, 3, 20, "cpu", False)
-R50 = Workload("coco/sparse_rcnn_R_50_FPN_300pro_3x.yaml", 16, 800, 1216, 7, 300, "cpu", False)
+DEMO = Workload("shapes/sparse_rcnn_slim_R_50_FPN_20pro.yaml", 8, 128, 128, 3, 20, "cpu", None)
+R50 = Workload("coco/sparse_rcnn_R_50_FPN_300pro_3x.yaml", 16, 800, 1216, 7, 300, "cpu", None)
 WORKLOADS = {"demo": DEMO, "r50": R50}
 DLA = ["MODEL.SparseRCNN.CRITERION", "DLACriterion", "MODEL.SparseRCNN.MATCHER", "OptimalTransportMatcher"]
 DPG = ["MODEL.PROPOSAL_GENERATOR.NAME", "DynamicProposalGenerator"]
@@ -94,21 +94,24 @@ def time_parts(subject: Subject) -> dict[str, float]:
         "loss": [criterion],
     }
     with watch.timing_modules(parts), watch.timing("forward, else"):
-        loss = subject.loss()
+        loss = subject.scaler.scale(subject.loss())
     watch.seconds["forward, else"] -= sum(watch.seconds[part] for part in ("backbone", "generator", "head", "loss"))
     watch.seconds["loss"] -= watch.seconds["matching"]
     with watch.timing("backward"):
         loss.backward()
     with watch.timing("optimiser"):
-        subject.optimizer.step()
-        subject.optimizer.zero_grad()
+        subject.update()
     return {part: watch.seconds[part] for part in (*parts, "forward, else", "backward", "optimiser")}
 
 
 def compare_options(workload: Workload, repeats: int) -> Iterator[Comparison]:
     """Other ways to do the same."""
-    subject = Subject.make(workload)
-    ways = {name: in_another_way(subject, way) for name, way in WAYS.items()}
+    subject, channels_last = Subject.make(workload), Subject.make(workload)
+    channels_last.model.get_submodule("backbone").to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    ways = {
+        name: in_another_way(channels_last if way is images_channels_last else subject, way)
+        for name, way in WAYS.items()
+    }
     yield in_ms("options", "training step in another way", ways, workload, repeats)
     memory = {name: [peak_memory(step, workload.device) / 1e6] for name, step in ways.items()}
     yield Comparison("options", "its peak memory", "MB", memory)
@@ -171,7 +174,7 @@ WAYS: dict[str, Way] = {
     "ROIPooler": pooled_by_detectron2,
     "activations kept": activations_kept,
     "activations recomputed": activations_recomputed,
-    "channels last": channels_last,
+    "channels last": images_channels_last,
     "GRAD_CHECKPOINTING": grad_checkpointing,
 }
 CASES: dict[str, Callable[[Workload, int], Iterator[Comparison]]] = {
@@ -191,7 +194,7 @@ def parse_args() -> argparse.Namespace:
     for name in ("images", "height", "width", "ground-truths", "proposals"):
         parser.add_argument(f"--{name}", type=int, help="instead of the workload's")
     parser.add_argument("--repeats", type=int, default=7)
-    parser.add_argument("--amp", action="store_true", help="bfloat16 where detectron2 autocasts")
+    parser.add_argument("--precision", choices=("float16", "bfloat16"), help="mixed with float32; default: float32")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--threads", type=int, default=1, help="of a CPU; default 1")
     parser.add_argument("--output", type=Path, default=Path("output/bench"), metavar="FOLDER")
@@ -204,7 +207,7 @@ def main() -> None:
     torch.set_num_threads(args.threads)
     changes = {name: getattr(args, name) for name in ("images", "height", "width", "ground_truths", "proposals")}
     changes = {name: value for name, value in changes.items() if value is not None}
-    workload = replace(WORKLOADS[args.workload], device=args.device, amp=args.amp, **changes)
+    workload = replace(WORKLOADS[args.workload], device=args.device, precision=args.precision, **changes)
     print(f"{workload}, {args.threads} CPU thread(s), medians of {args.repeats}", flush=True)
     comparisons: list[Comparison] = []
     with EventStorage():

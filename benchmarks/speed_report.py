@@ -65,9 +65,10 @@ def table(comparisons: Sequence[Comparison]) -> str:
 def write_report(comparisons: Sequence[Comparison], settings: dict[str, Any], folder: Path) -> None:
     """Writes ``speed.json`` and ``speed.png``."""
     folder.mkdir(parents=True, exist_ok=True)
-    on_gpu = str(settings["device"]).startswith("cuda")
+    device = str(settings["device"])
+    on_gpu = device.startswith("cuda")
     machine = {
-        "device": torch.cuda.get_device_name() if on_gpu else platform.processor() or platform.machine(),
+        "device": torch.cuda.get_device_name(device) if on_gpu else platform.processor() or platform.machine(),
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
         "torchvision": torchvision.__version__,

@@ -40,7 +40,7 @@ def now(device: str) -> float:
     The latter stands still while the machine does something else.
     """
     if device.startswith("cuda"):
-        torch.cuda.synchronize()
+        torch.cuda.synchronize(device)
     elif torch.get_num_threads() == 1:
         return time.process_time()
     return time.perf_counter()
@@ -87,9 +87,9 @@ def peak_memory(call: Callable[[], object], device: str) -> int:
     A CPU's are the tensors', as PyTorch's profiler sees them, without scratch memory of libraries.
     """
     if device.startswith("cuda"):
-        torch.cuda.reset_peak_memory_stats()
+        torch.cuda.reset_peak_memory_stats(device)
         call()
-        return torch.cuda.max_memory_allocated()
+        return torch.cuda.max_memory_allocated(device)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # that a profiler forgets earlier cycles: there are none
         with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:

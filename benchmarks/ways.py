@@ -66,7 +66,7 @@ def grad_checkpointing(detector: SparseRCNN) -> Iterator[None]:
 
 
 @contextmanager
-def channels_last(detector: SparseRCNN) -> Iterator[None]:
+def images_channels_last(detector: SparseRCNN) -> Iterator[None]:
     """The backbone gets images whose channels lie side by side in memory, and gives such maps."""
     preprocess = detector.preprocess_image
 

@@ -19,6 +19,7 @@ from torch import nn
 from dynamic_sparse_rcnn import SparseRCNN, add_dynamic_sparse_rcnn_config
 from dynamic_sparse_rcnn.data.mapper import DetectionMapper
 from dynamic_sparse_rcnn.data.shapes import ShapesConfig, generate_shapes
+from dynamic_sparse_rcnn.engine.precision import autocast, autocast_dtype
 from dynamic_sparse_rcnn.engine.solver import build_optimizer
 
 CONFIGS = Path(__file__).parents[1] / "configs"
@@ -39,7 +40,7 @@ class Workload:
     ground_truths: int
     proposals: int
     device: str
-    amp: bool
+    precision: str | None
 
     def load_config(self, options: Sequence[str] = ()) -> CfgNode:
         """The config, without weights and with ``KEY VALUE`` options."""
@@ -88,18 +89,20 @@ class Workload:
             )
         return inputs
 
-    def autocast(self) -> torch.autocast:
-        """bfloat16 where mixed precision is asked for."""
-        return torch.autocast(torch.device(self.device).type, torch.bfloat16, enabled=self.amp)
+    @property
+    def dtype(self) -> torch.dtype | None:
+        """Of mixed precision; None: without it."""
+        return autocast_dtype(self.precision, self.device, "--precision") if self.precision else None
 
 
 @dataclass(frozen=True)
 class Subject:
-    """A detector, its optimiser and its batch."""
+    """A detector, its optimiser with the gradient scaler that float16 needs, and its batch."""
 
     workload: Workload
     model: nn.Module
     optimizer: torch.optim.Optimizer
+    scaler: torch.amp.GradScaler
     inputs: list[dict[str, Any]]
 
     @classmethod
@@ -108,25 +111,32 @@ class Subject:
         cfg = workload.load_config(options)
         detector = workload.make_detector(cfg)
         inputs = workload.make_inputs(cfg.MODEL.SparseRCNN.NUM_CLASSES)
-        return cls(workload, detector, build_optimizer(cfg, detector), inputs)
+        # Few steps: a scale as after many.
+        scaler = torch.amp.GradScaler("cuda", init_scale=256.0, enabled=workload.dtype == torch.float16)
+        return cls(workload, detector, build_optimizer(cfg, detector), scaler, inputs)
 
     def loss(self) -> torch.Tensor:
         """The sum of all losses of the batch."""
         self.model.train()
-        with self.workload.autocast():
+        with autocast(self.workload.dtype, self.workload.device):
             return torch.stack(list(self.model(self.inputs).values())).sum()
 
     def step(self) -> None:
         """A step of the training."""
-        self.loss().backward()
-        self.optimizer.step()
+        self.scaler.scale(self.loss()).backward()
+        self.update()
+
+    def update(self) -> None:
+        """What a step does after the backward pass."""
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
         self.optimizer.zero_grad()
 
     @torch.no_grad()
     def infer(self) -> None:
         """From images to detections in their sizes."""
         self.model.eval()
-        with self.workload.autocast():
+        with autocast(self.workload.dtype, self.workload.device):
             self.model(self.inputs)
 
     def make_prediction(self) -> Callable[[], None]:
@@ -137,7 +147,7 @@ class Subject:
         @torch.no_grad()
         def predict() -> None:
             model.eval()
-            with self.workload.autocast():
+            with autocast(self.workload.dtype, self.workload.device):
                 model.predict(images)
 
         return predict

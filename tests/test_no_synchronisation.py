@@ -14,6 +14,7 @@ from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTens
 
 from dynamic_sparse_rcnn import (
     BatchedTargets,
+    SparseRCNN,
     StagePredictions,
     TemperatureSchedule,
     build_criterion,
@@ -53,8 +54,8 @@ def move_to_fake_device(model: nn.Module) -> None:
         for name, old in list(module.named_parameters(recurse=False)):
             new = torch.empty(old.shape, dtype=old.dtype, device="cuda")
             setattr(module, name, nn.Parameter(new, requires_grad=old.requires_grad))
-        for name, old in list(module.named_buffers(recurse=False)):
-            setattr(module, name, torch.empty(old.shape, dtype=old.dtype, device="cuda"))
+        for name, buffer in list(module.named_buffers(recurse=False)):
+            setattr(module, name, torch.empty(buffer.shape, dtype=buffer.dtype, device="cuda"))
 
 
 def test_dynamic_proposals_ask_the_device_nothing():
@@ -87,7 +88,7 @@ def precision(request, monkeypatch) -> torch.dtype | None:
     return request.param
 
 
-def predict_on_a_fake_device(model: nn.Module) -> StagePredictions:
+def predict_on_a_fake_device(model: SparseRCNN) -> StagePredictions:
     """Of two images, one smaller than the batch."""
     move_to_fake_device(model)
     return model.predict(ImageList(torch.empty(2, 3, 64, 96, device="cuda"), [(64, 96), (50, 80)]))

@@ -40,7 +40,7 @@ def pool_all(pooler: ROIPooler, maps: list[Tensor], boxes: list[list[Boxes]]) ->
 
 def weighted_sum(pooled: list[Tensor]) -> Tensor:
     """Of all values, each with another weight."""
-    return torch.stack([(x * torch.arange(x.numel()).view_as(x).cos()).sum() for x in pooled]).sum()
+    return torch.stack([(x * torch.arange(x.numel(), device=x.device).view_as(x).cos()).sum() for x in pooled]).sum()
 
 
 def gradients(pooler: ROIPooler, maps: list[Tensor], boxes: list[list[Boxes]]) -> tuple[Tensor, ...]:
