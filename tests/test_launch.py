@@ -54,7 +54,7 @@ def test_one_process_runs_here_and_gives_its_result():
     ("options", "config"), [((), CONFIG), (("MODEL.DEVICE", "cuda"), CONFIG), (("train.device=cuda",), LAZY_CONFIG)]
 )
 def test_more_gpus_than_there_are_is_an_error_that_names_the_way_to_the_cpu(options, config):
-    with pytest.raises(ValueError, match=r"--num-gpus is 64, but this machine has \d+ GPUs: .*set MODEL\.DEVICE cpu"):
+    with pytest.raises(ValueError, match=r"--num-gpus is 64, but this process sees \d+ GPUs: .*set MODEL\.DEVICE cpu"):
         launch(must_not_run, arguments("--num-gpus", "64", *options, config=config))
 
 

@@ -27,6 +27,7 @@ class TrainLoader:
 
     Attributes:
         start_iter: iteration whose batch comes first; to be set before the first batch is asked for.
+        pin_memory: likewise.
     """
 
     def __init__(
@@ -39,6 +40,7 @@ class TrainLoader:
         sampler: Sampler[int] | None = None,
         aspect_ratio_grouping: bool = True,
         num_workers: int = 0,
+        pin_memory: bool = False,
     ) -> None:
         """
         Args:
@@ -50,11 +52,13 @@ class TrainLoader:
                 they are shuffled.
             aspect_ratio_grouping: whether the images of a batch are all wider than high, or none is.
             num_workers: processes that load.
+            pin_memory: whether images are put where a GPU can fetch them without the host.
 
         Raises:
             ValueError: if the batch cannot be shared equally by the ranks, or images to be grouped have no size.
         """
         self.start_iter = 0
+        self.pin_memory = pin_memory
         self._dataset = _SeededDataset(MapDataset(DatasetFromList(dataset, copy=False), mapper))
         self._sampler = TrainingSampler(len(dataset), seed=seed) if sampler is None else sampler
         self._groups = _aspect_groups(dataset) if aspect_ratio_grouping else None
@@ -69,6 +73,7 @@ class TrainLoader:
             batch_sampler=self._seeded_batches(),
             num_workers=self._num_workers,
             collate_fn=trivial_batch_collator,
+            pin_memory=self.pin_memory,
             generator=torch.Generator(),  # otherwise it draws from the one that dropout uses
         )
 
@@ -135,4 +140,6 @@ def build_train_loader(cfg: Any, dicts: Sequence[dict[str, Any]], mapper: Mapper
         sampler=arguments["sampler"],
         aspect_ratio_grouping=arguments["aspect_ratio_grouping"],
         num_workers=arguments["num_workers"],
+        # Not wherever there is a GPU: pinning takes some of its memory.
+        pin_memory=cfg.MODEL.DEVICE.startswith("cuda"),
     )

@@ -176,7 +176,10 @@ def _check_gpus(wanted: int, device: torch.device, request: str) -> None:
     present = torch.cuda.device_count()
     on_cpu = "for processes on the CPU set MODEL.DEVICE cpu (of a lazy config train.device=cpu)"
     if wanted > present:
-        raise ValueError(f"{request}, but this machine has {present} GPUs: use at most so many; {on_cpu}")
+        raise ValueError(
+            f"{request}, but this process sees {present} GPUs: use at most so many, or let each process see all of its "
+            f"machine (CUDA_VISIBLE_DEVICES); {on_cpu}"
+        )
     if device.index is not None:
         raise ValueError(
             f"MODEL.DEVICE is {device}, but {request}: say cuda, and each process takes a GPU of its own; {on_cpu}"

@@ -150,12 +150,9 @@ class SparseRCNN(nn.Module):
         """
         images = self.preprocess_image(batched_inputs)
         predictions = self.predict(images)
-        _check_finite(predictions, batched_inputs)
         if self.training:
-            instances = [x["instances"] for x in batched_inputs]
-            _check_classes(batched_inputs, predictions.logits.shape[3])
-            _report_excess_ground_truths(instances, predictions.boxes.shape[2])
-            return self.criterion(predictions, BatchedTargets.from_instances(instances, self.device))
+            return self._compute_losses(predictions, batched_inputs)
+        _require_finite(_find_finite(predictions), batched_inputs)
         detections = self._detect(predictions.last, images.image_sizes)
         if not do_postprocess:
             return detections
@@ -163,6 +160,22 @@ class SparseRCNN(nn.Module):
             {"instances": detector_postprocess(x, inputs.get("height", size[0]), inputs.get("width", size[1]))}
             for x, inputs, size in zip(detections, batched_inputs, images.image_sizes, strict=True)
         ]
+
+    def _compute_losses(self, predictions: StagePredictions, batched_inputs: list[dict[str, Any]]) -> dict[str, Tensor]:
+        instances = [x["instances"] for x in batched_inputs]
+        _check_classes(batched_inputs, predictions.logits.shape[3])
+        _report_excess_ground_truths(instances, predictions.boxes.shape[2])
+        finite = _find_finite(predictions)
+        try:
+            losses: dict[str, Tensor] = self.criterion(
+                predictions, BatchedTargets.from_instances(instances, self.device)
+            )
+        except ValueError:  # of SciPy, which does not match NaN
+            _require_finite(finite, batched_inputs)
+            raise
+        # Looked at late: a GPU has got all of the criterion's work to do by now.
+        _require_finite(finite, batched_inputs)
+        return losses
 
     def preprocess_image(self, batched_inputs: list[dict[str, Any]]) -> ImageList:
         """Normalises the images and pads them to a batch."""
@@ -222,11 +235,16 @@ class DynamicSparseRCNN(SparseRCNN):
     )
 
 
-def _check_finite(predictions: StagePredictions, batched_inputs: list[dict[str, Any]]) -> None:
+def _find_finite(predictions: StagePredictions) -> Tensor:
+    """(S, B) bool: no prediction of an image is NaN, infinite, or a box whose area is."""
     # While this is finite, so are the areas of the box and of its hull with any ground truth.
     reach = 2 * predictions.boxes.detach().abs().unflatten(-1, (2, 2)).amax(-2)
     area = reach[..., :1] * reach[..., 1:]
-    finite = torch.cat([predictions.logits.detach(), area], dim=-1).isfinite().flatten(2).all(-1)
+    return torch.cat([predictions.logits.detach(), area], dim=-1).isfinite().flatten(2).all(-1)
+
+
+def _require_finite(finite: Tensor, batched_inputs: list[dict[str, Any]]) -> None:
+    """Args: what ``_find_finite`` found."""
     # The one look of the host at the predictions: without it, NaN would pass for a silent zero AP.
     if finite.all():
         return

@@ -90,12 +90,13 @@ def _scale(plan: Tensor, row_mass: Tensor, column_mass: Tensor, number: int) -> 
 
     An iteration shrinks no sum by more than the factor C, so that few of them stay inside float32.
     """
-    tiny = torch.finfo(plan.dtype).tiny
+    # Rows of mass 0 have an empty plan: 0 / tiny. Other sums are too large to notice it.
+    tiny = plan.new_full((1, 1, 1), torch.finfo(plan.dtype).tiny)
     # A vector times a matrix is many times faster than a matrix times a vector, on CPUs.
     transposed = plan.transpose(1, 2).contiguous()
+    row_mass, column_mass = row_mass[:, None], column_mass[:, None]
     columns = torch.ones_like(column_mass)
     for _ in range(number):
-        # Rows of mass 0 have an empty plan: 0 / tiny.
-        rows = row_mass / torch.bmm(columns[:, None], transposed)[:, 0].clamp(min=tiny)
-        columns = column_mass / torch.bmm(rows[:, None], plan)[:, 0].clamp(min=tiny)
-    return rows, columns
+        rows = row_mass / torch.baddbmm(tiny, columns, transposed)
+        columns = column_mass / torch.baddbmm(tiny, rows, plan)
+    return rows[:, 0], columns[:, 0]

@@ -81,24 +81,23 @@ class BatchedTargets:
     @classmethod
     def from_instances(cls, instances: Sequence[Instances], device: torch.device) -> BatchedTargets:
         """Batches detectron2's ground truths (fields ``gt_boxes``, ``gt_classes`` and perhaps ``gt_is_crowd``)."""
-        # Numbers of boxes are known on the host: padding asks the device nothing.
-        counts = integers_on_device([len(x) for x in instances], device)
-        boxes = [x.gt_boxes.tensor.to(device, torch.float32) for x in instances]
-        classes = [x.gt_classes.to(device, torch.int64) for x in instances]
+        # Padded where they are, on the host as mappers leave them: few copies go to the device, and wait for nothing.
+        boxes = [x.gt_boxes.tensor.float() for x in instances]
+        classes = [x.gt_classes.long() for x in instances]
         if not any(len(x) for x in instances):
             boxes, classes = [b.new_zeros(1, 4) for b in boxes], [c.new_zeros(1) for c in classes]
         padded_boxes = pad_sequence(boxes, batch_first=True)
-        valid = torch.arange(padded_boxes.shape[1], device=device) < counts[:, None]
+        counts = integers_on_device([len(x) for x in instances], padded_boxes.device)
+        valid = torch.arange(padded_boxes.shape[1], device=padded_boxes.device) < counts[:, None]
         valid &= (padded_boxes[..., 2:] > padded_boxes[..., :2]).all(-1)
-        unit_box = padded_boxes.new_tensor([0.0, 0.0, 1.0, 1.0])
-        boxes_or_unit = torch.where(valid[..., None], padded_boxes, unit_box)
+        unit_box = integers_on_device([0, 0, 1, 1], padded_boxes.device).float()
         crowd = _pad_crowd(instances, valid)
         return cls(
-            boxes=boxes_or_unit,
-            classes=pad_sequence(classes, batch_first=True),
-            valid=valid if crowd is None else valid & ~crowd,
+            boxes=torch.where(valid[..., None], padded_boxes, unit_box).to(device, non_blocking=True),
+            classes=pad_sequence(classes, batch_first=True).to(device, non_blocking=True),
+            valid=(valid if crowd is None else valid & ~crowd).to(device, non_blocking=True),
             image_whwh=image_sizes_to_whwh([x.image_size for x in instances], device),
-            crowd=crowd,
+            crowd=None if crowd is None else crowd.to(device, non_blocking=True),
         )
 
 
