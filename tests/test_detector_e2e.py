@@ -148,6 +148,17 @@ def test_predictions_that_are_not_finite_name_stage_image_and_iteration(tiny_cfg
     assert "image_0.png, image_1.png" in str(error.value)
 
 
+@pytest.mark.parametrize("solver", ["sinkhorn", "exact"])
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_so_do_those_that_no_transport_problem_can_be_made_of(tiny_dynamic_cfg, make_inputs, value, solver):
+    tiny_dynamic_cfg.MODEL.SparseRCNN.DLA.SOLVER = solver
+    model = build_model(tiny_dynamic_cfg)
+    with torch.no_grad():
+        model.head.head_series[1].class_logits.bias[0] = value
+    with EventStorage(41), pytest.raises(FloatingPointError, match=r"stage 2 of 2.*iteration 41.*image_0\.png"):
+        model(make_inputs([1, 2]))
+
+
 def test_boxes_that_grow_beyond_all_bounds_name_stage_and_image(tiny_cfg, make_inputs):
     tiny_cfg.MODEL.SparseRCNN.NUM_HEADS = 6
     model = build_model(tiny_cfg)

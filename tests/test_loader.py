@@ -95,6 +95,12 @@ def test_a_random_subset_is_the_same_each_time_and_without_end(tiny_cfg):
     assert batches == take(build_train_loader(tiny_cfg, DICTS, dict), 40)
 
 
+@pytest.mark.parametrize(("device", "pinned"), [("cpu", False), ("cuda", True), ("cuda:1", True)])
+def test_images_are_pinned_for_a_gpu_alone(tiny_cfg, device, pinned):
+    tiny_cfg.SEED, tiny_cfg.SOLVER.IMS_PER_BATCH, tiny_cfg.MODEL.DEVICE = 3, 2, device
+    assert build_train_loader(tiny_cfg, DICTS, dict).pin_memory == pinned
+
+
 def test_the_configs_sampler_decides(tiny_cfg):
     tiny_cfg.SEED, tiny_cfg.SOLVER.IMS_PER_BATCH, tiny_cfg.DATALOADER.NUM_WORKERS = 3, 2, 0
     rare = {"number": 11, "width": 10, "height": 9, "annotations": [{"category_id": 1}]}
