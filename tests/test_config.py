@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from dynamic_sparse_rcnn import model_zoo
-from dynamic_sparse_rcnn.config import read_config
+from dynamic_sparse_rcnn.config import ConfigError, read_config
 
 SMALL = model_zoo.get_config_file("small/sparse_rcnn_R_18_FPN_50pro_256px.yaml")
 TRAIN_NET = str(Path(__file__).parents[1] / "tools/train_net.py")
@@ -23,27 +23,41 @@ def test_options_change_what_the_file_says():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (
-            ["MODEL.SparseRCNN.NUM_PROPOSAL", "7"],
-            r"NUM_PROPOSAL of the command line .*NUM_PROPOSALS meant\?",
-        ),
-        (["qqqq", "7"], r"The key qqqq of the command line is not one of detectron2's or of this project's$"),
-        (["SOLVER.MAX_ITER"], "the last key has no value"),
-        (["SOLVER.MAX_ITER", "3", "--eval-only"], "--eval-only stands behind keys and values: put it, and"),
+        (["MODEL.SparseRCNN.NUM_PROPOSAL", "7"], r"the command line: .* is MODEL\.SparseRCNN\.NUM_PROPOSALS meant\?$"),
+        (["model.sparsercnn.num_proposals", "7"], r"is MODEL\.SparseRCNN\.NUM_PROPOSALS meant\?$"),
+        (["SOLVER.FOO", "7"], r"the command line: there is no key SOLVER\.FOO in detectron2 or in this project$"),
+        (["SOLVER.MAX_ITER"], "SOLVER.MAX_ITER has no value$"),
+        (["SOLVER.MAX_ITER", "3", "--eval-only"], "--eval-only stands behind keys and values: put all"),
         (["SOLVER.MAX_ITER", "3", "--num-gpus", "2"], "--num-gpus stands behind"),
+        (["SOLVER.MAX_ITER", "many"], r"^the command line: Type mismatch .*SOLVER\.MAX_ITER$"),
+        (["MODEL.SparseRCNN", "3"], r"^the command line: Type mismatch"),
         (["DATASETS.TEST", "a"], r"Data sets are a list.*\('name',\)"),
     ],
 )
-def test_options_that_cannot_be_read_are_explained(options, message):
-    with pytest.raises(ValueError, match=message):
+def test_options_that_cannot_be_read_are_explained_in_one_line(options, message):
+    with pytest.raises(ConfigError, match=message) as error:
         read_config(SMALL, options)
+    assert "\n" not in str(error.value)
 
 
-def test_an_unknown_key_of_a_file_is_explained(tmp_path):
+def test_a_value_may_begin_as_options_do():
+    assert read_config(SMALL, ["OUTPUT_DIR", "--here"]).OUTPUT_DIR == "--here"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("MODEL:\n  SparseRCNN:\n    INITIAL_BOXES: grid\n", r"is MODEL\.SparseRCNN\.INIT_BOXES meant\?$"),
+        ("MODEL:\n  SparseRCNN: [3\n", r"while parsing a flow sequence .*line 3"),
+        ("MODEL:\n\tDEVICE: cpu\n", r"found character .* line 3"),
+    ],
+)
+def test_a_file_that_cannot_be_read_is_explained_in_one_line(tmp_path, text, message):
     file = tmp_path / "config.yaml"
-    file.write_text("VERSION: 2\nMODEL:\n  SparseRCNN:\n    INITIAL_BOXES: grid\n")
-    with pytest.raises(ValueError, match=rf"SparseRCNN\.INITIAL_BOXES of {file} .*SparseRCNN\.INIT_BOXES meant"):
+    file.write_text(f"VERSION: 2\n{text}")
+    with pytest.raises(ConfigError, match=message) as error:
         read_config(str(file))
+    assert str(error.value).startswith(f"{file} (or its _BASE_): ") and "\n" not in str(error.value)
 
 
 def test_a_missing_file_is_named():
@@ -56,5 +70,5 @@ def test_the_command_line_says_what_is_wrong_in_one_line():
     command = [sys.executable, TRAIN_NET, "--num-gpus", "2", "--config-file", SMALL, "SOLVER.MAX_ITERS", "3"]
     ran = subprocess.run(command, capture_output=True, text=True)
     assert ran.returncode == 1
-    assert ran.stderr.splitlines()[-1].startswith("error: The key SOLVER.MAX_ITERS of the command line")
+    assert ran.stderr.splitlines()[-1].startswith("error: the command line: there is no key SOLVER.MAX_ITERS")
     assert "Traceback" not in ran.stderr

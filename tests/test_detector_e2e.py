@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import logging
+from typing import Any
 
 import pytest
 import torch
 from detectron2.modeling import build_model
 from detectron2.structures import Boxes, Instances
 from detectron2.utils.events import EventStorage
+from torch import nn
 from torchvision.ops import box_iou, clip_boxes_to_image
 
 from dynamic_sparse_rcnn import SparseRCNN, StagePredictions
@@ -149,13 +151,29 @@ def test_predictions_that_are_not_finite_name_stage_image_and_iteration(tiny_cfg
 
 
 @pytest.mark.parametrize("solver", ["sinkhorn", "exact"])
-@pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_so_do_those_that_no_transport_problem_can_be_made_of(tiny_dynamic_cfg, make_inputs, value, solver):
+@pytest.mark.parametrize("layer", ["class_logits", "bboxes_delta"])
+def test_so_do_those_that_no_transport_problem_can_be_made_of(tiny_dynamic_cfg, make_inputs, layer, solver):
     tiny_dynamic_cfg.MODEL.SparseRCNN.DLA.SOLVER = solver
     model = build_model(tiny_dynamic_cfg)
     with torch.no_grad():
-        model.head.head_series[1].class_logits.bias[0] = value
+        model.head.head_series[1].get_submodule(layer).bias[0] = float("nan")
     with EventStorage(41), pytest.raises(FloatingPointError, match=r"stage 2 of 2.*iteration 41.*image_0\.png"):
+        model(make_inputs([1, 2]))
+
+
+class AssertingCriterion(nn.Module):
+    """Stops at NaN in its own way, as those of others do."""
+
+    def forward(self, predictions: StagePredictions, targets: Any) -> None:
+        assert not predictions.boxes.isnan().any()
+
+
+def test_so_do_those_that_another_criterion_stops_at(tiny_cfg, make_inputs):
+    model = build_model(tiny_cfg)
+    model.criterion = AssertingCriterion()
+    with torch.no_grad():
+        model.head.head_series[1].bboxes_delta.bias[0] = float("nan")
+    with pytest.raises(FloatingPointError, match=r"stage 2 of 2.*image_0\.png"):
         model(make_inputs([1, 2]))
 
 

@@ -11,6 +11,7 @@ import torch
 from detectron2.data import build_detection_train_loader
 from detectron2.data.samplers import TrainingSampler
 
+from dynamic_sparse_rcnn.data import loader
 from dynamic_sparse_rcnn.data.loader import TrainLoader, build_train_loader
 from dynamic_sparse_rcnn.data.seeding import seeded, shared_seed
 
@@ -96,9 +97,12 @@ def test_a_random_subset_is_the_same_each_time_and_without_end(tiny_cfg):
 
 
 @pytest.mark.parametrize(("device", "pinned"), [("cpu", False), ("cuda", True), ("cuda:1", True)])
-def test_images_are_pinned_for_a_gpu_alone(tiny_cfg, device, pinned):
+def test_images_are_pinned_for_a_gpu_alone(tiny_cfg, monkeypatch, device, pinned):
     tiny_cfg.SEED, tiny_cfg.SOLVER.IMS_PER_BATCH, tiny_cfg.MODEL.DEVICE = 3, 2, device
-    assert build_train_loader(tiny_cfg, DICTS, dict).pin_memory == pinned
+    given = []
+    monkeypatch.setattr(loader, "DataLoader", lambda *_, **options: given.append(options["pin_memory"]) or [[]])
+    take(build_train_loader(tiny_cfg, DICTS, dict), 1)
+    assert given == [pinned]
 
 
 def test_the_configs_sampler_decides(tiny_cfg):

@@ -204,13 +204,14 @@ def check_learning(cfg: CfgNode, make_inputs, steps: int, dtype: torch.dtype, ba
     assert mixed[-last:].mean() == pytest.approx(exact[-last:].mean(), rel=band)
 
 
-@pytest.mark.parametrize("architecture", ["SparseRCNN", "DynamicSparseRCNN"])
 @pytest.mark.parametrize(
-    ("dtype", "steps"),
+    ("architecture", "dtype", "steps"),
     [
-        (torch.bfloat16, 20),
-        pytest.param(torch.bfloat16, 200, marks=pytest.mark.slow),
-        pytest.param(torch.float16, 20, marks=pytest.mark.slow),
+        ("SparseRCNN", torch.bfloat16, 20),
+        ("DynamicSparseRCNN", torch.bfloat16, 20),
+        pytest.param("SparseRCNN", torch.bfloat16, 200, marks=pytest.mark.slow),
+        pytest.param("SparseRCNN", torch.float16, 20, marks=pytest.mark.slow),
+        pytest.param("DynamicSparseRCNN", torch.float16, 20, marks=pytest.mark.slow),
     ],
 )
 def test_mixed_precision_on_the_cpu_learns_as_float32_does(tiny_dynamic_cfg, make_inputs, architecture, dtype, steps):

@@ -18,7 +18,7 @@ from detectron2.evaluation import verify_results
 from detectron2.utils import comm
 
 from dynamic_sparse_rcnn import DetectorWithTTA
-from dynamic_sparse_rcnn.config import is_lazy_config, read_config
+from dynamic_sparse_rcnn.config import ConfigError, is_lazy_config, read_config
 from dynamic_sparse_rcnn.engine.checkpointing import load_for_evaluation
 from dynamic_sparse_rcnn.engine.launch import launch
 from dynamic_sparse_rcnn.engine.lazy import run as run_lazy
@@ -60,7 +60,7 @@ def check_config(args: argparse.Namespace) -> None:
     """Ends the command, with one line, if the config cannot be read; the processes would each show a stack trace."""
     try:
         read_config(args.config_file, args.opts)
-    except (OSError, ValueError) as error:
+    except (FileNotFoundError, ConfigError) as error:
         raise SystemExit(f"error: {error}") from error
 
 

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+import yaml
 from detectron2.config import CfgNode, LazyConfig, get_cfg
 from detectron2.utils.file_io import PathManager
 
@@ -30,38 +31,46 @@ def read_config(file: str, options: Sequence[str] = ()) -> Any:
     Raises:
         SystemExit: if no file is named.
         FileNotFoundError: if there is no such file.
-        ValueError: if a key is unknown, has no value, or one of another type.
+        ConfigError: if a yaml file, or an option, cannot be read; names the key and, where there is one, the remedy.
     """
     if not file:
         raise SystemExit("error: --config-file is needed: see configs/")
-    if not PathManager.isfile(file):
+    if "://" not in file and not PathManager.isfile(file):
         raise FileNotFoundError(f"There is no config file {file}: configs/ has those of this project")
     if is_lazy_config(file):
         return LazyConfig.apply_overrides(LazyConfig.load(file), list(options))
     cfg = get_cfg()
     add_dynamic_sparse_rcnn_config(cfg)
-    with _explaining_unknown_keys(cfg, file):
+    with _explaining(cfg, f"{file} (or its _BASE_)"):
         cfg.merge_from_file(file)
-    with _explaining_unknown_keys(cfg, "the command line"):
-        _merge_options(cfg, list(options))
+    with _explaining(cfg, "the command line"):
+        _check_options(options)
+        cfg.merge_from_list(list(options))
     return cfg
 
 
+class ConfigError(ValueError):
+    """What is wrong with a config, in one line."""
+
+
 @contextmanager
-def _explaining_unknown_keys(cfg: CfgNode, source: str) -> Iterator[None]:
-    """An error of its own instead of yacs's assertion, or error of a dictionary."""
-    known = list(_leaves(cfg))
+def _explaining(cfg: CfgNode, source: str) -> Iterator[None]:
+    """One kind of error, whatever yacs and the yaml parser raise."""
+    known = {key.lower(): key for key in _leaves(cfg)}
     try:
         yield
-    except (AssertionError, KeyError) as error:
-        found = re.search(r"Non-existent (?:config )?key: ([^'\s]+)", str(error))
-        if found is None:
-            raise
-        near = difflib.get_close_matches(found[1], known, n=1)
-        remedy = f"; is {near[0]} meant?" if near else ""
-        raise ValueError(
-            f"The key {found[1]} of {source} is not one of detectron2's or of this project's{remedy}"
-        ) from error
+    except (AssertionError, AttributeError, KeyError, TypeError, ValueError, yaml.YAMLError) as error:
+        message = str(error)
+        unknown = re.search(r"Non-existent (?:config )?key: ([^'\s]+)", message)
+        if unknown is not None:
+            near = difflib.get_close_matches(unknown[1].lower(), known, n=1, cutoff=0.75)
+            remedy = f"; is {known[near[0]]} meant?" if near else ""
+            message = f"there is no key {unknown[1]} in detectron2 or in this project{remedy}"
+        elif "DATASETS." in message:
+            message += ". Data sets are a list, also if there is one: DATASETS.TRAIN \"('name',)\""
+        # Parsers say the place in lines of their own; of a whole section, as yacs shows it, nobody wants more than one.
+        lines = message.splitlines() if isinstance(error, yaml.YAMLError) else message.splitlines()[:1]
+        raise ConfigError(f"{source}: {' '.join(line.strip() for line in lines)}") from error
 
 
 def _leaves(node: CfgNode, prefix: str = "") -> Iterator[str]:
@@ -73,23 +82,12 @@ def _leaves(node: CfgNode, prefix: str = "") -> Iterator[str]:
             yield f"{prefix}{name}"
 
 
-def _merge_options(cfg: CfgNode, options: list[str]) -> None:
-    misplaced = [option for option in options if option.startswith("--")]
+def _check_options(options: Sequence[str]) -> None:
+    misplaced = [key for key in options[::2] if str(key).startswith("--")]
     if misplaced:
-        raise ValueError(
-            f"{misplaced[0]} stands behind keys and values: put it, and all that begins with --, before them"
-        )
+        raise ValueError(f"{misplaced[0]} stands behind keys and values: put all that begins with -- before them")
     if len(options) % 2:
-        raise ValueError(
-            f"The command line has {options}: keys and values in turn are needed, and the last key has no value"
-        )
-    try:
-        cfg.merge_from_list(options)
-    except ValueError as error:
-        if "DATASETS." in str(error):
-            remedy = "Data sets are a list, also if there is one: DATASETS.TRAIN \"('name',)\""
-            raise ValueError(f"{error}. {remedy}") from error
-        raise
+        raise ValueError(f"keys and values in turn are needed (SOLVER.MAX_ITER 1000), and {options[-1]} has no value")
 
 
 def add_dynamic_sparse_rcnn_config(cfg: CfgNode) -> None:

@@ -109,7 +109,7 @@ def train(cfg: Any, model: nn.Module, resume: bool, trust: bool) -> OrderedDict 
         save_config(config, cfg.train.output_dir)
     if isinstance(loader, TrainLoader):
         loader.start_iter = start
-        loader.pin_memory = str(cfg.train.device).startswith("cuda")
+        loader.pin_memory |= str(cfg.train.device).startswith("cuda")
     trainer.train(start, cfg.train.max_iter)
     return results[-1] if results else None
 

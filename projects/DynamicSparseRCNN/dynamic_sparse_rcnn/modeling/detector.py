@@ -170,7 +170,7 @@ class SparseRCNN(nn.Module):
             losses: dict[str, Tensor] = self.criterion(
                 predictions, BatchedTargets.from_instances(instances, self.device)
             )
-        except ValueError:  # of SciPy, which does not match NaN
+        except Exception:  # SciPy, for one, does not match NaN
             _require_finite(finite, batched_inputs)
             raise
         # Looked at late: a GPU has got all of the criterion's work to do by now.

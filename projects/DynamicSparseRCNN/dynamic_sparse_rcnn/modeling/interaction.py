@@ -49,8 +49,8 @@ class DynamicConv(nn.Module):
         """
         first, second = self.dynamic_layer(proposal_features).chunk(2, dim=1)
         features = torch.bmm(roi_features, first.view(-1, self.channels, self.dynamic_channels))
-        if features.dtype == torch.float16:
-            features = _without_gradient_where_zero(features)
+        if features.dtype == torch.float16 and torch.is_grad_enabled():
+            features = _without_gradient_beyond_the_image(features, roi_features)
         features = F.relu(self.norm1(features))
         features = torch.bmm(features, second.view(-1, self.dynamic_channels, self.channels))
         if self.training and torch.is_grad_enabled() and features.device.type in self.recomputing_devices:
@@ -66,11 +66,11 @@ class DynamicConv(nn.Module):
         return reduced
 
 
-def _without_gradient_where_zero(features: Tensor) -> Tensor:
-    """(B * P, R * R, D): the same, but cells that are zero in all channels get no gradient.
+def _without_gradient_beyond_the_image(features: Tensor, roi_features: Tensor) -> Tensor:
+    """(B * P, R * R, D): the same, but cells whose RoI features (B * P, R * R, C) are zero get no gradient.
 
-    They are those of RoIs beyond the image. Two norms divide their gradient by the root of epsilon each, which is too
-    much for float16, and infinity times the zeros that such a cell has seen is NaN, for the weights. Without overflow
-    its gradient is zero for the weights, and RoIAlign's backward has no use for it.
+    RoIAlign gives zeros where a RoI reaches beyond the image. Two norms divide the gradient of such a cell by the root
+    of epsilon each, which is too much for float16, and infinity times what the cell has seen, zeros, is NaN for the
+    weights. Without overflow it would be zero for them, and RoIAlign's backward has no use for it.
     """
-    return features.masked_fill((features == 0).all(-1, keepdim=True), 0.0)
+    return features.masked_fill((roi_features == 0).all(-1, keepdim=True), 0.0)

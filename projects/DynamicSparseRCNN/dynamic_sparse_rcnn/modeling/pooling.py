@@ -117,7 +117,7 @@ class CascadeROIPooler(ROIPooler):
     def _assign(self, box_lists: list[Boxes], dtype: torch.dtype) -> list[LevelRoIs]:
         """Gives each box to the level that ``ROIPooler`` gives it to."""
         boxes = torch.cat([image_boxes.tensor.detach() for image_boxes in box_lists])
-        # Made on the host, which knows it: on the device it would have to be waited for.
+        # Made on the host, which knows it, and how long it is: on the device it would have to be waited for.
         counts = [len(image_boxes) for image_boxes in box_lists]
         image = torch.repeat_interleave(torch.tensor(counts), output_size=sum(counts))
         image = image.to(boxes.device, boxes.dtype, non_blocking=True)

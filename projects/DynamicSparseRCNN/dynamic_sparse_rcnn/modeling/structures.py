@@ -80,7 +80,12 @@ class BatchedTargets:
 
     @classmethod
     def from_instances(cls, instances: Sequence[Instances], device: torch.device) -> BatchedTargets:
-        """Batches detectron2's ground truths (fields ``gt_boxes``, ``gt_classes`` and perhaps ``gt_is_crowd``)."""
+        """Batches detectron2's ground truths (fields ``gt_boxes``, ``gt_classes`` and perhaps ``gt_is_crowd``).
+
+        Args:
+            instances: of each image, all on one device.
+            device: of the batch.
+        """
         # Padded where they are, on the host as mappers leave them: few copies go to the device, and wait for nothing.
         boxes = [x.gt_boxes.tensor.float() for x in instances]
         classes = [x.gt_classes.long() for x in instances]
@@ -93,11 +98,11 @@ class BatchedTargets:
         unit_box = integers_on_device([0, 0, 1, 1], padded_boxes.device).float()
         crowd = _pad_crowd(instances, valid)
         return cls(
-            boxes=torch.where(valid[..., None], padded_boxes, unit_box).to(device, non_blocking=True),
-            classes=pad_sequence(classes, batch_first=True).to(device, non_blocking=True),
-            valid=(valid if crowd is None else valid & ~crowd).to(device, non_blocking=True),
+            boxes=_copy(torch.where(valid[..., None], padded_boxes, unit_box), device),
+            classes=_copy(pad_sequence(classes, batch_first=True), device),
+            valid=_copy(valid if crowd is None else valid & ~crowd, device),
             image_whwh=image_sizes_to_whwh([x.image_size for x in instances], device),
-            crowd=None if crowd is None else crowd.to(device, non_blocking=True),
+            crowd=None if crowd is None else _copy(crowd, device),
         )
 
 
@@ -167,5 +172,9 @@ def image_sizes_to_whwh(image_sizes: Sequence[tuple[int, int]], device: torch.de
 
 def integers_on_device(values: Sequence[int] | Sequence[Sequence[int]], device: torch.device) -> Tensor:
     """An int64 tensor of what the host knows, without waiting for the device, as ``torch.tensor`` would."""
-    # From memory that is not pinned: CUDA takes its own copy before it returns.
-    return torch.tensor(values, dtype=torch.int64).to(device, non_blocking=True)
+    return _copy(torch.tensor(values, dtype=torch.int64), device)
+
+
+def _copy(values: Tensor, device: torch.device) -> Tensor:
+    """Few values, to a GPU without waiting for it: of memory that is not pinned CUDA takes a copy before it returns."""
+    return values.to(device, non_blocking=device.type == "cuda")
