@@ -12,7 +12,7 @@ from detectron2.config import LazyConfig, instantiate
 from detectron2.modeling import build_model
 from ranks import run_ranks
 
-from dynamic_sparse_rcnn import Predictor, model_zoo
+from dynamic_sparse_rcnn import DynamicHead, Predictor, model_zoo
 from dynamic_sparse_rcnn.data.mapper import build_augmentations
 from dynamic_sparse_rcnn.data.shapes import ShapesConfig, generate_shapes
 from dynamic_sparse_rcnn.engine.solver import build_optimizer
@@ -132,7 +132,7 @@ def overrides(tmp_path) -> list[str]:
 
 
 @pytest.mark.slow
-def test_a_lazy_config_trains_resumes_and_evaluates_from_the_command_line(overrides, tmp_path, caplog):
+def test_a_lazy_config_trains_resumes_and_evaluates_from_the_command_line(overrides, tmp_path, monkeypatch):
     config = model_zoo.get_config_file(f"lazy/{NAMES[1]}.py")
 
     def run(*options: str):
@@ -153,12 +153,16 @@ def test_a_lazy_config_trains_resumes_and_evaluates_from_the_command_line(overri
     assert {"bbox/AP", "total_loss"} <= set().union(*lines)
     with pytest.raises(ValueError, match=r"Nothing is left to train.*raise it"):
         run("--resume")
-    results = run("--eval-only", f"train.init_checkpoint={tmp_path / 'run/model_final.pth'}")
-    assert "AP50" in results["bbox"]
-    with caplog.at_level("INFO"):
-        weights = f"train.init_checkpoint={tmp_path / 'run/model_final.pth'}"
-        run("--eval-only", weights, "train.amp.evaluation=True")
-    assert "train.amp.precision is float16; on the CPU mixed precision is bfloat16" in caplog.messages
+    mixed: list[bool] = []
+    forward = DynamicHead.forward
+    monkeypatch.setattr(
+        DynamicHead, "forward", lambda *x: mixed.append(torch.is_autocast_enabled("cpu")) or forward(*x)
+    )
+    weights = f"train.init_checkpoint={tmp_path / 'run/model_final.pth'}"
+    for precision, is_mixed in (("train.amp.evaluation=True", True), ("train.amp.enabled=True", False)):
+        assert "AP50" in run("--eval-only", weights, precision)["bbox"]
+        assert set(mixed) == {is_mixed}
+        mixed.clear()
     with pytest.raises(ValueError, match=r"train\.init_checkpoint"):
         run("--eval-only")
     with pytest.raises(FileNotFoundError, match=r"finds no checkpoint in .*nothing"):
