@@ -27,7 +27,7 @@ env: $(READY)
 
 # Threads that wait soon leave their core to others: spinning, beside one other busy process, costs many times the time.
 demo: env
-	@GOMP_SPINCOUNT=10000 $(BIN)/python tools/demo_shapes.py
+	@GOMP_SPINCOUNT=1000 $(BIN)/python tools/demo_shapes.py
 
 test: env
 	@$(BIN)/python -m pytest $(ARGS)
@@ -38,7 +38,7 @@ lint: env
 	$(BIN)/mypy
 
 bench: env
-	@GOMP_SPINCOUNT=10000 $(BIN)/python benchmarks/speed.py $(BENCH)
+	@GOMP_SPINCOUNT=1000 $(BIN)/python benchmarks/speed.py $(BENCH)
 
 clean:
 	@rm -rf build dist output/demo* output/bench output/shapes .hypothesis
