@@ -167,7 +167,7 @@ def learn(model: nn.Module, cfg: CfgNode, batches: list, steps: int, dtype: torc
 
 
 def float16_loop_on_the_cpu(model: nn.Module, cfg: CfgNode, batches: list) -> AccumulatingTrainer:
-    """Which trainings do not use, being slow; the numbers are those of a GPU. The optimiser is as there: not fused."""
+    """Which trainings do not use, being slow. The optimiser is as on a GPU: not fused."""
     optimizer = torch.optim.AdamW(model.parameters(), cfg.SOLVER.BASE_LR, weight_decay=cfg.SOLVER.WEIGHT_DECAY)
     clip_full_model(optimizer, cfg.SOLVER.CLIP_GRADIENTS.CLIP_VALUE, 2.0)
     scaler = torch.amp.GradScaler("cpu", init_scale=256.0)  # the default is halved in the first steps, which are lost

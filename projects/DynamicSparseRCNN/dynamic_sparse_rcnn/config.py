@@ -56,13 +56,13 @@ class ConfigError(ValueError):
 @contextmanager
 def _explaining(cfg: CfgNode, source: str) -> Iterator[None]:
     """One kind of error, whatever yacs and the yaml parser raise."""
-    known = {key.lower(): key for key in _leaves(cfg)}
     try:
         yield
     except (AssertionError, AttributeError, KeyError, TypeError, ValueError, yaml.YAMLError) as error:
         message = str(error)
         unknown = re.search(r"Non-existent (?:config )?key: ([^'\s]+)", message)
         if unknown is not None:
+            known = {key.lower(): key for key in _leaves(cfg)}
             near = difflib.get_close_matches(unknown[1].lower(), known, n=1, cutoff=0.75)
             remedy = f"; is {known[near[0]]} meant?" if near else ""
             message = f"there is no key {unknown[1]} in detectron2 or in this project{remedy}"
