@@ -27,7 +27,7 @@ from tabulate import tabulate
 from torch import Tensor
 
 from dynamic_sparse_rcnn import DynamicProposalGenerator, SparseRCNN, add_dynamic_sparse_rcnn_config
-from dynamic_sparse_rcnn.engine.checkpointing import load_for_evaluation
+from dynamic_sparse_rcnn.checkpoints.loading import load_for_evaluation
 from dynamic_sparse_rcnn.engine.trainer import Trainer, prepare_config
 
 NAMES = ("checkpoint", "own", "mean", "another's", "weight entropy", "weight variance")

@@ -31,8 +31,8 @@ from dynamic_sparse_rcnn import (
     OptimalTransportMatcher,
     add_dynamic_sparse_rcnn_config,
 )
+from dynamic_sparse_rcnn.checkpoints.loading import StrictCheckpointer
 from dynamic_sparse_rcnn.data.mapper import DetectionMapper
-from dynamic_sparse_rcnn.engine.checkpointing import StrictCheckpointer
 from dynamic_sparse_rcnn.engine.trainer import prepare_config
 
 EPSILONS = (0.5, 0.2, 0.1, 0.05, 0.02)

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from dynamic_sparse_rcnn import model_zoo
-from dynamic_sparse_rcnn.config import ConfigError, read_config
+from dynamic_sparse_rcnn.config_reading import ConfigError, read_config
 
 SMALL = model_zoo.get_config_file("small/sparse_rcnn_R_18_FPN_50pro_256px.yaml")
 TRAIN_NET = str(Path(__file__).parents[1] / "tools/train_net.py")

@@ -22,7 +22,7 @@ from dynamic_sparse_rcnn import SparseRCNN
 from dynamic_sparse_rcnn.data.mapper import DetectionMapper
 from dynamic_sparse_rcnn.data.shapes import ShapesConfig, generate_shapes
 from dynamic_sparse_rcnn.engine.trainer import Trainer, setup
-from dynamic_sparse_rcnn.visualization import (
+from dynamic_sparse_rcnn.visualization.figures import (
     Image,
     draw_detections_beside_ground_truth,
     draw_proposal_stages,

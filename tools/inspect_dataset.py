@@ -20,12 +20,12 @@ from detectron2.utils.env import seed_all_rng
 from detectron2.utils.logger import setup_logger
 
 from dynamic_sparse_rcnn import add_dynamic_sparse_rcnn_config
-from dynamic_sparse_rcnn.data import checks
+from dynamic_sparse_rcnn.data.checks import dataset as checks
+from dynamic_sparse_rcnn.data.checks.statistics import measure_boxes
 from dynamic_sparse_rcnn.data.datasets import check_same_classes, register_dataset
-from dynamic_sparse_rcnn.data.inspection import measure_boxes
 from dynamic_sparse_rcnn.data.mapper import DetectionMapper
-from dynamic_sparse_rcnn.drawing import Image
-from dynamic_sparse_rcnn.visualization import draw_annotations, image_grid
+from dynamic_sparse_rcnn.visualization.drawing import Image
+from dynamic_sparse_rcnn.visualization.figures import draw_annotations, image_grid
 
 CONFIG = Path(__file__).parents[1] / "configs/small/sparse_rcnn_R_18_FPN_50pro_256px.yaml"
 PANEL_SIDE = 480

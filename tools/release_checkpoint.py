@@ -20,9 +20,9 @@ from detectron2.modeling import build_model
 
 from dynamic_sparse_rcnn import model_zoo, read_checkpoint, write_checkpoint
 from dynamic_sparse_rcnn.checkpoints.classes import DetectorClasses
+from dynamic_sparse_rcnn.checkpoints.loading import StrictCheckpointer
 from dynamic_sparse_rcnn.checkpoints.released import FOLDER, ReleasedCheckpoint, record_checkpoint, sha256_of
 from dynamic_sparse_rcnn.data.shapes import ShapesConfig, generate_shapes
-from dynamic_sparse_rcnn.engine.checkpointing import StrictCheckpointer
 from dynamic_sparse_rcnn.engine.trainer import Trainer, setup
 from dynamic_sparse_rcnn.prediction.loading import DEFAULT_CONFIG
 

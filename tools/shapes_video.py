@@ -21,7 +21,7 @@ import numpy.typing as npt
 
 from dynamic_sparse_rcnn.data.shape_images import ShapesConfig, draw_image
 from dynamic_sparse_rcnn.prediction.sources import open_source
-from dynamic_sparse_rcnn.visualization import image_grid
+from dynamic_sparse_rcnn.visualization.figures import image_grid
 
 FRAMES_PER_SECOND = 15
 SIDE, CANVAS = 128, 320

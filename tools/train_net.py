@@ -18,8 +18,8 @@ from detectron2.evaluation import verify_results
 from detectron2.utils import comm
 
 from dynamic_sparse_rcnn import DetectorWithTTA
-from dynamic_sparse_rcnn.config import ConfigError, is_lazy_config, read_config
-from dynamic_sparse_rcnn.engine.checkpointing import load_for_evaluation
+from dynamic_sparse_rcnn.checkpoints.loading import load_for_evaluation
+from dynamic_sparse_rcnn.config_reading import ConfigError, is_lazy_config, read_config
 from dynamic_sparse_rcnn.engine.launch import launch
 from dynamic_sparse_rcnn.engine.lazy import run as run_lazy
 from dynamic_sparse_rcnn.engine.trainer import Trainer, setup

@@ -28,11 +28,11 @@ from dynamic_sparse_rcnn import (
     SparseRCNN,
     add_dynamic_sparse_rcnn_config,
 )
+from dynamic_sparse_rcnn.checkpoints.loading import load_for_evaluation
 from dynamic_sparse_rcnn.data.mapper import DetectionMapper
-from dynamic_sparse_rcnn.drawing import Image
-from dynamic_sparse_rcnn.engine.checkpointing import load_for_evaluation
 from dynamic_sparse_rcnn.engine.trainer import prepare_config
-from dynamic_sparse_rcnn.visualization import draw_assignment, image_grid
+from dynamic_sparse_rcnn.visualization.drawing import Image
+from dynamic_sparse_rcnn.visualization.figures import draw_assignment, image_grid
 
 
 def main(args: argparse.Namespace) -> None:

@@ -25,11 +25,11 @@ from torchvision.ops import box_convert
 from visualize_assignment import find_record
 
 from dynamic_sparse_rcnn import DynamicProposalGenerator, SparseRCNN, add_dynamic_sparse_rcnn_config
+from dynamic_sparse_rcnn.checkpoints.loading import load_for_evaluation
 from dynamic_sparse_rcnn.data.mapper import DetectionMapper
-from dynamic_sparse_rcnn.drawing import Image
-from dynamic_sparse_rcnn.engine.checkpointing import load_for_evaluation
 from dynamic_sparse_rcnn.engine.trainer import prepare_config
-from dynamic_sparse_rcnn.visualization import draw_expert_proposals, image_grid
+from dynamic_sparse_rcnn.visualization.drawing import Image
+from dynamic_sparse_rcnn.visualization.figures import draw_expert_proposals, image_grid
 
 NUM_DEFAULT_IMAGES = 3
 

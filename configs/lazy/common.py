@@ -10,7 +10,7 @@ from detectron2.solver.build import get_default_optimizer_params
 from fvcore.common.param_scheduler import MultiStepParamScheduler
 from omegaconf import OmegaConf
 
-from dynamic_sparse_rcnn.data.checks import load_checked_dataset
+from dynamic_sparse_rcnn.data.checks.dataset import load_checked_dataset
 from dynamic_sparse_rcnn.data.loader import TrainLoader
 from dynamic_sparse_rcnn.data.mapper import DetectionMapper
 

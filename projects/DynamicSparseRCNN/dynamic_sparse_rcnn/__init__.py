@@ -5,14 +5,8 @@ __version__ = "0.1.0"
 from . import model_zoo
 from .checkpoints import read_checkpoint, write_checkpoint
 from .config import add_dynamic_sparse_rcnn_config
-from .modeling.backbones import build_timm_fpn_backbone, build_vit_sfp_backbone
-from .modeling.costs import MatchCostModel
-from .modeling.criterion import CRITERION_REGISTRY, DLACriterion, SetCriterion, build_criterion
-from .modeling.detector import DynamicSparseRCNN, SparseRCNN
-from .modeling.dynamic_proposals import DynamicProposalGenerator, TemperatureSchedule
-from .modeling.head import DynamicHead, DynamicStage
-from .modeling.interaction import DynamicConv
-from .modeling.matcher import (
+from .modeling.assignment.costs import MatchCostModel
+from .modeling.assignment.matchers import (
     MATCHER_REGISTRY,
     HungarianMatcher,
     Matcher,
@@ -20,9 +14,15 @@ from .modeling.matcher import (
     UnitSchedule,
     build_matcher,
 )
-from .modeling.pooling import CascadeROIPooler
-from .modeling.proposals import LearnedProposalGenerator
-from .modeling.router import ExpertRouter
+from .modeling.backbones import build_timm_fpn_backbone, build_vit_sfp_backbone
+from .modeling.detector import DynamicSparseRCNN, SparseRCNN
+from .modeling.head.head import DynamicHead, DynamicStage
+from .modeling.head.interaction import DynamicConv
+from .modeling.head.pooling import CascadeROIPooler
+from .modeling.losses.criterion import CRITERION_REGISTRY, DLACriterion, SetCriterion, build_criterion
+from .modeling.proposals.dynamic import DynamicProposalGenerator, TemperatureSchedule
+from .modeling.proposals.learned import LearnedProposalGenerator
+from .modeling.proposals.router import ExpertRouter
 from .modeling.structures import BACKGROUND, Assignment, BatchedTargets, MatchCosts, StagePredictions
 from .modeling.test_time_augmentation import DetectorWithTTA
 from .prediction import Prediction, Predictor

@@ -19,9 +19,9 @@ from detectron2.config import CfgNode, instantiate
 from detectron2.modeling import build_model
 from torch import nn
 
+from .checkpoints.loading import Checkpointer, StrictCheckpointer
 from .checkpoints.released import ReleasedCheckpoint, released_checkpoints
-from .config import read_config
-from .engine.checkpointing import Checkpointer, StrictCheckpointer
+from .config_reading import read_config
 
 __all__ = ["ELSEWHERE", "get", "get_checkpoint_url", "get_config", "get_config_file", "list_configs"]
 

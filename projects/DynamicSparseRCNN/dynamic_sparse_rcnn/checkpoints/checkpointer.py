@@ -10,9 +10,10 @@ from typing import Any
 from detectron2.checkpoint import DetectionCheckpointer
 from torch import nn
 
+from ..file_io import whole_file
 from .classes import DetectorClasses
 from .convert import convert_state_dict
-from .files import read_checkpoint, whole_file, write_checkpoint
+from .files import read_checkpoint, write_checkpoint
 
 logger = logging.getLogger(__name__)
 

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import pickle
-import tempfile
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
+
+from ..file_io import whole_file
 
 SUFFIXES = (".safetensors", ".pth", ".pt", ".pkl", ".pyth", ".bin", ".ckpt", ".tar")
 # Under which name a safetensors file's metadata hold what a checkpoint holds besides the weights.
@@ -189,23 +188,3 @@ def _write_safetensors(file: Path, content: Mapping[str, Any]) -> None:
 def as_tensor(value: Tensor | np.ndarray) -> Tensor:
     """The tensor of a weight, which detectron2's files hold as an array."""
     return value if isinstance(value, Tensor) else torch.from_numpy(np.ascontiguousarray(value))
-
-
-@contextmanager
-def whole_file(path: str | Path) -> Iterator[IO[bytes]]:
-    """A binary file to write, which takes the place of ``path`` once all of it is on the disk, or not at all."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", suffix=".partial", delete=False) as file:
-        try:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-            # Temporary files are for their owner alone: this one gets what an ordinary file would have.
-            mask = os.umask(0)
-            os.umask(mask)
-            os.chmod(file.name, 0o666 & ~mask)
-            os.replace(file.name, path)
-        except BaseException:
-            os.unlink(file.name)
-            raise

@@ -16,7 +16,8 @@ from typing import IO, Any
 from detectron2.utils.file_io import PathHandler, PathManager
 from iopath.common.file_io import get_cache_dir
 
-from .files import as_tensor, read_checkpoint, whole_file, write_checkpoint
+from ..file_io import whole_file
+from .files import as_tensor, read_checkpoint, write_checkpoint
 
 PREFIX = "dynamic-sparse-rcnn://"
 #: The folder of the table, and of the checkpoints that come with the package.

@@ -18,9 +18,10 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets.coco import convert_to_coco_dict
 from detectron2.utils import comm
 
-from .coco import coco_classes, evaluable_annotations, load_coco, part_of_coco, read_coco_json, write_json
+from ..file_io import write_json
+from .formats.coco import coco_classes, evaluable_annotations, load_coco, part_of_coco, read_coco_json
+from .formats.voc import load_voc, voc_class_names
 from .splits import SplitPart
-from .voc import load_voc, voc_class_names
 
 logger = logging.getLogger(__name__)
 

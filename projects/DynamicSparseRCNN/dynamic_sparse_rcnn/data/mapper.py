@@ -16,7 +16,7 @@ from detectron2.data import transforms as T
 from detectron2.data.detection_utils import build_augmentation, check_image_size, filter_empty_instances
 from detectron2.structures import Boxes, BoxMode, Instances
 
-from .images import IMAGE_ERRORS, read_image
+from .checks.images import IMAGE_ERRORS, read_image
 from .pipelines import AlbumentationsPipeline, PipelineAugmentation
 
 logger = logging.getLogger(__name__)

@@ -12,7 +12,7 @@ import torch
 from detectron2.config import CfgNode
 from detectron2.utils import comm
 
-from ..config import read_config
+from ..config_reading import read_config
 
 
 def shared_seed(seed: int) -> int:

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parallel import DistributedDataParallel
 
-from ..modeling.criterion import SetCriterion
-from ..modeling.normalization import average_over_ranks
+from ..modeling.losses.criterion import SetCriterion
+from ..modeling.losses.normalizer import average_over_ranks
 from ..modeling.structures import BatchedTargets
 
 

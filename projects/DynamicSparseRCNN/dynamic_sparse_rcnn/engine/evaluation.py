@@ -18,9 +18,9 @@ from detectron2.evaluation.pascal_voc_evaluation import parse_rec
 from detectron2.structures import BoxMode, Instances
 from detectron2.utils import comm
 
-from ..data.annotations import BoxProblem, find_box_problems
+from ..data.checks.boxes import BoxProblem, find_box_problems
 from ..data.datasets import ensure_coco_json, register_dataset
-from ..data.voc import load_voc
+from ..data.formats.voc import load_voc
 
 logger = logging.getLogger(__name__)
 

@@ -19,7 +19,7 @@ from detectron2.utils import comm
 from torch.distributed.elastic.multiprocessing.errors import record
 from torch.distributed.elastic.utils.distributed import get_free_port
 
-from ..config import read_config
+from ..config_reading import read_config
 
 Main = Callable[[argparse.Namespace], Any]
 

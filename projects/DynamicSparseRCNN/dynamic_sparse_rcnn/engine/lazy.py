@@ -20,10 +20,10 @@ from detectron2.utils.logger import setup_logger
 from torch import nn
 
 from ..checkpoints.classes import DetectorClasses
-from ..config import read_config
+from ..checkpoints.loading import Checkpointer, load_for_evaluation
+from ..config_reading import read_config
 from ..data.loader import TrainLoader
 from ..data.seeding import seed_of_run
-from .checkpointing import Checkpointer, load_for_evaluation
 from .hooks import EvalHook, IterationSeed
 from .parallel import broadcast_buffers, distribute
 from .precision import autocast, autocast_dtype, build_training_loop

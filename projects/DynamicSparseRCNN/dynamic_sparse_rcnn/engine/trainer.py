@@ -22,14 +22,14 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from ..checkpoints.classes import DetectorClasses
-from ..config import read_config
-from ..data.checks import load_checked_dataset, report_dataset
+from ..checkpoints.loading import Checkpointer
+from ..config_reading import read_config
+from ..data.checks.dataset import load_checked_dataset, report_dataset
 from ..data.datasets import check_same_classes, resolve_num_classes, with_known_classes
 from ..data.loader import TrainLoader, build_train_loader, images_of_a_process
 from ..data.mapper import DetectionMapper
 from ..data.seeding import seed_of_run, shared_seed
 from .accumulation import check_parts
-from .checkpointing import Checkpointer
 from .evaluation import build_evaluator, voc_year
 from .hooks import EvalHook, IterationSeed
 from .parallel import broadcast_buffers, distribute, has_idle_levels

@@ -15,10 +15,10 @@ from detectron2.structures import Boxes, ImageList, Instances
 from detectron2.utils.logger import log_every_n_seconds
 from torch import Tensor, nn
 
-from .checkpoint import use_public_names
-from .criterion import build_criterion
+from ..checkpoints.names import use_public_names
 from .events import current_event_storage
-from .head import DynamicHead
+from .head.head import DynamicHead
+from .losses.criterion import build_criterion
 from .structures import BatchedTargets, StagePredictions, image_sizes_to_whwh
 
 _DETECTRON2_DEFAULT_GENERATOR = "RPN"

@@ -7,7 +7,7 @@ from typing import Any
 
 from detectron2.layers import ShapeSpec
 
-from .head import DynamicStage
+from .head.head import DynamicStage
 
 
 def build_stages(num_stages: int, **arguments: Any) -> list[DynamicStage]:

@@ -18,9 +18,9 @@ from torch import nn
 from .. import model_zoo
 from ..checkpoints import read_checkpoint
 from ..checkpoints.classes import DetectorClasses
-from ..config import read_config
+from ..checkpoints.loading import StrictCheckpointer
+from ..config_reading import read_config
 from ..data.mapper import DetectionMapper
-from ..engine.checkpointing import StrictCheckpointer
 
 logger = logging.getLogger(__name__)
 

@@ -15,8 +15,8 @@ from detectron2.evaluation.coco_evaluation import instances_to_coco_json
 from detectron2.structures import Instances
 from detectron2.utils.visualizer import Visualizer
 
-from ..checkpoints.files import whole_file
-from ..drawing import distinct_colours, draw_boxes, readable_scale, resized, to_numpy
+from ..file_io import whole_file
+from ..visualization.drawing import distinct_colours, draw_boxes, readable_scale, resized, to_numpy
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,1 @@
+"""Which ground truth each proposal learns from."""

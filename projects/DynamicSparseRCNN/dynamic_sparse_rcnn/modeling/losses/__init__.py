@@ -1,0 +1,1 @@
+"""From predictions and an assignment to weighted losses."""

@@ -1,0 +1,203 @@
+"""The criterion: from the predictions of all stages and the ground truths to weighted losses."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from detectron2.config import CfgNode, configurable
+from detectron2.utils.registry import Registry
+from fvcore.nn import sigmoid_focal_loss
+from torch import Tensor, nn
+
+from ..assignment.costs import MatchCostModel, box_iou_and_giou
+from ..assignment.matchers import Matcher, build_matcher
+from ..events import ScalarLog
+from ..structures import Assignment, BatchedTargets, StagePredictions
+from .crowd import inside_crowd
+from .normalizer import BatchNormalizer
+
+CRITERION_REGISTRY = Registry("CRITERION")
+CRITERION_REGISTRY.__doc__ = """
+Criteria, chosen by ``MODEL.SparseRCNN.CRITERION`` and built by ``CRITERION_REGISTRY.get(name)(cfg)``.
+A criterion maps ``(StagePredictions, BatchedTargets)`` to a dict of weighted scalar losses.
+"""
+
+
+@CRITERION_REGISTRY.register()
+class SetCriterion(nn.Module):
+    """Set prediction loss of Sparse R-CNN (arXiv 2011.12450, section 3.3) over all stages at once.
+
+    Focal loss on the classes of all proposals; L1 (in units of the image's size) and GIoU loss on the
+    boxes of those that learn from a ground truth. All are sums, divided by the number of ground truths.
+    """
+
+    @configurable
+    def __init__(
+        self,
+        *,
+        cost_model: MatchCostModel,
+        matcher: Matcher,
+        class_weight: float,
+        l1_weight: float,
+        giou_weight: float,
+        focal_alpha: float,
+        focal_gamma: float,
+        deep_supervision: bool,
+    ) -> None:
+        """Args: as the keys of ``MODEL.SparseRCNN``; without ``deep_supervision`` only the last stage learns."""
+        super().__init__()
+        self.cost_model = cost_model
+        self.matcher = matcher
+        self.class_weight = class_weight
+        self.l1_weight = l1_weight
+        self.giou_weight = giou_weight
+        self.focal_alpha = focal_alpha
+        self.focal_gamma = focal_gamma
+        self.deep_supervision = deep_supervision
+        self.batch_normalizer = BatchNormalizer()
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode) -> dict[str, object]:
+        node = cfg.MODEL.SparseRCNN
+        return {
+            "cost_model": MatchCostModel(cfg),
+            "matcher": build_matcher(cfg),
+            "class_weight": node.CLASS_WEIGHT,
+            "l1_weight": node.L1_WEIGHT,
+            "giou_weight": node.GIOU_WEIGHT,
+            "focal_alpha": node.ALPHA,
+            "focal_gamma": node.GAMMA,
+            "deep_supervision": node.DEEP_SUPERVISION,
+        }
+
+    def forward(self, predictions: StagePredictions, targets: BatchedTargets) -> dict[str, Tensor]:
+        """Gives ``loss_ce``, ``loss_bbox`` and ``loss_giou`` of the last stage, and with ``_0``, ``_1``, ...
+        at the end of the name those of the stages before it; float32 scalars, already weighted.
+        """
+        supervised = predictions if self.deep_supervision else predictions.last
+        assignment = self._match(supervised, targets)
+        with torch.autocast(supervised.boxes.device.type, enabled=False):
+            normalizer = self.batch_normalizer(self._count(assignment, targets))
+            losses = {
+                "loss_ce": self.class_weight * self._class_loss(supervised, assignment, targets),
+                **self._box_losses(supervised.boxes, assignment, targets),
+            }
+            return _name_by_stage({name: loss / normalizer for name, loss in losses.items()})
+
+    def _match(self, predictions: StagePredictions, targets: BatchedTargets) -> Assignment:
+        return self.matcher(self.cost_model(predictions, targets))
+
+    def count_targets(self, targets: BatchedTargets) -> Tensor | None:
+        """(1,) float32, what the losses are divided by if the targets alone decide it, here their number; or None."""
+        return targets.valid.sum().float()[None]
+
+    def _count(self, assignment: Assignment, targets: BatchedTargets) -> Tensor:
+        """(S,) float32, what the losses of each stage are divided by, on this rank."""
+        count = self.count_targets(targets)
+        return assignment.positive.sum((1, 2)).float() if count is None else count.repeat(len(assignment.gt_index))
+
+    def _class_loss(self, predictions: StagePredictions, assignment: Assignment, targets: BatchedTargets) -> Tensor:
+        """(S,) sum of the focal loss over images, proposals and classes; background in crowds learns nothing."""
+        logits = predictions.logits
+        classes = _gather_ground_truth(targets.classes, assignment)
+        wanted = classes[..., None] == torch.arange(logits.shape[-1], device=logits.device)
+        wanted &= assignment.positive[..., None]
+        loss = sigmoid_focal_loss(logits.float(), wanted.float(), self.focal_alpha, self.focal_gamma)
+        if targets.crowd is not None:
+            loss = loss * ~(inside_crowd(predictions.boxes, targets) & ~assignment.positive)[..., None]
+        return loss.sum((1, 2, 3))
+
+    def _box_losses(self, boxes: Tensor, assignment: Assignment, targets: BatchedTargets) -> dict[str, Tensor]:
+        """(S,) sums of the L1 and of the GIoU loss over the proposals that learn from a ground truth."""
+        wanted = _gather_ground_truth(targets.boxes, assignment)
+        _, giou = box_iou_and_giou(boxes, wanted)
+        distance = ((boxes - wanted) / targets.image_whwh[:, None]).abs().sum(-1)
+        positive = assignment.positive
+        return {
+            "loss_bbox": self.l1_weight * (distance * positive).sum((1, 2)),
+            "loss_giou": self.giou_weight * ((1 - giou) * positive).sum((1, 2)),
+        }
+
+
+@CRITERION_REGISTRY.register()
+class DLACriterion(SetCriterion):
+    """The criterion of dynamic label assignment (Dynamic Sparse R-CNN, arXiv 2205.02101, section 3.2).
+
+    As :class:`SetCriterion`, for matchers that give a ground truth several proposals: a stage's losses are
+    divided by the number of its positives, and what the matcher did goes to detectron2's ``EventStorage``.
+    """
+
+    @configurable
+    def __init__(self, *, normalizer: str, **arguments: Any) -> None:
+        """
+        Args:
+            normalizer: ``positives`` or ``num_gt``.
+            arguments: those of :class:`SetCriterion`.
+        """
+        super().__init__(**arguments)
+        if normalizer not in ("positives", "num_gt"):
+            raise ValueError(f"MODEL.SparseRCNN.DLA.NORMALIZER is {normalizer!r}: use positives or num_gt")
+        self.normalizer = normalizer
+        self._log = ScalarLog()
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode) -> dict[str, object]:
+        return super().from_config(cfg) | {"normalizer": cfg.MODEL.SparseRCNN.DLA.NORMALIZER}
+
+    def count_targets(self, targets: BatchedTargets) -> Tensor | None:
+        """As :class:`SetCriterion`; None for positives, which the predictions decide."""
+        return super().count_targets(targets) if self.normalizer == "num_gt" else None
+
+    def _match(self, predictions: StagePredictions, targets: BatchedTargets) -> Assignment:
+        assignment = super()._match(predictions, targets)
+        self._log.put(_assignment_scalars(assignment, targets))
+        return assignment
+
+
+def _assignment_scalars(assignment: Assignment, targets: BatchedTargets) -> dict[str, Tensor]:
+    """What to log of an assignment, as scalars on its device."""
+    ground_truths = targets.valid.sum().clamp(min=1)
+    positives = assignment.positive.sum((1, 2)) / ground_truths
+    gt_index = assignment.gt_index.clamp(min=0)
+    owned = torch.zeros((*gt_index.shape[:2], targets.valid.shape[1]), device=gt_index.device)
+    owned.scatter_add_(2, gt_index, assignment.positive.float())
+    scalars = {
+        "dla/positives_per_gt_first_stage": positives[0],
+        "dla/positives_per_gt_last_stage": positives[-1],
+        "dla/gt_without_proposal": ((owned == 0) & targets.valid).sum() / len(gt_index),
+    }
+    if assignment.supply is not None:
+        scalars["dla/mean_supply"] = assignment.supply.sum() / (ground_truths * len(gt_index))
+    if assignment.residual is not None:
+        scalars["dla/sinkhorn_residual"] = assignment.residual.max()
+    return scalars
+
+
+def _gather_ground_truth(values: Tensor, assignment: Assignment) -> Tensor:
+    """(B, G, ...) values of the ground truths to the (S, B, P, ...) of each proposal's own.
+
+    Background proposals get those of ground truth 0: the caller masks them, which needs no host.
+    """
+    index = assignment.gt_index.clamp(min=0)
+    image = torch.arange(values.shape[0], device=values.device)[:, None]
+    return values[image, index]
+
+
+def _name_by_stage(losses: dict[str, Tensor]) -> dict[str, Tensor]:
+    """(S,) losses to scalars with the names of the public Sparse R-CNN: the last stage has no number."""
+    named: dict[str, Tensor] = {}
+    for name, loss in losses.items():
+        *earlier, last = loss.unbind()
+        named[name] = last
+        named.update({f"{name}_{stage}": value for stage, value in enumerate(earlier)})
+    return named
+
+
+def build_criterion(cfg: CfgNode) -> nn.Module:
+    """Builds the criterion that ``MODEL.SparseRCNN.CRITERION`` names; outside of a detector the static one."""
+    name = cfg.MODEL.SparseRCNN.CRITERION or "SetCriterion"
+    if name not in CRITERION_REGISTRY:
+        registered = ", ".join(sorted(known for known, _ in CRITERION_REGISTRY))
+        raise ValueError(f"MODEL.SparseRCNN.CRITERION is {name!r}: registered are {registered}")
+    return CRITERION_REGISTRY.get(name)(cfg)

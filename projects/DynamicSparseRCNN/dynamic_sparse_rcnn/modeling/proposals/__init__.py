@@ -1,0 +1,1 @@
+"""The proposals that the cascade starts from."""

@@ -1,0 +1,93 @@
+"""Proposal generators: the boxes and features with which the cascade starts."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from detectron2.config import CfgNode, configurable
+from detectron2.layers import ShapeSpec
+from detectron2.modeling import PROPOSAL_GENERATOR_REGISTRY
+from detectron2.structures import Boxes, ImageList, Instances
+from torch import Tensor, nn
+from torchvision.ops import box_convert
+
+from ..structures import image_sizes_to_whwh
+
+
+def initial_boxes(kind: str, number: int) -> Tensor:
+    """Boxes to start the learning from.
+
+    Args:
+        kind: ``image``: each is the whole image, as published; ``grid``: the centres on a grid over the
+            image, each box as large as two cells; ``random``: centres and sizes drawn uniformly.
+        number: P.
+
+    Returns:
+        (P, 4) float32, normalised cxcywh.
+    """
+    if kind == "image":
+        return torch.tensor([0.5, 0.5, 1.0, 1.0]).repeat(number, 1)
+    if kind == "grid":
+        columns = math.ceil(math.sqrt(number))
+        rows = math.ceil(number / columns)
+        index = torch.arange(number)
+        size = torch.tensor([2 / columns, 2 / rows]).clamp(max=1.0).expand(number, 2)
+        centers = torch.stack([(index % columns + 0.5) / columns, (index // columns + 0.5) / rows], dim=1)
+        return torch.cat([centers, size], dim=1)
+    if kind == "random":
+        return torch.cat([torch.rand(number, 2), 0.1 + 0.5 * torch.rand(number, 2)], dim=1)
+    raise ValueError(f"MODEL.SparseRCNN.INIT_BOXES is {kind!r}: use one of image, grid, random")
+
+
+@PROPOSAL_GENERATOR_REGISTRY.register()
+class LearnedProposalGenerator(nn.Module):
+    """Learned proposals that are the same for every image (Sparse R-CNN, section 3.2)."""
+
+    @configurable
+    def __init__(self, *, num_proposals: int, channels: int, init_boxes: str = "image") -> None:
+        """
+        Args:
+            num_proposals: P.
+            channels: C of the proposal features.
+            init_boxes: the ``kind`` of :func:`initial_boxes`.
+        """
+        super().__init__()
+        if num_proposals < 1:
+            raise ValueError(f"MODEL.SparseRCNN.NUM_PROPOSALS is {num_proposals}: at least 1 is needed")
+        self.init_proposal_features = nn.Embedding(num_proposals, channels)
+        self.init_proposal_boxes = nn.Embedding(num_proposals, 4)
+        with torch.no_grad():
+            self.init_proposal_boxes.weight.copy_(initial_boxes(init_boxes, num_proposals))
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> dict[str, object]:
+        node = cfg.MODEL.SparseRCNN
+        return {
+            "num_proposals": node.NUM_PROPOSALS,
+            "channels": node.HIDDEN_DIM,
+            "init_boxes": node.INIT_BOXES,
+        }
+
+    def forward(
+        self,
+        images: ImageList,
+        features: dict[str, Tensor],
+        gt_instances: list[Instances] | None = None,
+    ) -> tuple[list[Instances], dict[str, Tensor]]:
+        """detectron2's contract of a proposal generator; features and ground truths are not looked at.
+
+        Returns:
+            An ``Instances`` an image with ``proposal_boxes`` (P absolute XYXY pixels) and
+            ``proposal_features`` (P, C); and no losses.
+        """
+        boxes = box_convert(self.init_proposal_boxes.weight, "cxcywh", "xyxy")
+        whwh = image_sizes_to_whwh(images.image_sizes, boxes.device)
+        return [
+            Instances(
+                size,
+                proposal_boxes=Boxes(image_boxes),
+                proposal_features=self.init_proposal_features.weight,
+            )
+            for size, image_boxes in zip(images.image_sizes, boxes * whwh[:, None], strict=True)
+        ], {}

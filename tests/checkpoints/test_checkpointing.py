@@ -1,0 +1,91 @@
+"""What a model gets from a checkpoint, and how that is told."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import pytest
+import torch
+from detectron2.config import CfgNode
+from detectron2.modeling import build_model
+
+from dynamic_sparse_rcnn.checkpoints.loading import Checkpointer, load_for_evaluation
+
+
+@pytest.fixture
+def weights(tiny_cfg: CfgNode, tmp_path: Path) -> str:
+    Checkpointer(build_model(tiny_cfg), str(tmp_path)).save("trained")
+    return str(tmp_path / "trained.pth")
+
+
+def loaded(cfg: CfgNode, weights: str) -> torch.nn.Module:
+    torch.manual_seed(1)  # not what the checkpoint started from
+    model = build_model(cfg)
+    Checkpointer(model, cfg.OUTPUT_DIR).load(weights)
+    return model
+
+
+def told(caplog: pytest.LogCaptureFixture) -> str:
+    (line,) = (r.getMessage() for r in caplog.records if "Checkpoint: " in r.getMessage())
+    assert "\n" not in line
+    return line
+
+
+@pytest.fixture(autouse=True)
+def _log(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(logging.getLogger("dynamic_sparse_rcnn"), "propagate", True)
+    caplog.set_level(logging.INFO, logger="dynamic_sparse_rcnn")
+
+
+def test_another_number_of_classes_keeps_everything_but_the_class_layers(tiny_cfg, weights, caplog) -> None:
+    saved = torch.load(weights)["model"]
+    tiny_cfg.MODEL.SparseRCNN.NUM_CLASSES = 7
+    model = loaded(tiny_cfg, weights)
+    torch.manual_seed(1)
+    fresh = build_model(tiny_cfg).state_dict()
+    classes = 0
+    for name, value in model.state_dict().items():
+        is_class_layer = ".class_logits." in name
+        classes += is_class_layer
+        assert torch.equal(value, fresh[name] if is_class_layer else saved[name]), name
+    assert classes == 4
+    total = len(saved)
+    assert told(caplog) == (
+        f"Checkpoint: kept {total - 4} of the model's {total} tensors; of another shape, these start anew: "
+        "head.head_series.*.class_logits (4) (3 classes in the checkpoint, 7 in the model)"
+    )
+
+
+def test_the_same_model_is_told_to_be_kept_whole(tiny_cfg, weights, caplog) -> None:
+    total = len(loaded(tiny_cfg, weights).state_dict())
+    assert told(caplog) == f"Checkpoint: kept {total} of the model's {total} tensors"
+
+
+def test_another_number_of_proposals_is_counted_once(tiny_cfg, weights, caplog) -> None:
+    tiny_cfg.MODEL.SparseRCNN.NUM_PROPOSALS = 9
+    total = len(loaded(tiny_cfg, weights).state_dict())
+    line = told(caplog)
+    assert f"kept {total - 2} of" in line
+    assert "init_proposal_boxes (1)" in line and "init_proposal_features (1)" in line
+    assert "not in the checkpoint" not in line
+
+
+def test_backbone_weights_leave_the_rest_to_start_anew(tiny_cfg, weights, tmp_path, caplog) -> None:
+    state = torch.load(weights)["model"]
+    backbone = {name: value for name, value in state.items() if name.startswith("backbone.bottom_up.")}
+    torch.save({"model": backbone | {"fc.weight": torch.zeros(1)}}, tmp_path / "backbone.pth")
+    loaded(tiny_cfg, str(tmp_path / "backbone.pth"))
+    line = told(caplog)
+    assert f"kept {len(backbone)} of" in line
+    assert "not in the checkpoint, these start anew: head.head_series" in line
+    assert "not in the model, these are not read: fc (1)" in line
+
+
+def test_an_evaluation_takes_the_whole_model_or_none(tiny_cfg, weights, tmp_path) -> None:
+    load_for_evaluation(build_model(tiny_cfg), weights)
+    tiny_cfg.MODEL.SparseRCNN.NUM_CLASSES = 5
+    with pytest.raises(ValueError, match=r"class_logits.*3 classes in the checkpoint, 5 in the model.*config\.yaml"):
+        load_for_evaluation(build_model(tiny_cfg), weights)
+    with pytest.raises(FileNotFoundError, match=r"no checkpoint in .*nothing.*MODEL\.WEIGHTS"):
+        load_for_evaluation(build_model(tiny_cfg), weights, str(tmp_path / "nothing"), resume=True)

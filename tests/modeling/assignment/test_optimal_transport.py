@@ -1,0 +1,253 @@
+"""Units, and the optimal transport matcher, against brute force, SciPy and POT."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+
+import numpy as np
+import ot
+import pytest
+import torch
+
+from dynamic_sparse_rcnn import (
+    BACKGROUND,
+    BatchedTargets,
+    HungarianMatcher,
+    MatchCostModel,
+    MatchCosts,
+    OptimalTransportMatcher,
+    StagePredictions,
+    UnitSchedule,
+)
+from dynamic_sparse_rcnn.modeling.assignment.matchers import _give_each_ground_truth_one
+from dynamic_sparse_rcnn.modeling.assignment.sinkhorn import sinkhorn
+
+
+def make_schedule(fixed_k: int = 0, top_q: int = 8, unit_step: float = 0.5, ratio: float = 0.8) -> UnitSchedule:
+    return UnitSchedule(fixed_k=fixed_k, top_q=top_q, unit_step=unit_step, max_positive_ratio=ratio)
+
+
+def make_matcher(solver: str, epsilon: float = 0.1, num_iters: int = 200, **schedule) -> OptimalTransportMatcher:
+    return OptimalTransportMatcher(
+        schedule=make_schedule(**schedule), solver=solver, epsilon=epsilon, num_iters=num_iters
+    )
+
+
+def make_costs(stages: int, counts: Sequence[int], proposals: int) -> MatchCosts:
+    """Random costs, as spread as real ones are; padding cheap, where it must not matter."""
+    columns = max(1, *counts)
+    valid = torch.arange(columns) < torch.tensor(counts)[:, None]
+    shape = (stages, len(counts), proposals, columns)
+    cost = torch.where(valid[None, :, None], 2 * torch.randn(shape), torch.tensor(-100.0))
+    return MatchCosts(cost, torch.rand(shape), valid)
+
+
+def counts_of(gt_index: torch.Tensor, ground_truths: int) -> torch.Tensor:
+    """(..., P) indices to the (..., G) number of proposals of each ground truth."""
+    return (gt_index[..., None] == torch.arange(ground_truths)).sum(-2)
+
+
+def test_dynamic_units_are_the_sum_of_the_best_ious_rounded_down_and_at_least_one():
+    iou = torch.zeros(1, 1, 20, 3)
+    iou[0, 0, :10, 0] = 0.5  # the best 8: 4.0
+    iou[0, 0, :3, 1] = torch.tensor([0.9, 0.8, 0.7])  # 2.4
+    costs = MatchCosts(torch.zeros_like(iou), iou, torch.ones(1, 3, dtype=torch.bool))
+    assert make_schedule()(costs).tolist() == [[[4, 2, 1]]]
+
+
+def test_units_grow_by_the_step_from_stage_to_stage_and_end_at_k():
+    costs = make_costs(6, [2], 50)
+    units = make_schedule(fixed_k=3)(costs)
+    assert units[:, 0, 0].tolist() == [1, 1, 1.5, 2, 2.5, 3]
+    same_iou = MatchCosts(costs.cost, costs.iou[:1].expand(6, -1, -1, -1), costs.valid)
+    assert (make_schedule()(same_iou).diff(dim=0) >= 0).all()
+
+
+@pytest.mark.parametrize(("ground_truths", "proposals"), [(40, 50), (50, 50), (51, 50), (150, 50)])
+def test_units_never_exceed_the_largest_share_of_the_proposals(ground_truths, proposals):
+    units = make_schedule(fixed_k=5)(make_costs(6, [ground_truths], proposals))
+    assert (units.sum(-1) <= 0.8 * proposals + 1e-3).all()
+    assert (units > 0).all()
+
+
+@pytest.mark.parametrize("ground_truths", [2, 5, 9, 16])
+def test_no_ground_truth_gets_less_than_one_unit_while_the_share_allows_it(ground_truths):
+    costs = make_costs(6, [ground_truths], 20)
+    units = make_schedule(top_q=8)(MatchCosts(costs.cost, 0.8 + 0.2 * costs.iou, costs.valid))
+    assert (units >= 1 - 1e-5).all()
+    assert (units.sum(-1) <= 16 + 1e-4).all()
+
+
+def test_padding_gets_no_units():
+    units = make_schedule()(make_costs(2, [1, 0, 4], 20))
+    assert (units > 0).sum(-1).tolist() == [[1, 0, 4]] * 2
+
+
+def test_fewer_proposals_than_top_q_are_enough():
+    assert make_schedule(top_q=8)(make_costs(2, [1], 3)).isfinite().all()
+
+
+@pytest.mark.parametrize("wrong", [{"fixed_k": -1}, {"top_q": 0}, {"unit_step": -0.5}, {"ratio": 0}, {"ratio": 1.5}])
+def test_a_schedule_that_makes_no_sense_is_refused(wrong):
+    with pytest.raises(ValueError, match=r"MODEL\.SparseRCNN\.DLA needs"):
+        make_schedule(**wrong)
+
+
+def cost_of(cost: torch.Tensor, gt_index: Sequence[int]) -> float:
+    return sum(cost[p, g].item() for p, g in enumerate(gt_index) if g != BACKGROUND)
+
+
+def test_exact_equals_brute_force_over_all_assignments_with_the_demanded_counts():
+    for _ in range(5):
+        costs = make_costs(1, [2], 6)
+        gt_index = make_matcher("exact", fixed_k=2, unit_step=0)(costs).gt_index[0, 0]
+        assert counts_of(gt_index, 2).tolist() == [2, 2]
+        least = min(
+            cost_of(costs.cost[0, 0], choice)
+            for choice in itertools.product([BACKGROUND, 0, 1], repeat=6)
+            if choice.count(0) == choice.count(1) == 2
+        )
+        assert cost_of(costs.cost[0, 0], gt_index.tolist()) == pytest.approx(least, abs=1e-5)
+
+
+@pytest.mark.parametrize("fixed_k", [1, 2, 4])
+def test_exact_equals_pots_earth_movers_distance(fixed_k):
+    costs = make_costs(2, [5, 3], 40)
+    matching = make_matcher("exact", fixed_k=fixed_k, unit_step=0)(costs)
+    for stage, image in itertools.product(range(2), range(2)):
+        count = int(costs.valid[image].sum())
+        cost = costs.cost[stage, image][:, :count]
+        rows = np.array([fixed_k] * count + [40 - fixed_k * count], dtype=np.float64)
+        table = np.vstack([cost.double().T.numpy(), np.zeros(40)])
+        assert cost_of(cost, matching.gt_index[stage, image].tolist()) == pytest.approx(
+            ot.emd2(rows, np.ones(40), table), abs=1e-4
+        )
+
+
+def test_one_unit_each_without_growth_is_hungarian_matching():
+    costs = make_costs(3, [4, 0, 7, 1], 10)
+    exact = make_matcher("exact", fixed_k=1, unit_step=0)(costs)
+    assert torch.equal(exact.gt_index, HungarianMatcher()(costs).gt_index)
+
+
+def test_sinkhorn_comes_near_the_exact_cost():
+    costs = make_costs(1, [4], 40)
+    cost = costs.cost[0, 0]
+    exact, rough = (
+        cost_of(cost, make_matcher(s, 0.05, 2000, fixed_k=3, unit_step=0)(costs).gt_index[0, 0].tolist())
+        for s in ("exact", "sinkhorn")
+    )
+    assert rough == pytest.approx(exact, rel=0.1)
+
+
+@pytest.mark.parametrize("solver", ["sinkhorn", "exact"])
+@pytest.mark.parametrize("ground_truths", [0, 1, 11, 12, 13, 36])
+def test_every_ground_truth_gets_a_proposal_while_proposals_suffice(solver, ground_truths):
+    costs = make_costs(6, [ground_truths, 2], 12)
+    counts = counts_of(make_matcher(solver)(costs).gt_index[:, 0], costs.cost.shape[3])
+    assert ((counts > 0).sum(-1) == min(ground_truths, 12)).all()
+
+
+@pytest.mark.parametrize("ratio", [0.8, 1.0])
+def test_supply_of_ground_truths_and_background_is_the_number_of_proposals(monkeypatch, ratio):
+    masses = []
+
+    def spy(cost, row_mass, column_mass, **settings):
+        masses.append(row_mass)
+        return sinkhorn(cost, row_mass, column_mass, **settings)
+
+    monkeypatch.setattr("dynamic_sparse_rcnn.modeling.matcher.sinkhorn", spy)
+    for ground_truths in range(0, 60, 7):
+        assignment = make_matcher("sinkhorn", fixed_k=0, ratio=ratio)(make_costs(6, [ground_truths, 3], 50))
+        assert assignment.residual.isfinite().all()
+        assert (masses[-1] >= 0).all()
+        torch.testing.assert_close(masses[-1].sum(1), torch.full((12,), 50.0))
+
+
+def test_exact_distributes_the_whole_units_that_it_reports():
+    costs = make_costs(1, [5], 25)
+    assignment = make_matcher("exact", fixed_k=5, unit_step=0)(costs)
+    assert assignment.supply.tolist() == [[[4.0] * 5]]
+    assert counts_of(assignment.gt_index, 5).tolist() == [[[4] * 5]]
+
+
+def test_a_ground_truth_without_a_proposal_takes_the_one_that_raises_the_cost_least():
+    cost = torch.tensor([[-9.0, 0.50], [-1, 3], [-1, 3], [5, 0.51], [5, 0.6]])[None, None]
+    costs = MatchCosts(cost, torch.zeros_like(cost), torch.ones(1, 2, dtype=torch.bool))
+    # Proposal 0 would cost 0.01 less than 3, but ground truth 0 would lose 9.
+    assert _give_each_ground_truth_one(torch.tensor([[[0, 0, 0, -1, -1]]]), costs).tolist() == [[[0, 0, 0, 1, -1]]]
+    # Without background the ground truth that can spare one gives the one it needs least.
+    assert _give_each_ground_truth_one(torch.tensor([[[0, 0, 0, 0, 0]]]), costs).tolist() == [[[0, 0, 0, 1, 0]]]
+
+
+def test_of_ground_truths_that_want_the_same_proposal_the_cheapest_gets_it_and_the_next_the_next_best():
+    cost = torch.tensor([[1.0, 0.5, 0.8], [5, 3, 2], [5, 4, 9], [0, 9, 9]])[None, None]
+    costs = MatchCosts(cost, torch.zeros_like(cost), torch.ones(1, 3, dtype=torch.bool))
+    assert _give_each_ground_truth_one(torch.tensor([[[-1, -1, -1, 0]]]), costs).tolist() == [[[1, 2, -1, 0]]]
+
+
+@pytest.mark.parametrize(("ground_truths", "proposals"), [(3, 30), (12, 30), (29, 30), (30, 30), (33, 30)])
+@pytest.mark.parametrize("equal", [False, True])
+def test_any_assignment_is_mended_so_that_as_many_as_possible_have_one_and_nobody_loses_the_last(
+    ground_truths, proposals, equal
+):
+    shape = (20, 2, proposals, ground_truths)
+    # Equal costs: all want the same proposal.
+    cost = torch.ones(shape) if equal else torch.randn(shape)
+    costs = MatchCosts(cost, torch.zeros(shape), torch.ones(2, ground_truths, dtype=torch.bool))
+    # From no ground truth with a proposal, to few that have all, to many that have some.
+    most = torch.arange(20)[:, None, None] * ground_truths // 20
+    before = (torch.rand(20, 2, proposals) * (most + 1)).long() - 1
+    after = _give_each_ground_truth_one(before, costs)
+    counts = counts_of(after, ground_truths)
+    assert ((counts > 0).sum(-1) == min(ground_truths, proposals)).all()
+    assert not ((counts_of(before, ground_truths) > 0) & (counts == 0)).any()
+    assert ((before != after).sum(-1) <= ground_truths).all()
+
+
+def test_ground_truth_comes_before_background_on_a_tie():
+    costs = MatchCosts(torch.zeros(1, 1, 4, 1), torch.zeros(1, 1, 4, 1), torch.ones(1, 1, dtype=torch.bool))
+    assert make_matcher("sinkhorn", fixed_k=1, unit_step=0)(costs).gt_index.tolist() == [[[0, 0, 0, 0]]]
+
+
+@pytest.mark.parametrize("solver", ["sinkhorn", "exact"])
+def test_a_batch_equals_one_image_and_stage_at_a_time_and_padding_is_ignored(solver):
+    costs = make_costs(2, [5, 0, 2], 12)
+    matcher = make_matcher(solver, fixed_k=2, unit_step=0)
+    together = matcher(costs)
+    for stage, image in itertools.product(range(2), range(3)):
+        count = max(1, int(costs.valid[image].sum()))
+        cut = (slice(stage, stage + 1), slice(image, image + 1), slice(None), slice(count))
+        alone = matcher(MatchCosts(costs.cost[cut], costs.iou[cut], costs.valid[image : image + 1, :count]))
+        assert torch.equal(alone.gt_index[0, 0], together.gt_index[stage, image])
+
+
+@pytest.mark.parametrize("solver", ["sinkhorn", "exact"])
+def test_proposals_with_equal_boxes_leave_no_ground_truth_without_one(solver):
+    cost = torch.tensor([-3.0, -2.0]).expand(1, 1, 10, 2).contiguous()
+    costs = MatchCosts(cost, torch.full_like(cost, 0.5), torch.ones(1, 2, dtype=torch.bool))
+    assert (counts_of(make_matcher(solver)(costs).gt_index, 2) > 0).all()
+
+
+def test_costs_from_bfloat16_logits_are_matched_in_float32(make_instances, make_predictions):
+    targets = BatchedTargets.from_instances([make_instances(3)], torch.device("cpu"))
+    predictions = make_predictions(2, [(64, 96)], 10)
+    model = MatchCostModel(class_weight=2.0, l1_weight=5.0, giou_weight=2.0, focal_alpha=0.25, focal_gamma=2.0)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        half = StagePredictions(predictions.logits.bfloat16(), predictions.boxes)
+        assignment = make_matcher("sinkhorn")(model(half, targets))
+    assert assignment.residual is not None
+    assert assignment.residual.dtype == torch.float32
+    assert (counts_of(assignment.gt_index, 3) > 0).all()
+
+
+def test_an_unknown_solver_is_refused_by_name():
+    with pytest.raises(ValueError, match=r"DLA\.SOLVER is 'simplex'"):
+        make_matcher("simplex")
+
+
+@pytest.mark.parametrize("wrong", [{"epsilon": 0.0}, {"epsilon": -0.1}, {"num_iters": 0}])
+def test_settings_of_sinkhorn_that_make_no_sense_are_refused_by_key_before_the_first_step(wrong):
+    with pytest.raises(ValueError, match=r"MODEL\.SparseRCNN\.DLA needs SINKHORN_EPS > 0 and SINKHORN_ITERS >= 1"):
+        make_matcher("sinkhorn", **wrong)

@@ -1,0 +1,279 @@
+"""Detections from images of any kind, with few lines."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from detectron2.modeling import build_model
+from PIL import Image
+from written_videos import write_video
+
+from dynamic_sparse_rcnn import Predictor, write_checkpoint
+from dynamic_sparse_rcnn.prediction.results import CocoResults
+from dynamic_sparse_rcnn.prediction.sources import from_array, open_source
+
+HEIGHT, WIDTH = 48, 64
+
+
+@pytest.fixture
+def picture() -> np.ndarray:
+    """(48, 64, 3) uint8 RGB."""
+    return np.random.default_rng(0).integers(0, 256, (HEIGHT, WIDTH, 3), dtype=np.uint8)
+
+
+@pytest.fixture
+def predictor(tiny_cfg, tmp_path) -> Predictor:
+    """Untrained, so that it finds something everywhere."""
+    return make_predictor(tiny_cfg, tmp_path)
+
+
+def make_predictor(cfg, folder: Path, **arguments) -> Predictor:
+    cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST = 64, 96
+    weights = folder / "detector.safetensors"
+    classes = {"class_names": ["ant", "bee", "cat"], "category_ids": [2, 3, 5]}
+    write_checkpoint(weights, {"model": build_model(cfg).state_dict(), **classes})
+    return Predictor(cfg, str(weights), **{"score_threshold": 0.0} | arguments)
+
+
+def test_a_file_and_the_array_that_opencv_reads_from_it_give_the_same_detections(predictor, picture, tmp_path):
+    path = tmp_path / "picture.png"
+    Image.fromarray(picture).save(path)
+    of_file, of_array = predictor(path), predictor(cv2.imread(str(path)))
+    assert len(of_file.instances) > 0
+    assert torch.equal(of_file.instances.pred_boxes.tensor, of_array.instances.pred_boxes.tensor)
+    assert np.array_equal(of_file.image, picture) and np.array_equal(of_array.image, picture)
+
+
+def test_mixed_precision_finds_nearly_the_same(tiny_cfg, picture, tmp_path):
+    exact = make_predictor(tiny_cfg, tmp_path)
+    mixed = Predictor(tiny_cfg, str(tmp_path / "detector.safetensors"), score_threshold=0.0, precision="bfloat16")
+    first, second = exact(picture).instances, mixed(picture).instances
+    assert not torch.equal(first.scores, second.scores)
+    assert second.scores.dtype == second.pred_boxes.tensor.dtype == torch.float32
+    torch.testing.assert_close(first.scores.mean(), second.scores.mean(), rtol=0.05, atol=0)
+    with pytest.raises(ValueError, match="precision is 'half': use float16 or bfloat16"):
+        Predictor(tiny_cfg, str(tmp_path / "detector.safetensors"), precision="half")
+
+
+def test_boxes_are_in_pixels_of_the_image(predictor, picture):
+    boxes = predictor(picture).instances.pred_boxes.tensor
+    assert boxes.min() >= 0
+    assert boxes[:, 2].max() <= WIDTH and boxes[:, 3].max() <= HEIGHT
+    assert boxes[:, 2].max() > WIDTH / 2
+
+
+def test_channels_reach_the_model_in_the_order_of_the_config(tiny_cfg, picture, tmp_path):
+    seen = {}
+    for order in ("RGB", "BGR"):
+        tiny_cfg.INPUT.FORMAT = order
+        predictor = make_predictor(tiny_cfg, tmp_path)
+        predictor.model.register_forward_pre_hook(lambda _, arguments, order=order: seen.update({order: arguments[0]}))
+        predictor(picture)
+    rgb, bgr = (seen[order][0]["image"] for order in ("RGB", "BGR"))
+    assert torch.equal(rgb, bgr.flip(0)) and not torch.equal(rgb, bgr)
+    # The array is BGR: its last channel is the first of the model.
+    assert abs(rgb[0].float().mean() - picture[..., 2].mean()) < 1
+
+
+def test_images_turned_by_exif_grey_and_of_16_bits_are_read_as_in_training(tmp_path, picture):
+    turned = tmp_path / "turned.jpg"
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.fromarray(picture).save(turned, exif=exif)
+    grey = tmp_path / "grey.png"
+    Image.fromarray(picture[..., 0]).save(grey)
+    deep = tmp_path / "deep.png"
+    cv2.imwrite(str(deep), picture[..., 0].astype(np.uint16) * 256 + 200)
+    by_name = {Path(frame.name).name: frame.pixels for frame in open_source([str(turned), str(grey), str(deep)])}
+    assert by_name["turned.jpg"].shape == (WIDTH, HEIGHT, 3)
+    for name in ("grey.png", "deep.png"):
+        assert np.array_equal(by_name[name], np.repeat(picture[..., :1], 3, axis=2)), name
+
+
+@pytest.mark.parametrize(
+    ("array", "expected"),
+    [
+        (np.full((2, 3), 7, np.uint8), [7, 7, 7]),
+        (np.full((2, 3, 1), 7 * 256 + 9, np.uint16), [7, 7, 7]),
+        (np.dstack([np.full((2, 3), value, np.uint8) for value in (1, 2, 3)]), [3, 2, 1]),
+        (np.dstack([np.full((2, 3), value, np.uint8) for value in (1, 2, 3, 4)]), [3, 2, 1]),
+    ],
+)
+def test_arrays_of_all_usual_layouts_become_rgb(array, expected):
+    assert from_array(array, "x").pixels.tolist() == [[expected] * 3] * 2
+
+
+@pytest.mark.parametrize(
+    "array", [np.zeros((2, 3, 3)), np.zeros((2, 3, 2), np.uint8), np.zeros((0, 3, 3), np.uint8), np.zeros(3, np.uint8)]
+)
+def test_arrays_that_are_no_images_are_refused(array):
+    with pytest.raises(ValueError, match=r"x must be \(H,W,3\) BGR"):
+        from_array(array, "x")
+
+
+def test_folders_and_patterns_give_their_images_in_order_and_count_what_cannot_be_read(predictor, picture, tmp_path):
+    folder = tmp_path / "images"
+    folder.mkdir()
+    for name in ("b.png", "a.png"):
+        Image.fromarray(picture).save(folder / name)
+    (folder / "broken.png").write_bytes((folder / "a.png").read_bytes()[:60])
+    (folder / "notes.txt").write_text("no image")
+    for place in (folder, str(folder / "*.png"), str(tmp_path / "**" / "*.png")):
+        source = open_source(place)
+        assert [Path(x.name).name for x in predictor.stream(source)] == ["a.png", "b.png"]
+        assert [Path(file).name for file, _ in source.unreadable] == ["broken.png"]
+        assert source.length == 3
+
+
+def test_a_single_broken_image_is_an_error_that_names_it(predictor, tmp_path):
+    path = tmp_path / "broken.jpg"
+    path.write_bytes(b"\xff\xd8\xff nothing")
+    with pytest.raises(OSError, match=r"broken\.jpg"):
+        predictor(path)
+
+
+@pytest.mark.parametrize("place", ["nowhere.jpg", "nowhere", "nothing*.jpg", "."])
+def test_places_without_images_are_errors(place, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(FileNotFoundError, match=r"nowhere|no image"):
+        open_source(place)
+
+
+def test_addresses_with_a_query_are_no_patterns():
+    assert open_source("https://example.invalid/picture.jpg?size=3").length == 1
+
+
+def test_videos_give_their_frames(predictor, picture, tmp_path):
+    video = write_video(tmp_path / "clip.avi", [picture, np.zeros_like(picture), picture])
+    source = open_source(video)
+    assert source.length == 3 and source.frames_per_second == pytest.approx(10)
+    frames = list(source)
+    assert [Path(frame.name).name for frame in frames] == [f"clip.avi:{n:06d}" for n in range(3)]
+    assert frames[1].pixels.mean() < 10 < 100 < frames[0].pixels.mean()
+    assert len(list(source)) == 3 and not source.unreadable
+    with pytest.raises(ValueError, match=r"Predictor\.stream"):
+        predictor(video)
+
+
+def test_a_file_that_is_no_video_is_an_error(tmp_path):
+    path = tmp_path / "clip.mp4"
+    path.write_bytes(b"no video")
+    with pytest.raises(OSError, match=r"clip\.mp4 cannot be opened"):
+        open_source(path)
+
+
+def test_a_camera_that_is_not_there_is_an_error():
+    with pytest.raises(OSError, match="camera 99 cannot be opened"):
+        open_source(99)
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 4])
+def test_batches_of_equal_sizes_give_the_detections_of_single_images(tiny_cfg, tmp_path, batch_size):
+    rng = np.random.default_rng(1)
+    arrays = [rng.integers(0, 256, (HEIGHT, WIDTH, 3), dtype=np.uint8) for _ in range(3)]
+    predictor = make_predictor(tiny_cfg, tmp_path, batch_size=batch_size)
+    streamed = list(predictor.stream(arrays))
+    for array, one in zip(arrays, streamed, strict=True):
+        alone = predictor(array)
+        assert torch.allclose(one.instances.scores, alone.instances.scores, atol=1e-5)
+        assert torch.allclose(one.instances.pred_boxes.tensor, alone.instances.pred_boxes.tensor, atol=1e-3)
+
+
+def test_the_score_threshold_leaves_out_the_weaker(predictor, picture):
+    everything = predictor(picture).instances
+    predictor.score_threshold = float(everything.scores.median())
+    kept = predictor(picture).instances
+    assert torch.equal(kept.scores, everything.scores[everything.scores >= predictor.score_threshold])
+    assert 0 < len(kept) < len(everything)
+
+
+@pytest.mark.parametrize("arguments", [{"score_threshold": 1.5}, {"score_threshold": -0.1}, {"batch_size": 0}])
+def test_arguments_out_of_range_are_refused(arguments):
+    with pytest.raises(ValueError, match="must lie in"):
+        Predictor(**arguments)
+
+
+def test_coco_entries_have_the_category_ids_of_the_training_set_and_xywh_boxes(predictor, picture):
+    prediction = predictor(picture)
+    for entry, box, score, index in zip(
+        prediction.to_coco(7),
+        prediction.instances.pred_boxes.tensor.tolist(),
+        prediction.instances.scores.tolist(),
+        prediction.instances.pred_classes.tolist(),
+        strict=True,
+    ):
+        assert entry["image_id"] == 7 and entry["category_id"] == [2, 3, 5][index]
+        assert entry["bbox"] == pytest.approx([box[0], box[1], box[2] - box[0], box[3] - box[1]], abs=1e-4)
+        assert entry["score"] == pytest.approx(score)
+    assert set(prediction.labels) <= {"ant", "bee", "cat"}
+
+
+@pytest.mark.parametrize(
+    ("names", "ids"),
+    [(["a.png", "b.png"], {1, 2}), (["000012.png", "000007.png"], {12, 7}), (["1.png", "1.jpg"], {1, 2})],
+)
+def test_result_files_call_images_by_number_where_they_have_one(predictor, picture, tmp_path, names, ids):
+    results = CocoResults()
+    for name in names:
+        Image.fromarray(picture).save(tmp_path / name)
+        results.add(predictor(tmp_path / name))
+    results.write(tmp_path / "detections.json")
+    (tmp_path / "ordinary").touch()
+    assert (tmp_path / "detections.json").stat().st_mode == (tmp_path / "ordinary").stat().st_mode
+    entries = json.loads((tmp_path / "detections.json").read_text())
+    assert {entry["image_id"] for entry in entries} == ids
+    assert {Path(entry["file_name"]).name for entry in entries} == set(names)
+
+
+def test_drawings_show_the_detections_and_small_images_enlarged(predictor, picture):
+    prediction = predictor(np.zeros_like(picture))
+    drawn = prediction.draw()
+    assert drawn.shape == (384, 512, 3) and drawn.dtype == np.uint8
+    assert drawn.any()
+    assert prediction.draw(scale=1.0).shape == picture.shape
+    assert np.array_equal(drawn, prediction.draw())
+
+
+def test_strips_are_not_enlarged_beyond_measure(predictor):
+    assert predictor(np.zeros((8, 512, 3), np.uint8)).draw().shape == (32, 2048, 3)
+
+
+def test_class_names_can_be_given_and_must_be_as_many_as_classes(tiny_cfg, tmp_path):
+    assert make_predictor(tiny_cfg, tmp_path, class_names=["x", "y", "z"]).classes.names == ("x", "y", "z")
+    with pytest.raises(ValueError, match="2 names, but the detector 3 classes"):
+        make_predictor(tiny_cfg, tmp_path, class_names=["x", "y"])
+
+
+def test_weights_alone_find_the_config_that_a_run_left_beside_them(tiny_cfg, tmp_path, picture):
+    expected = make_predictor(tiny_cfg, tmp_path)(picture)
+    (tmp_path / "config.yaml").write_text(tiny_cfg.dump())
+    found = Predictor(weights=str(tmp_path / "detector.safetensors"), score_threshold=0)(picture)
+    assert torch.equal(found.instances.pred_boxes.tensor, expected.instances.pred_boxes.tensor)
+    (tmp_path / "config.yaml").unlink()
+    with pytest.raises(FileNotFoundError, match="needs a config"):
+        Predictor(weights=str(tmp_path / "detector.safetensors"))
+
+
+def test_a_config_without_weights_is_refused(tiny_cfg):
+    with pytest.raises(ValueError, match="untrained"):
+        Predictor(tiny_cfg)
+    for name in ("coco/sparse_rcnn_R_50_FPN_300pro_3x.yaml", "lazy/sparse_rcnn_R_50_FPN_300pro_3x.py"):
+        with pytest.raises(ValueError, match="model zoo says what can be had"):
+            Predictor(name)
+
+
+def test_an_unknown_config_is_an_error_that_lists_the_known_ones():
+    with pytest.raises(FileNotFoundError, match=r"coco/sparse_rcnn_R_50_FPN_100pro_3x\.yaml"):
+        Predictor("nowhere.yaml", "x.pth")
+
+
+def test_the_number_of_classes_comes_from_the_weights_where_the_config_leaves_it_open(tiny_cfg, tmp_path, picture):
+    expected = make_predictor(tiny_cfg, tmp_path)(picture)
+    tiny_cfg.MODEL.SparseRCNN.NUM_CLASSES = 0
+    found = Predictor(tiny_cfg, str(tmp_path / "detector.safetensors"), score_threshold=0)(picture)
+    assert torch.equal(found.instances.scores, expected.instances.scores)

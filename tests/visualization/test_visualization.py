@@ -1,0 +1,228 @@
+import numpy as np
+import pytest
+import torch
+from detectron2.structures import Boxes, Instances
+
+from dynamic_sparse_rcnn.visualization.figures import (
+    draw_assignment,
+    draw_detections_beside_ground_truth,
+    draw_proposal_stages,
+    image_grid,
+)
+
+NAMES = ("circle", "square", "triangle")
+GREY = 90
+CAPTION = 28  # pixels above every panel
+GAP = 6
+
+
+def grey_image(height: int = 400, width: int = 500) -> np.ndarray:
+    return np.full((height, width, 3), GREY, np.uint8)
+
+
+def ground_truth(boxes: list[list[float]], classes: list[int]) -> Instances:
+    instances = Instances((400, 500))
+    instances.gt_boxes = Boxes(torch.tensor(boxes).reshape(-1, 4))
+    instances.gt_classes = torch.tensor(classes, dtype=torch.int64)
+    return instances
+
+
+def detections(boxes: list[list[float]], scores: list[float], classes: list[int]) -> Instances:
+    instances = Instances((400, 500))
+    instances.pred_boxes = Boxes(torch.tensor(boxes).reshape(-1, 4))
+    instances.scores = torch.tensor(scores)
+    instances.pred_classes = torch.tensor(classes, dtype=torch.int64)
+    return instances
+
+
+def split_panels(picture: np.ndarray, width: int, count: int) -> list[np.ndarray]:
+    """The panels of a one-row picture without their captions."""
+    assert picture.dtype == np.uint8 and picture.shape[1] == count * (width + GAP) - GAP
+    return [picture[CAPTION:, i * (width + GAP) : i * (width + GAP) + width] for i in range(count)]
+
+
+def changed(panel: np.ndarray) -> np.ndarray:
+    return np.abs(panel.astype(int) - GREY).max(axis=2) > 2
+
+
+def border_distance(shape: tuple[int, ...], box: list[float]) -> np.ndarray:
+    """(H,W) Chebyshev distance of every pixel centre from the outline of the box."""
+    y, x = np.mgrid[: shape[0], : shape[1]] + 0.5
+    outward = np.maximum(np.maximum(box[0] - x, x - box[2]), np.maximum(box[1] - y, y - box[3]))
+    return np.abs(outward)
+
+
+def test_boxes_are_drawn_on_their_outline_only_and_side_by_side():
+    true_box, found_box = [60.0, 50.0, 220.0, 180.0], [280.0, 200.0, 450.0, 350.0]
+    picture = draw_detections_beside_ground_truth(
+        grey_image(), ground_truth([true_box], [1]), detections([found_box], [0.8], [1]), NAMES
+    )
+    panels = split_panels(picture, 500, 2)
+    for panel, box in zip(panels, (true_box, found_box), strict=True):
+        assert panel.shape == (400, 500, 3)
+        distance = border_distance(panel.shape, box)
+        label = np.zeros(panel.shape[:2], bool)
+        label[int(box[1]) - 10 : int(box[1]) + 25, int(box[0]) - 10 : int(box[0]) + 120] = True
+        assert changed(panel)[(distance < 1) & ~label].all()
+        assert not changed(panel)[(distance > 4) & ~label].any()
+        assert changed(panel)[label & (distance > 4)].any(), "the label is missing"
+
+
+def test_a_class_has_one_colour_in_both_panels_and_another_than_other_classes():
+    first, second = [50.0, 50.0, 150.0, 150.0], [300.0, 200.0, 450.0, 350.0]
+    picture = draw_detections_beside_ground_truth(
+        grey_image(),
+        ground_truth([first, second], [0, 2]),
+        detections([first, second], [0.9, 0.6], [2, 0]),
+        NAMES,
+    )
+    left, right = split_panels(picture, 500, 2)
+    colours = [tuple(panel[y, x]) for panel in (left, right) for x, y in ((100, 150), (400, 350))]
+    assert colours[0] == colours[3] and colours[1] == colours[2]
+    assert colours[0] != colours[1]
+
+
+def test_the_best_of_equal_boxes_is_the_one_that_is_seen():
+    box = [50.0, 50.0, 150.0, 150.0]
+    pictures = [
+        draw_detections_beside_ground_truth(grey_image(), ground_truth([], []), detections(*found), NAMES)
+        for found in (([box], [0.9], [2]), ([box] * 3, [0.9, 0.6, 0.4], [2, 0, 1]))
+    ]
+    alone, together = (split_panels(picture, 500, 2)[1][100, 150] for picture in pictures)
+    assert tuple(alone) == tuple(together)
+
+
+def test_detections_below_the_score_threshold_are_left_out():
+    boxes = [[50.0, 50.0, 150.0, 150.0], [300.0, 200.0, 450.0, 350.0]]
+    truth = ground_truth([], [])
+    found = detections(boxes, [0.5, 0.49], [0, 0])
+    picture = draw_detections_beside_ground_truth(grey_image(), truth, found, NAMES, score_threshold=0.5)
+    right = changed(split_panels(picture, 500, 2)[1])
+    kept, left_out = (border_distance(right.shape, box) < 1 for box in boxes)
+    assert right[kept].mean() > 0.9
+    assert not right[left_out].any()
+
+
+def test_no_ground_truth_and_no_detection_leave_the_image_as_it_is():
+    picture = draw_detections_beside_ground_truth(grey_image(), ground_truth([], []), detections([], [], []), NAMES)
+    for panel in split_panels(picture, 500, 2):
+        assert (panel == GREY).all()
+
+
+def test_small_images_are_enlarged_and_their_boxes_with_them():
+    box = [32.0, 16.0, 96.0, 112.0]
+    picture = draw_detections_beside_ground_truth(
+        grey_image(128, 128), ground_truth([box], [0]), detections([], [], []), NAMES
+    )
+    panel, _ = split_panels(picture, 384, 2)
+    assert changed(panel)[border_distance(panel.shape, [3 * side for side in box]) < 1].all()
+    assert not changed(panel)[80:330, 110:280].any()
+
+
+def test_scale_sets_the_size_of_the_panels():
+    picture = draw_detections_beside_ground_truth(
+        grey_image(), ground_truth([], []), detections([], [], []), NAMES, scale=0.5
+    )
+    assert picture.shape == (200 + CAPTION, 2 * 250 + GAP, 3)
+
+
+@pytest.mark.parametrize("index", [-1, 3])
+def test_a_class_without_a_name_is_an_error(index):
+    with pytest.raises(ValueError, match="no name"):
+        draw_detections_beside_ground_truth(
+            grey_image(), ground_truth([[1.0, 1.0, 9.0, 9.0]], [index]), detections([], [], []), NAMES
+        )
+
+
+def stages_of_three_proposals() -> torch.Tensor:
+    """(3,3,4): three proposals that move to the right and grow, never touching each other."""
+    start = torch.tensor([[30.0, 30, 80, 80], [30, 150, 80, 200], [30, 270, 80, 320]])
+    step = torch.tensor([120.0, 0, 140, 20])
+    return torch.stack([start + stage * step for stage in range(3)])
+
+
+def test_a_highlighted_proposal_keeps_its_colour_through_the_stages():
+    boxes = stages_of_three_proposals()
+    picture = draw_proposal_stages(grey_image(), boxes, torch.rand(2, 3), highlighted=[2, 0])
+    panels = split_panels(picture, 500, 3)
+    colours = {
+        index: {
+            tuple(panel[int(box[3]), int(box[0] + box[2]) // 2].tolist())
+            for panel, box in zip(panels, boxes[:, index], strict=True)
+        }
+        for index in range(3)
+    }
+    assert all(len(seen) == 1 for seen in colours.values())
+    assert len(set.union(*colours.values())) == 3
+    red, green, blue = next(iter(colours[1]))
+    assert red == green == blue, "a proposal that is not highlighted must be grey"
+
+
+def test_proposals_are_drawn_on_their_outlines_only():
+    boxes = stages_of_three_proposals()
+    picture = draw_proposal_stages(grey_image(), boxes, torch.rand(2, 3), highlighted=[])
+    for panel, proposals in zip(split_panels(picture, 500, 3), boxes.tolist(), strict=True):
+        distance = np.min([border_distance(panel.shape, box) for box in proposals], axis=0)
+        assert changed(panel)[distance < 1].all()
+        assert not changed(panel)[distance > 4].any()
+
+
+def test_seven_panels_of_six_stages_fill_two_rows():
+    boxes = torch.rand(7, 5, 2).repeat(1, 1, 2) * 100
+    boxes[..., 2:] += 50
+    picture = draw_proposal_stages(grey_image(), boxes, torch.rand(6, 5), highlighted=[0])
+    assert picture.shape == (2 * (400 + CAPTION + GAP) - GAP, 4 * (500 + GAP) - GAP, 3)
+
+
+@pytest.mark.parametrize(
+    ("boxes_shape", "scores_shape", "highlighted", "message"),
+    [
+        ((3, 5, 4), (3, 5), [], "stage_boxes"),
+        ((3, 5, 4), (2, 4), [], "stage_boxes"),
+        ((3, 5, 4), (5,), [], "stage_boxes"),
+        ((3, 5, 4), (2, 5), [5], "highlighted"),
+        ((3, 5, 4), (2, 5), [-1], "highlighted"),
+    ],
+)
+def test_stages_that_do_not_belong_together_are_an_error(boxes_shape, scores_shape, highlighted, message):
+    with pytest.raises(ValueError, match=message):
+        draw_proposal_stages(grey_image(), torch.zeros(boxes_shape), torch.zeros(scores_shape), highlighted)
+
+
+def test_grid_puts_images_in_reading_order_on_white():
+    images = [np.full((10 + i, 20, 3), i, np.uint8) for i in range(3)]
+    grid = image_grid(images, columns=2)
+    assert grid.shape == (2 * 12 + GAP, 2 * 20 + GAP, 3)
+    assert (grid[:10, :20] == 0).all()
+    assert (grid[:11, 20 + GAP :] == 1).all()
+    assert (grid[12 + GAP :, :20] == 2).all()
+    assert (grid[10:12, :20] == 255).all() and (grid[12 + GAP :, 20 + GAP :] == 255).all()
+
+
+def test_an_assignment_has_a_row_of_stages_and_the_colour_of_the_ground_truth():
+    truth = torch.tensor([[50.0, 50, 150, 150], [300, 200, 450, 350]])
+    apart = truth + torch.tensor([0.0, 40, 0, 40])
+    stage_boxes = torch.stack([apart, apart.flip(0)])
+    picture = draw_assignment(grey_image(), truth, stage_boxes, torch.tensor([[0, -1], [-1, 0]]), "any")
+    first, second = split_panels(picture, 500, 2)
+    for panel in (first, second):
+        assert tuple(panel[100, 150]) == tuple(panel[189, 100])  # ground truth 0 and its proposal
+        assert tuple(panel[275, 300]) != tuple(panel[389, 400])  # ground truth 1, which has none
+
+
+def test_an_assignment_of_wrong_shapes_is_refused():
+    with pytest.raises(ValueError, match=r"gt_boxes must be \(G,4\)"):
+        draw_assignment(grey_image(), torch.zeros(1, 4), torch.zeros(2, 3, 4), torch.zeros(2, 4), "any")
+
+
+def test_grid_is_no_wider_than_its_images():
+    assert image_grid([grey_image(8, 9)], columns=5).shape == (8, 9, 3)
+
+
+@pytest.mark.parametrize(
+    ("images", "columns"),
+    [([], 2), ([grey_image()], 0), ([np.zeros((4, 4), np.uint8)], 1), ([np.zeros((4, 4, 3))], 1)],
+)
+def test_grid_refuses_what_is_not_a_list_of_images(images, columns):
+    with pytest.raises(ValueError, match="image"):
+        image_grid(images, columns)
