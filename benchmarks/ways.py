@@ -70,8 +70,10 @@ def images_channels_last(detector: SparseRCNN) -> Iterator[None]:
     """The backbone gets images whose channels lie side by side in memory, and gives such maps."""
     preprocess = detector.preprocess_image
 
-    def preprocess_channels_last(batched_inputs: list[dict[str, Any]]) -> ImageList:
-        images = preprocess(batched_inputs)
+    def preprocess_channels_last(
+        batched_inputs: list[dict[str, Any]], pad_to: tuple[int, int] | None = None
+    ) -> ImageList:
+        images = preprocess(batched_inputs, pad_to)
         return ImageList(images.tensor.contiguous(memory_format=torch.channels_last), images.image_sizes)
 
     detector.preprocess_image = preprocess_channels_last  # type: ignore[method-assign]

@@ -214,6 +214,25 @@ def test_the_backbone_sees_normalised_and_zero_padded_images(tiny_cfg, make_inpu
             assert not image[channel, height:].any() and not image[channel, :, width:].any()
 
 
+@pytest.mark.parametrize(("pad_to", "padded"), [((65, 40), (96, 96)), ((10, 10), (64, 96)), ((64, 200), (64, 224))])
+def test_batches_are_padded_with_zeros_to_a_least_size_that_the_backbone_can_divide(
+    tiny_cfg, make_inputs, pad_to, padded
+):
+    model = build_model(tiny_cfg).eval()
+    inputs = make_inputs([1, 2], [(64, 96), (40, 50)])
+    plain, images = model.preprocess_image(inputs), model.preprocess_image(inputs, pad_to)
+    assert images.tensor.shape[-2:] == padded
+    assert images.image_sizes == plain.image_sizes
+    torch.testing.assert_close(images.tensor[..., :64, :96], plain.tensor)
+    assert not images.tensor[..., 64:, :].any() and not images.tensor[..., 96:].any()
+
+
+def test_what_the_targets_decide_is_counted_without_running_the_detector(tiny_cfg, make_inputs):
+    model = build_model(tiny_cfg)
+    model.backbone = None
+    assert model.count(make_inputs([3, 0, 2])).tolist() == [5]
+
+
 def test_only_the_image_with_bad_predictions_is_named(tiny_cfg, make_inputs):
     model = build_model(tiny_cfg).eval()
     inputs = make_inputs([1, 1])

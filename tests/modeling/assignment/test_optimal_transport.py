@@ -157,7 +157,7 @@ def test_supply_of_ground_truths_and_background_is_the_number_of_proposals(monke
         masses.append(row_mass)
         return sinkhorn(cost, row_mass, column_mass, **settings)
 
-    monkeypatch.setattr("dynamic_sparse_rcnn.modeling.matcher.sinkhorn", spy)
+    monkeypatch.setattr("dynamic_sparse_rcnn.modeling.assignment.matchers.sinkhorn", spy)
     for ground_truths in range(0, 60, 7):
         assignment = make_matcher("sinkhorn", fixed_k=0, ratio=ratio)(make_costs(6, [ground_truths, 3], 50))
         assert assignment.residual.isfinite().all()

@@ -73,6 +73,17 @@ def test_half_precision_logits_give_float32_losses(tiny_cfg, make_instances, mak
         torch.testing.assert_close(losses[name], loss)
 
 
+def test_a_divisor_takes_the_place_of_the_count(tiny_cfg, make_instances, make_predictions):
+    criterion = SetCriterion(tiny_cfg)
+    predictions = make_predictions(2, [(64, 96)] * 2, 5)
+    targets = BatchedTargets.from_instances([make_instances(3), make_instances(1)], CPU)
+    counted = criterion(predictions, targets)
+    divided = criterion(predictions, targets, divisor=torch.tensor([10.0, 20.0]))
+    assert criterion.count(predictions, targets).tolist() == [4]
+    for name, loss in counted.items():
+        torch.testing.assert_close(divided[name], loss * 4 / (10 if name.endswith("_0") else 20), msg=name)
+
+
 class FixedMatcher(Matcher):
     """Always gives the same assignment."""
 

@@ -49,6 +49,17 @@ def test_losses_are_divided_by_the_positives_of_their_stage_or_by_the_ground_tru
             torch.testing.assert_close(first[name + end], expected, msg=name + end)
 
 
+def test_positives_of_the_parts_of_a_batch_add_up_to_those_of_the_batch(tiny_dynamic_cfg, make_inputs):
+    model = build_model(tiny_dynamic_cfg).eval()
+    batch = make_inputs([2, 0, 20])
+    predictions = model.predict(model.preprocess_image(batch))
+    targets = BatchedTargets.from_instances([x["instances"] for x in batch], CPU)
+    positives = model.criterion.matcher(model.criterion.cost_model(predictions, targets)).positive.sum((1, 2))
+    size = tuple(model.preprocess_image(batch).tensor.shape[-2:])
+    assert model.count(batch).tolist() == positives.tolist()
+    assert sum(model.count([one], pad_to=size) for one in batch).tolist() == positives.tolist()
+
+
 def test_an_unknown_normalizer_is_refused_by_key(tiny_cfg):
     tiny_cfg.MODEL.SparseRCNN.DLA.NORMALIZER = "batch"
     with pytest.raises(ValueError, match=r"DLA\.NORMALIZER is 'batch'"):

@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 from detectron2.engine import SimpleTrainer
-from detectron2.structures import ImageList
 from detectron2.utils.events import EventStorage, get_event_storage
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -18,7 +17,6 @@ from torch.nn.parallel import DistributedDataParallel
 
 from ..modeling.losses.criterion import SetCriterion
 from ..modeling.losses.normalizer import average_over_ranks
-from ..modeling.structures import BatchedTargets
 
 
 class AccumulatingTrainer(SimpleTrainer):
@@ -60,7 +58,6 @@ class AccumulatingTrainer(SimpleTrainer):
                 f"'criterion'; {type(detector).__name__} has none. Set it to 1."
             )
         self.detector = detector
-        self.criterion: SetCriterion = detector.criterion
         self.steps = steps
         self.autocast_dtype = autocast_dtype
         self.grad_scaler = grad_scaler
@@ -71,14 +68,12 @@ class AccumulatingTrainer(SimpleTrainer):
         parts = split_batch(next(self._data_loader_iter), self.steps)
         data_time = time.perf_counter() - start
         self.optimizer.zero_grad()
-        with padded_to(self.detector, _largest_size(parts)):
-            divisor = self._divisor(parts)
-            with self.criterion.batch_normalizer.fixed(divisor):
-                losses = self._learn_all(parts)
+        size = _largest_size(parts)
+        losses = self._learn_all(parts, divisor=self._divisor(parts, size), pad_to=size)
         self._write_metrics(losses, data_time)
         self._step()
 
-    def _learn_all(self, parts: Sequence[list[dict[str, Any]]]) -> dict[str, Tensor]:
+    def _learn_all(self, parts: Sequence[list[dict[str, Any]]], **options: Any) -> dict[str, Tensor]:
         """The losses of all parts together, their gradients added up."""
         losses: dict[str, Tensor] = {}
         storages = []
@@ -87,14 +82,14 @@ class AccumulatingTrainer(SimpleTrainer):
                 storages.append(stack.enter_context(_own_storage()))
                 if number < len(parts) and isinstance(self.model, DistributedDataParallel):
                     stack.enter_context(self.model.no_sync())
-                for name, loss in self._learn(part).items():
+                for name, loss in self._learn(part, **options).items():
                     losses[name] = losses[name] + loss if name in losses else loss
         _put_means(storages)
         return losses
 
-    def _learn(self, part: list[dict[str, Any]]) -> dict[str, Tensor]:
+    def _learn(self, part: list[dict[str, Any]], **options: Any) -> dict[str, Tensor]:
         with self._autocast():
-            losses: dict[str, Tensor] = self.model(part)
+            losses: dict[str, Tensor] = self.model(part, **options)
             total = torch.stack(list(losses.values())).sum()
         (self.grad_scaler.scale(total) if self.grad_scaler else total).backward()
         return {name: loss.detach() for name, loss in losses.items()}
@@ -106,19 +101,12 @@ class AccumulatingTrainer(SimpleTrainer):
         else:
             self.optimizer.step()
 
-    def _divisor(self, parts: Sequence[list[dict[str, Any]]]) -> Tensor:
-        """(1,) or (S,) what the losses of all parts are divided by."""
-        instances = [one["instances"] for part in parts for one in part]
-        count = self.criterion.count_targets(BatchedTargets.from_instances(instances, self.detector.device))
-        if count is None:
-            count = self._count_by_running(parts)
-        return average_over_ranks(count)
-
     @torch.no_grad()
-    def _count_by_running(self, parts: Sequence[list[dict[str, Any]]]) -> Tensor:
+    def _divisor(self, parts: Sequence[list[dict[str, Any]]], pad_to: tuple[int, int]) -> Tensor:
+        """(1,) or (S,) what the losses of all parts are divided by."""
         device = self.detector.device
+        counts = []
         with (
-            self.criterion.batch_normalizer.counting() as counts,
             _own_storage(),
             frozen_batch_statistics(self.detector),
             # The same random numbers, of dropout say, as when the parts are learned.
@@ -126,8 +114,8 @@ class AccumulatingTrainer(SimpleTrainer):
         ):
             for part in parts:
                 with self._autocast():  # one a part: casts made here carry no gradient
-                    self.detector(part)
-        return torch.stack(counts).sum(0)
+                    counts.append(self.detector.count(part, pad_to=pad_to))
+        return average_over_ranks(torch.stack(counts).sum(0))
 
     def _autocast(self) -> AbstractContextManager:
         if self.autocast_dtype is None:
@@ -164,29 +152,6 @@ def check_parts(images: int, parts: int) -> None:
             f"SOLVER.ACCUMULATE_STEPS is {parts}, but the batch of a process has {images} images "
             "(SOLVER.IMS_PER_BATCH divided by the processes): use 1 to that many steps, or a larger batch."
         )
-
-
-@contextmanager
-def padded_to(detector: Any, size: tuple[int, int]) -> Iterator[None]:
-    """The detector pads its images to this height and width at least, and then to what its backbone can divide.
-
-    Convolutions see where the padding ends: an image has the same features in a part of the batch as in the whole of
-    it only if it is padded alike.
-    """
-    preprocess = detector.preprocess_image
-
-    def preprocess_and_pad(batched_inputs: list[dict[str, Any]]) -> ImageList:
-        images = preprocess(batched_inputs)
-        divisor = max(1, detector.backbone.size_divisibility)
-        height, width = (-(-side // divisor) * divisor for side in size)
-        missing = (0, max(0, width - images.tensor.shape[-1]), 0, max(0, height - images.tensor.shape[-2]))
-        return ImageList(nn.functional.pad(images.tensor, missing), images.image_sizes)
-
-    detector.preprocess_image = preprocess_and_pad
-    try:
-        yield
-    finally:
-        del detector.preprocess_image  # the instance's: the class has its own
 
 
 def _largest_size(parts: Sequence[list[dict[str, Any]]]) -> tuple[int, int]:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import logging
+import math
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
+import torch.nn.functional as F
 from detectron2.config import CfgNode, configurable
 from detectron2.layers import batched_nms
 from detectron2.modeling import META_ARCH_REGISTRY, PROPOSAL_GENERATOR_REGISTRY, Backbone, build_backbone
@@ -130,13 +132,22 @@ class SparseRCNN(nn.Module):
         """Where the parameters are, and the inputs are brought."""
         return self.pixel_mean.device
 
-    def forward(self, batched_inputs: list[dict[str, Any]], do_postprocess: bool = True) -> Any:
+    def forward(
+        self,
+        batched_inputs: list[dict[str, Any]],
+        do_postprocess: bool = True,
+        *,
+        divisor: Tensor | None = None,
+        pad_to: tuple[int, int] | None = None,
+    ) -> Any:
         """
         Args:
             batched_inputs: detectron2's dicts: ``image`` (3, H, W) in ``INPUT.FORMAT``, 0..255; for training
                 ``instances`` with ``gt_boxes`` and ``gt_classes``; for inference optionally ``height`` and
                 ``width``, the size that the detections shall have (default: the image's own).
             do_postprocess: whether detections are scaled to that size (inference only).
+            divisor: what the criterion divides the summed losses by (training only); None: its own count.
+            pad_to: least height and width, in pixels, that the batch is padded to.
 
         Returns:
             In training a dict of weighted scalar losses. At inference a list of ``{"instances": Instances}``
@@ -148,10 +159,10 @@ class SparseRCNN(nn.Module):
                 names stage, images and iteration.
             ValueError: a ground truth's class is not in [0, K); names the image.
         """
-        images = self.preprocess_image(batched_inputs)
+        images = self.preprocess_image(batched_inputs, pad_to)
         predictions = self.predict(images)
         if self.training:
-            return self._compute_losses(predictions, batched_inputs)
+            return self._compute_losses(predictions, batched_inputs, divisor)
         _require_finite(_find_finite(predictions), batched_inputs)
         detections = self._detect(predictions.last, images.image_sizes)
         if not do_postprocess:
@@ -161,15 +172,35 @@ class SparseRCNN(nn.Module):
             for x, inputs, size in zip(detections, batched_inputs, images.image_sizes, strict=True)
         ]
 
-    def _compute_losses(self, predictions: StagePredictions, batched_inputs: list[dict[str, Any]]) -> dict[str, Tensor]:
+    @torch.no_grad()
+    def count(self, batched_inputs: list[dict[str, Any]], *, pad_to: tuple[int, int] | None = None) -> Tensor:
+        """What the criterion counts in these images, on this rank: what it would divide their losses by.
+
+        Runs the detector only if predictions decide it. Counts of the parts of a batch add up to that of the batch.
+
+        Args:
+            batched_inputs: as of :meth:`forward`, with ``instances``.
+            pad_to: as of :meth:`forward`.
+        """
+        targets = BatchedTargets.from_instances([x["instances"] for x in batched_inputs], self.device)
+        criterion: Any = self.criterion
+        count: Tensor | None = criterion.count_targets(targets)
+        if count is None:
+            count = criterion.count(self.predict(self.preprocess_image(batched_inputs, pad_to)), targets)
+        return count
+
+    def _compute_losses(
+        self, predictions: StagePredictions, batched_inputs: list[dict[str, Any]], divisor: Tensor | None
+    ) -> dict[str, Tensor]:
         instances = [x["instances"] for x in batched_inputs]
         _check_classes(batched_inputs, predictions.logits.shape[3])
         _report_excess_ground_truths(instances, predictions.boxes.shape[2])
         finite = _find_finite(predictions)
+        targets = BatchedTargets.from_instances(instances, self.device)
+        # Criteria that take no divisor work too, as long as nobody gives one.
+        options = {} if divisor is None else {"divisor": divisor}
         try:
-            losses: dict[str, Tensor] = self.criterion(
-                predictions, BatchedTargets.from_instances(instances, self.device)
-            )
+            losses: dict[str, Tensor] = self.criterion(predictions, targets, **options)
         except Exception:  # SciPy, for one, does not match NaN
             _require_finite(finite, batched_inputs)
             raise
@@ -177,13 +208,16 @@ class SparseRCNN(nn.Module):
         _require_finite(finite, batched_inputs)
         return losses
 
-    def preprocess_image(self, batched_inputs: list[dict[str, Any]]) -> ImageList:
-        """Normalises the images and pads them to a batch."""
+    def preprocess_image(
+        self, batched_inputs: list[dict[str, Any]], pad_to: tuple[int, int] | None = None
+    ) -> ImageList:
+        """Normalizes the images and pads them to a batch, of ``pad_to`` (height, width) pixels at least."""
         # To a GPU without waiting for it: it may still be busy with the step before.
         asynchronous = self.device.type == "cuda"
         images = [x["image"].to(self.device, non_blocking=asynchronous) for x in batched_inputs]
         images = [(image - self.pixel_mean) / self.pixel_std for image in images]
-        return ImageList.from_tensors(images, self.backbone.size_divisibility)
+        batch = ImageList.from_tensors(images, self.backbone.size_divisibility)
+        return batch if pad_to is None else _pad(batch, pad_to, self.backbone.size_divisibility)
 
     def propose(self, images: ImageList) -> tuple[dict[str, Tensor], Tensor, Tensor]:
         """Feature maps of the backbone, (B, P, 4) proposal boxes in pixels and (B, P, C) features."""
@@ -233,6 +267,14 @@ class DynamicSparseRCNN(SparseRCNN):
         matcher="OptimalTransportMatcher",
         nms_threshold=0.7,
     )
+
+
+def _pad(images: ImageList, least: tuple[int, int], divisibility: int) -> ImageList:
+    """Pads a batch with zeros at the right and the bottom, to a size that the backbone can divide."""
+    divisor = max(1, divisibility)
+    height, width = (math.ceil(side / divisor) * divisor for side in least)
+    missing = (0, max(0, width - images.tensor.shape[-1]), 0, max(0, height - images.tensor.shape[-2]))
+    return ImageList(F.pad(images.tensor, missing), images.image_sizes)
 
 
 def _find_finite(predictions: StagePredictions) -> Tensor:

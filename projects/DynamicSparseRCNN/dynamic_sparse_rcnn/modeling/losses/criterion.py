@@ -15,7 +15,7 @@ from ..assignment.matchers import Matcher, build_matcher
 from ..events import ScalarLog
 from ..structures import Assignment, BatchedTargets, StagePredictions
 from .crowd import inside_crowd
-from .normalizer import BatchNormalizer
+from .normalizer import average_over_ranks
 
 CRITERION_REGISTRY = Registry("CRITERION")
 CRITERION_REGISTRY.__doc__ = """
@@ -55,7 +55,6 @@ class SetCriterion(nn.Module):
         self.focal_alpha = focal_alpha
         self.focal_gamma = focal_gamma
         self.deep_supervision = deep_supervision
-        self.batch_normalizer = BatchNormalizer()
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, object]:
@@ -71,31 +70,57 @@ class SetCriterion(nn.Module):
             "deep_supervision": node.DEEP_SUPERVISION,
         }
 
-    def forward(self, predictions: StagePredictions, targets: BatchedTargets) -> dict[str, Tensor]:
-        """Gives ``loss_ce``, ``loss_bbox`` and ``loss_giou`` of the last stage, and with ``_0``, ``_1``, ...
-        at the end of the name those of the stages before it; float32 scalars, already weighted.
+    def forward(
+        self, predictions: StagePredictions, targets: BatchedTargets, *, divisor: Tensor | None = None
+    ) -> dict[str, Tensor]:
         """
-        supervised = predictions if self.deep_supervision else predictions.last
-        assignment = self._match(supervised, targets)
-        with torch.autocast(supervised.boxes.device.type, enabled=False):
-            normalizer = self.batch_normalizer(self._count(assignment, targets))
+        Args:
+            predictions: of all stages.
+            targets: the ground truths of the same images.
+            divisor: (1,) or (S,) float32 that the summed losses are divided by, if these images are part of a
+                larger batch; None: :meth:`count`, averaged over ranks, at least 1.
+
+        Returns:
+            ``loss_ce``, ``loss_bbox`` and ``loss_giou`` of the last stage; with the suffix ``_0``, ``_1``, ...
+            those of the earlier stages. Weighted float32 scalars.
+        """
+        predictions = self._supervised(predictions)
+        assignment = self._match(predictions, targets)
+        self._log_assignment(assignment, targets)
+        with torch.autocast(predictions.boxes.device.type, enabled=False):
+            if divisor is None:
+                divisor = average_over_ranks(self._count(assignment, targets))
             losses = {
-                "loss_ce": self.class_weight * self._class_loss(supervised, assignment, targets),
-                **self._box_losses(supervised.boxes, assignment, targets),
+                "loss_ce": self.class_weight * self._class_loss(predictions, assignment, targets),
+                **self._box_losses(predictions.boxes, assignment, targets),
             }
-            return _name_by_stage({name: loss / normalizer for name, loss in losses.items()})
+            return _name_by_stage({name: loss / divisor for name, loss in losses.items()})
+
+    @torch.no_grad()
+    def count(self, predictions: StagePredictions, targets: BatchedTargets) -> Tensor:
+        """What the losses of these images are divided by on this rank alone, (1,) or (S,) float32.
+
+        Counts of the parts of a batch add up to that of the batch.
+        """
+        count = self.count_targets(targets)
+        return self._count(self._match(self._supervised(predictions), targets), targets) if count is None else count
+
+    def count_targets(self, targets: BatchedTargets) -> Tensor | None:
+        """:meth:`count`, (1,) float32, if the targets alone decide it; else None."""
+        return targets.valid.sum().float()[None]
+
+    def _supervised(self, predictions: StagePredictions) -> StagePredictions:
+        return predictions if self.deep_supervision else predictions.last
 
     def _match(self, predictions: StagePredictions, targets: BatchedTargets) -> Assignment:
         return self.matcher(self.cost_model(predictions, targets))
 
-    def count_targets(self, targets: BatchedTargets) -> Tensor | None:
-        """(1,) float32, what the losses are divided by if the targets alone decide it, here their number; or None."""
-        return targets.valid.sum().float()[None]
-
     def _count(self, assignment: Assignment, targets: BatchedTargets) -> Tensor:
-        """(S,) float32, what the losses of each stage are divided by, on this rank."""
         count = self.count_targets(targets)
-        return assignment.positive.sum((1, 2)).float() if count is None else count.repeat(len(assignment.gt_index))
+        return assignment.positive.sum((1, 2)).float() if count is None else count
+
+    def _log_assignment(self, assignment: Assignment, targets: BatchedTargets) -> None:
+        """Nothing to say of a one-to-one assignment."""
 
     def _class_loss(self, predictions: StagePredictions, assignment: Assignment, targets: BatchedTargets) -> Tensor:
         """(S,) sum of the focal loss over images, proposals and classes; background in crowds learns nothing."""
@@ -149,10 +174,8 @@ class DLACriterion(SetCriterion):
         """As :class:`SetCriterion`; None for positives, which the predictions decide."""
         return super().count_targets(targets) if self.normalizer == "num_gt" else None
 
-    def _match(self, predictions: StagePredictions, targets: BatchedTargets) -> Assignment:
-        assignment = super()._match(predictions, targets)
+    def _log_assignment(self, assignment: Assignment, targets: BatchedTargets) -> None:
         self._log.put(_assignment_scalars(assignment, targets))
-        return assignment
 
 
 def _assignment_scalars(assignment: Assignment, targets: BatchedTargets) -> dict[str, Tensor]:
