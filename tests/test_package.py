@@ -29,6 +29,35 @@ def test_importing_the_package_registers_its_parts():
     assert MATCHER_REGISTRY.get("HungarianMatcher")
 
 
+@pytest.mark.parametrize(
+    ("statement", "absent"),
+    [
+        ("import dynamic_sparse_rcnn", ("torch", "detectron2", "numpy")),
+        ("from dynamic_sparse_rcnn import Predictor, SparseRCNN, model_zoo", ("matplotlib", "timm")),
+    ],
+)
+def test_an_import_loads_no_more_than_it_needs(statement, absent):
+    code = f"{statement}; import sys; print(*(name for name in {absent} if name in sys.modules))"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == ""
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "import dynamic_sparse_rcnn; dynamic_sparse_rcnn.Matcher",
+        "from dynamic_sparse_rcnn.config import add_dynamic_sparse_rcnn_config as add; "
+        "from detectron2.config import get_cfg; add(get_cfg())",
+    ],
+)
+def test_a_public_name_and_the_keys_register_all_parts(statement):
+    code = f"{statement}; from detectron2.modeling import META_ARCH_REGISTRY; META_ARCH_REGISTRY.get('SparseRCNN')"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_unknown_names_are_attribute_errors():
+    assert not hasattr(dynamic_sparse_rcnn, "nothing_of_that_name")
+
+
 @pytest.mark.parametrize("config", CONFIGS)
 def test_every_config_loads(config):
     cfg = get_cfg()

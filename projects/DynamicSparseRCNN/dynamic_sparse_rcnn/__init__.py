@@ -1,66 +1,20 @@
-"""Sparse R-CNN and Dynamic Sparse R-CNN for detectron2. Importing this registers all of its parts."""
+"""Sparse R-CNN and Dynamic Sparse R-CNN for detectron2.
+
+The public names are those of :mod:`.api`. The first use of one of them, ``add_dynamic_sparse_rcnn_config`` among them,
+imports PyTorch and detectron2 and registers the project's parts; importing the package alone takes no time.
+"""
+
+import importlib
+import importlib.util
+from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
 
-from . import model_zoo
-from .checkpoints import read_checkpoint, write_checkpoint
-from .config import add_dynamic_sparse_rcnn_config
-from .modeling.assignment.costs import MatchCostModel
-from .modeling.assignment.matchers import (
-    MATCHER_REGISTRY,
-    HungarianMatcher,
-    Matcher,
-    OptimalTransportMatcher,
-    UnitSchedule,
-    build_matcher,
-)
-from .modeling.backbones import build_timm_fpn_backbone, build_vit_sfp_backbone
-from .modeling.detector import DynamicSparseRCNN, SparseRCNN
-from .modeling.head.head import DynamicHead, DynamicStage
-from .modeling.head.interaction import DynamicConv
-from .modeling.head.pooling import CascadeROIPooler
-from .modeling.losses.criterion import CRITERION_REGISTRY, DLACriterion, SetCriterion, build_criterion
-from .modeling.proposals.dynamic import DynamicProposalGenerator, TemperatureSchedule
-from .modeling.proposals.learned import LearnedProposalGenerator
-from .modeling.proposals.router import ExpertRouter
-from .modeling.structures import BACKGROUND, Assignment, BatchedTargets, MatchCosts, StagePredictions
-from .modeling.test_time_augmentation import DetectorWithTTA
-from .prediction import Prediction, Predictor
+if TYPE_CHECKING:
+    from .api import *  # noqa: F403
 
-__all__ = [
-    "BACKGROUND",
-    "CRITERION_REGISTRY",
-    "MATCHER_REGISTRY",
-    "Assignment",
-    "BatchedTargets",
-    "CascadeROIPooler",
-    "DLACriterion",
-    "DetectorWithTTA",
-    "DynamicConv",
-    "DynamicHead",
-    "DynamicProposalGenerator",
-    "DynamicSparseRCNN",
-    "DynamicStage",
-    "ExpertRouter",
-    "HungarianMatcher",
-    "LearnedProposalGenerator",
-    "MatchCostModel",
-    "MatchCosts",
-    "Matcher",
-    "OptimalTransportMatcher",
-    "Prediction",
-    "Predictor",
-    "SetCriterion",
-    "SparseRCNN",
-    "StagePredictions",
-    "TemperatureSchedule",
-    "UnitSchedule",
-    "add_dynamic_sparse_rcnn_config",
-    "build_criterion",
-    "build_matcher",
-    "build_timm_fpn_backbone",
-    "build_vit_sfp_backbone",
-    "model_zoo",
-    "read_checkpoint",
-    "write_checkpoint",
-]
+
+def __getattr__(name: str) -> Any:
+    if importlib.util.find_spec(f"{__name__}.{name}") is not None:
+        return importlib.import_module(f".{name}", __name__)
+    return getattr(importlib.import_module(".api", __name__), name)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+
 from detectron2.config import CfgNode
 
 
@@ -19,6 +21,7 @@ def add_dynamic_sparse_rcnn_config(cfg: CfgNode) -> None:
     MODEL.SparseRCNN.NMS_THRESHOLD (0.0)    1.0                       0.7
     ======================================  ========================  ===========================
     """
+    importlib.import_module(".api", __package__)  # whoever has the keys can build the parts that they name
     cfg.MODEL.SparseRCNN = CfgNode()
     _add_model(cfg.MODEL.SparseRCNN)
     _add_learning(cfg.MODEL.SparseRCNN)

@@ -16,15 +16,21 @@ import numpy.typing as npt
 
 
 @contextmanager
-def whole_file(path: str | Path) -> Iterator[IO[bytes]]:
-    """A binary file to write, which takes the place of ``path`` once all of it is on the disk, or not at all."""
+def whole_file(path: str | Path, *, sync: bool = True) -> Iterator[IO[bytes]]:
+    """A binary file to write, which takes the place of ``path`` once all of it is written, or not at all.
+
+    Args:
+        path: its folder is created.
+        sync: whether to wait until the content is on the disk, so that a power failure loses neither old nor new.
+    """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", suffix=".partial", delete=False) as file:
         try:
             yield file
             file.flush()
-            os.fsync(file.fileno())
+            if sync:
+                os.fsync(file.fileno())
             # Temporary files are for their owner alone: this one gets what an ordinary file would have.
             mask = os.umask(0)
             os.umask(mask)
@@ -42,20 +48,20 @@ def write_json(content: Any, path: str | Path, indent: int | None = None) -> Non
 
 
 def write_image(image: npt.NDArray[np.uint8], path: str | Path) -> None:
-    """Writes an image in the format that the suffix names.
+    """Writes an image, whole or not at all, in the format that the suffix names.
 
     Args:
         image: (H, W, 3) RGB.
         path: its folder is created.
 
     Raises:
-        OSError: if OpenCV cannot write it: an unknown suffix, no permission, no space.
+        OSError: the suffix is of no format that OpenCV writes, or the file cannot be written.
     """
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     try:
-        written = cv2.imwrite(str(path), cv2.cvtColor(image, cv2.COLOR_RGB2BGR))
-    except cv2.error as error:
-        raise OSError(f"could not write {path}: use a suffix such as .png or .jpg") from error
-    if not written:
-        raise OSError(f"could not write {path}: check that its folder is writable and has space")
+        encoded, content = cv2.imencode(Path(path).suffix, cv2.cvtColor(image, cv2.COLOR_RGB2BGR))
+    except cv2.error:
+        encoded = False
+    if not encoded:
+        raise OSError(f"{path} cannot be written as an image: give it a suffix such as .png or .jpg")
+    with whole_file(path, sync=False) as file:
+        file.write(content.tobytes())

@@ -4,14 +4,13 @@ It needs no download, so that training, evaluation and drawing can be tried anyw
 """
 
 import json
-import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import cv2
 from tqdm import tqdm
 
+from ..file_io import write_image, write_json
 from .shape_images import SHAPE_CLASSES, ShapesConfig, ShapesImage, draw_image
 
 __all__ = ["SHAPE_CLASSES", "ShapesConfig", "ShapesPaths", "generate_shapes"]
@@ -60,10 +59,8 @@ def generate_shapes(folder: Path, split: str, config: ShapesConfig) -> ShapesPat
         annotations += _annotations(drawn, number, first_id=len(annotations) + 1)
     categories = [{"id": i, "name": name} for i, name in enumerate(SHAPE_CLASSES, start=1)]
     content = {"info": info, "images": images, "annotations": annotations, "categories": categories}
-    # Written last and in one step: a json without all of its images never exists.
-    partial = paths.json_path.with_suffix(".json.partial")
-    partial.write_text(json.dumps(content))
-    os.replace(partial, paths.json_path)
+    # Written last: a json without all of its images never exists.
+    write_json(content, paths.json_path)
     return paths
 
 
@@ -92,8 +89,7 @@ def _remove(content: dict[str, Any], paths: ShapesPaths) -> None:
 def _write_image(drawn: ShapesImage, number: int, image_folder: Path) -> dict[str, Any]:
     """Saves the pixels and returns the image's COCO entry."""
     path = image_folder / f"{number:06d}.png"
-    if not cv2.imwrite(str(path), cv2.cvtColor(drawn.pixels, cv2.COLOR_RGB2BGR)):
-        raise OSError(f"could not write {path}")
+    write_image(drawn.pixels, path)
     height, width = drawn.pixels.shape[:2]
     return {"id": number, "file_name": path.name, "width": width, "height": height}
 

@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 import numpy.typing as npt
 from detectron2.evaluation.coco_evaluation import instances_to_coco_json
 from detectron2.structures import Instances
-from detectron2.utils.visualizer import Visualizer
 
-from ..file_io import whole_file
-from ..visualization.drawing import distinct_colours, draw_boxes, readable_scale, resized, to_numpy
+from ..file_io import write_image, write_json
+from ..visualization.figures import draw_detections
 
 
 @dataclass(frozen=True)
@@ -55,21 +52,7 @@ class Prediction:
 
     def draw(self, scale: float | None = None) -> npt.NDArray[np.uint8]:
         """(H', W', 3) uint8 RGB: the image with its detections; small images are enlarged, by ``scale`` if given."""
-        scale = scale or readable_scale(self.image)
-        canvas = Visualizer(resized(self.image, scale))
-        colours = distinct_colours(len(self.class_names))
-        last_first = self.instances[self.instances.scores.argsort()]  # the best are drawn over the others
-        draw_boxes(
-            canvas,
-            to_numpy(last_first.pred_boxes.tensor) * scale,
-            [colours[index] for index in last_first.pred_classes.tolist()],
-            [
-                f"{self.class_names[index]} {score:.0%}"
-                for index, score in zip(last_first.pred_classes.tolist(), last_first.scores.tolist(), strict=True)
-            ],
-        )
-        picture: npt.NDArray[np.uint8] = canvas.output.get_image()
-        return picture
+        return draw_detections(self.image, self.instances, self.class_names, scale)
 
     def save(self, path: str | Path) -> None:
         """Writes :meth:`draw` to an image file.
@@ -77,12 +60,7 @@ class Prediction:
         Raises:
             OSError: it cannot be written.
         """
-        try:
-            written = cv2.imwrite(str(path), cv2.cvtColor(self.draw(), cv2.COLOR_RGB2BGR))
-        except cv2.error as error:
-            raise OSError(f"{path} cannot be written: give a name that ends in .png or .jpg ({error})") from error
-        if not written:
-            raise OSError(f"{path} cannot be written: does its folder exist?")
+        write_image(self.draw(), path)
 
 
 class CocoResults:
@@ -107,8 +85,7 @@ class CocoResults:
             for image_id, (_, found) in zip(ids, self._predictions, strict=True)
             for entry in found
         ]
-        with whole_file(path) as file:
-            file.write(json.dumps(entries).encode())
+        write_json(entries, path)
 
 
 def _image_ids(names: Sequence[str]) -> list[int]:

@@ -1,17 +1,43 @@
-"""Pictures of what a detector does, as (H,W,3) uint8 RGB arrays; nothing opens a window."""
+"""Figures of what a detector does, as (H, W, 3) uint8 RGB arrays; nothing opens a window."""
+
+from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
 import numpy as np
 from detectron2.structures import Instances
-from detectron2.utils.visualizer import Visualizer
 from torch import Tensor
 
-from .drawing import GREY, Image, distinct_colours, draw_boxes, readable_scale, resized, to_numpy, with_caption
+from .drawing import GREY, Image, distinct_colors, draw_boxes, readable_scale, resized, to_numpy, with_caption
+from .text import drawable_names
 
 _STAGES_A_ROW = 4
 _GAP = 6
 _WHITE = 255
+
+
+def draw_detections(
+    image_rgb: Image, detections: Instances, class_names: Sequence[str], scale: float | None = None
+) -> Image:
+    """Draws detections, each with its class name, score and the color of its class; the best over the others.
+
+    Args:
+        image_rgb: (H, W, 3) uint8.
+        detections: ``pred_boxes`` (absolute xyxy pixels of this image), ``scores`` and ``pred_classes``.
+        class_names: the name of every class.
+        scale: size of the figure relative to the image; by default small images are enlarged.
+
+    Returns:
+        (H', W', 3) uint8.
+
+    Raises:
+        ValueError: the image has another shape or type, or a class has no name.
+    """
+    detections = detections[detections.scores.argsort()]
+    classes = detections.pred_classes.tolist()
+    names = _names_of(classes, class_names)
+    labels = [f"{name} {score:.0%}" for name, score in zip(names, detections.scores.tolist(), strict=True)]
+    return _draw(image_rgb, detections.pred_boxes.tensor, _colors_of(classes, class_names), labels, scale)
 
 
 def draw_detections_beside_ground_truth(
@@ -22,10 +48,10 @@ def draw_detections_beside_ground_truth(
     score_threshold: float = 0.3,
     scale: float | None = None,
 ) -> Image:
-    """Draws the annotated boxes in a left panel and the detected ones in a right, with one colour a class.
+    """Draws the annotated boxes in a left panel and the detected ones in a right, with one color for each class.
 
     Args:
-        image_rgb: (H,W,3) uint8.
+        image_rgb: (H, W, 3) uint8.
         ground_truth: ``gt_boxes`` (absolute xyxy pixels of this image) and ``gt_classes``.
         detections: ``pred_boxes`` (absolute xyxy pixels of this image), ``scores`` and ``pred_classes``.
         class_names: the name of every class.
@@ -33,146 +59,122 @@ def draw_detections_beside_ground_truth(
         scale: size of a panel relative to the image; by default small images are enlarged.
 
     Returns:
-        (H',W',3) uint8.
+        (H', W', 3) uint8.
 
     Raises:
         ValueError: the image has another shape or type, or a class has no name.
     """
-    _check_image(image_rgb)
-    detections = detections[detections.scores >= score_threshold]
-    detections = detections[detections.scores.argsort()]  # the best are drawn last, over the others
-    true_classes, found_classes = ground_truth.gt_classes.tolist(), detections.pred_classes.tolist()
-    _check_classes([*true_classes, *found_classes], class_names)
-    colours = distinct_colours(len(class_names))
-    scale = scale or readable_scale(image_rgb)
-    found_labels = [
-        f"{class_names[index]} {score:.0%}"
-        for index, score in zip(found_classes, detections.scores.tolist(), strict=True)
-    ]
-    panels = []
-    for caption, boxes, classes, labels in (
-        ("ground truth", ground_truth.gt_boxes, true_classes, [class_names[i] for i in true_classes]),
-        (f"detections (score >= {score_threshold:g})", detections.pred_boxes, found_classes, found_labels),
-    ):
-        canvas = Visualizer(resized(image_rgb, scale))
-        draw_boxes(canvas, to_numpy(boxes.tensor) * scale, [colours[i] for i in classes], labels)
-        panels.append(with_caption(canvas.output.get_image(), f"{caption}: {len(classes)}"))
-    return image_grid(panels, columns=2)
+    found = detections[detections.scores >= score_threshold]
+    classes = ground_truth.gt_classes.tolist()
+    names, colors = _names_of(classes, class_names), _colors_of(classes, class_names)
+    left = _draw(image_rgb, ground_truth.gt_boxes.tensor, colors, names, scale)
+    right = draw_detections(image_rgb, found, class_names, scale)
+    return image_grid(
+        [
+            with_caption(left, f"ground truth: {len(classes)}"),
+            with_caption(right, f"detections (score >= {score_threshold:g}): {len(found)}"),
+        ],
+        columns=2,
+    )
 
 
 def draw_annotations(
     image_rgb: Image, annotations: Instances, class_names: Sequence[str], caption: str, longest_side: int
 ) -> Image:
-    """Draws annotated boxes, each with the name and colour of its class; crowd regions in grey.
+    """Draws annotated boxes, each with the name and color of its class; crowd regions in grey.
 
     Args:
-        image_rgb: (H,W,3) uint8.
+        image_rgb: (H, W, 3) uint8.
         annotations: ``gt_boxes`` (absolute xyxy pixels of this image), ``gt_classes``, perhaps ``gt_is_crowd``.
         class_names: the name of every class.
         caption: stands above, before the number of boxes.
         longest_side: of the panel without caption, in pixels.
 
     Returns:
-        (H',W',3) uint8.
+        (H', W', 3) uint8.
 
     Raises:
         ValueError: the image has another shape or type, or a class has no name.
     """
-    _check_image(image_rgb)
     classes = annotations.gt_classes.tolist()
-    _check_classes(classes, class_names)
     crowd = annotations.gt_is_crowd.tolist() if annotations.has("gt_is_crowd") else [False] * len(classes)
-    colours = distinct_colours(len(class_names))
-    scale = longest_side / max(image_rgb.shape[:2])
-    canvas = Visualizer(resized(image_rgb, scale))
-    draw_boxes(
-        canvas,
-        to_numpy(annotations.gt_boxes.tensor) * scale,
-        [GREY if is_crowd else colours[i] for i, is_crowd in zip(classes, crowd, strict=True)],
-        [
-            f"crowd of {class_names[i]}" if is_crowd else class_names[i]
-            for i, is_crowd in zip(classes, crowd, strict=True)
-        ],
+    names, colors = _names_of(classes, class_names), _colors_of(classes, class_names)
+    panel = _draw(
+        image_rgb,
+        annotations.gt_boxes.tensor,
+        [GREY if is_crowd else color for color, is_crowd in zip(colors, crowd, strict=True)],
+        [f"crowd of {name}" if is_crowd else name for name, is_crowd in zip(names, crowd, strict=True)],
+        longest_side / max(image_rgb.shape[:2]),
     )
-    return with_caption(canvas.output.get_image(), f"{caption}: {len(classes)}")
+    return with_caption(panel, f"{caption}: {len(classes)}")
 
 
 def draw_proposal_stages(
-    image_rgb: Image,
-    stage_boxes: Tensor,
-    stage_scores: Tensor,
-    highlighted: Sequence[int],
+    image_rgb: Image, stage_boxes: Tensor, stage_scores: Tensor, highlighted: Sequence[int]
 ) -> Image:
     """Draws the proposals after each stage in a panel of its own, to show how they are refined.
 
-    A highlighted proposal has the same colour in every panel, labelled with its score; the others are grey.
+    A highlighted proposal has the same color in every panel, labelled with its score; the others are grey.
 
     Args:
-        image_rgb: (H,W,3) uint8.
-        stage_boxes: (S+1,P,4) absolute xyxy pixels of this image; row 0 holds the initial proposals.
-        stage_scores: (S,P) score of each proposal after each stage.
+        image_rgb: (H, W, 3) uint8.
+        stage_boxes: (S+1, P, 4) absolute xyxy pixels of this image; row 0 holds the initial proposals.
+        stage_scores: (S, P) score of each proposal after each stage.
         highlighted: indices of the proposals to follow.
 
     Returns:
-        (H',W',3) uint8.
+        (H', W', 3) uint8.
 
     Raises:
         ValueError: the image or the tensors have other shapes, or an index is out of range.
     """
-    _check_image(image_rgb)
     _check_stages(stage_boxes, stage_scores, highlighted)
-    scale = readable_scale(image_rgb)
-    enlarged = resized(image_rgb, scale)
-    colours = distinct_colours(len(highlighted))
-    scores = to_numpy(stage_scores)
+    colors = distinct_colors(len(highlighted))
+    others = sorted(set(range(stage_boxes.shape[1])) - set(highlighted))
     panels = []
-    for stage, boxes in enumerate(to_numpy(stage_boxes) * scale):
-        canvas = Visualizer(enlarged)
-        for index in set(range(len(boxes))) - set(highlighted):
-            canvas.draw_box(boxes[index], alpha=0.35, edge_color=GREY)
-        labels = [f"{scores[stage - 1, index]:.2f}" if stage else "" for index in highlighted]
-        draw_boxes(canvas, boxes[list(highlighted)], colours, labels)
-        panels.append(with_caption(canvas.output.get_image(), f"stage {stage}" if stage else "proposals"))
+    for stage, boxes in enumerate(stage_boxes):
+        panel = _draw(image_rgb, boxes[others], [GREY] * len(others), opacity=0.35)
+        labels = [f"{stage_scores[stage - 1, index]:.2f}" if stage else "" for index in highlighted]
+        scale = panel.shape[1] / image_rgb.shape[1]
+        panel = draw_boxes(panel, to_numpy(boxes[list(highlighted)]) * scale, colors, labels)
+        panels.append(with_caption(panel, f"stage {stage}" if stage else "proposals"))
     return image_grid(panels, columns=_STAGES_A_ROW)
 
 
 def draw_assignment(image_rgb: Image, gt_boxes: Tensor, stage_boxes: Tensor, gt_index: Tensor, caption: str) -> Image:
-    """Draws which proposals of each stage learn from which ground truth, in a panel a stage.
+    """Draws which proposals of each stage learn from which ground truth, in a panel for each stage.
 
-    A ground truth, which has a label, and the proposals that learn from it share a colour; those that
+    A ground truth, which has a label, and the proposals that learn from it share a color; those that
     learn to be background are grey.
 
     Args:
-        image_rgb: (H,W,3) uint8.
-        gt_boxes: (G,4) absolute xyxy pixels of this image.
-        stage_boxes: (S,P,4) likewise, predictions of each stage.
-        gt_index: (S,P) int64 in [0, G), or -1 for background.
+        image_rgb: (H, W, 3) uint8.
+        gt_boxes: (G, 4) absolute xyxy pixels of this image.
+        stage_boxes: (S, P, 4) likewise, predictions of each stage.
+        gt_index: (S, P) int64 in [0, G), or -1 for background.
         caption: stands before the stage's number and positives.
 
     Returns:
-        (H',W',3) uint8, one row of S panels.
+        (H', W', 3) uint8, one row of S panels.
 
     Raises:
         ValueError: the image or the tensors have other shapes.
     """
-    _check_image(image_rgb)
     if gt_boxes.shape[1:] != (4,) or stage_boxes.shape != (*gt_index.shape, 4):
         raise ValueError(
             f"gt_boxes must be (G,4), stage_boxes (S,P,4) and gt_index (S,P), "
             f"got {tuple(gt_boxes.shape)}, {tuple(stage_boxes.shape)} and {tuple(gt_index.shape)}"
         )
-    scale = readable_scale(image_rgb)
-    enlarged = resized(image_rgb, scale)
-    colours = distinct_colours(len(gt_boxes))
+    colors = distinct_colors(len(gt_boxes))
     panels = []
-    for stage, (boxes, indices) in enumerate(zip(to_numpy(stage_boxes) * scale, gt_index.tolist(), strict=True), 1):
-        canvas = Visualizer(enlarged)
-        # Background first, so that it hides nothing.
-        for box, index in sorted(zip(boxes, indices, strict=True), key=lambda pair: pair[1]):
-            canvas.draw_box(box, alpha=1.0 if index >= 0 else 0.25, edge_color=colours[index] if index >= 0 else GREY)
-        counts = [indices.count(index) for index in range(len(gt_boxes))]
-        draw_boxes(canvas, to_numpy(gt_boxes) * scale, colours, [f"learned by {count}" for count in counts])
-        panels.append(with_caption(canvas.output.get_image(), f"{caption}, stage {stage}: {sum(counts)} positive"))
+    for stage, (boxes, indices) in enumerate(zip(stage_boxes, gt_index, strict=True), 1):
+        background, positive = boxes[indices < 0], indices[indices >= 0].tolist()
+        panel = _draw(image_rgb, background, [GREY] * len(background), opacity=0.25)
+        scale = panel.shape[1] / image_rgb.shape[1]
+        panel = draw_boxes(panel, to_numpy(boxes[indices >= 0]) * scale, [colors[index] for index in positive])
+        labels = [f"learned by {positive.count(index)}" for index in range(len(gt_boxes))]
+        panel = draw_boxes(panel, to_numpy(gt_boxes) * scale, colors, labels)
+        panels.append(with_caption(panel, f"{caption}, stage {stage}: {len(positive)} positive"))
     return image_grid(panels, columns=len(panels))
 
 
@@ -181,23 +183,22 @@ def draw_expert_proposals(
 ) -> Image:
     """Draws each expert's boxes in a panel of its own, and in the last what is mixed from them for this image.
 
-    A proposal has the same colour in all panels; where it is mixed, its label is its strongest expert's number and
+    A proposal has the same color in all panels; where it is mixed, its label is its strongest expert's number and
     weight.
 
     Args:
-        image_rgb: (H,W,3) uint8.
-        expert_boxes: (E,P,4) absolute xyxy pixels of this image.
-        mixed_boxes: (P,4) likewise.
-        expert_weights: (P,E), which add up to 1 for each proposal.
+        image_rgb: (H, W, 3) uint8.
+        expert_boxes: (E, P, 4) absolute xyxy pixels of this image.
+        mixed_boxes: (P, 4) likewise.
+        expert_weights: (P, E), which add up to 1 for each proposal.
         caption: of the last panel.
 
     Returns:
-        (H',W',3) uint8, one row of E + 1 panels.
+        (H', W', 3) uint8, one row of E + 1 panels.
 
     Raises:
         ValueError: the image or the tensors have other shapes.
     """
-    _check_image(image_rgb)
     experts, proposals = expert_boxes.shape[:2]
     if expert_boxes.shape[2:] != (4,) or mixed_boxes.shape != (proposals, 4):
         raise ValueError(
@@ -206,17 +207,14 @@ def draw_expert_proposals(
         )
     if expert_weights.shape != (proposals, experts):
         raise ValueError(f"expert_weights must be {(proposals, experts)}, got {tuple(expert_weights.shape)}")
-    scale = readable_scale(image_rgb)
-    enlarged = resized(image_rgb, scale)
-    colours = distinct_colours(proposals)
+    colors = distinct_colors(proposals)
     weights, strongest = expert_weights.max(1)
     labels = [f"{e + 1}: {w:.0%}" for e, w in zip(strongest.tolist(), weights.tolist(), strict=True)]
-    panels = []
-    captions = [*(f"expert {number}" for number in range(1, experts + 1)), caption]
-    for text, boxes in zip(captions, [*expert_boxes, mixed_boxes], strict=True):
-        canvas = Visualizer(enlarged)
-        draw_boxes(canvas, to_numpy(boxes) * scale, colours, labels if boxes is mixed_boxes else [""] * proposals)
-        panels.append(with_caption(canvas.output.get_image(), text))
+    panels = [
+        with_caption(_draw(image_rgb, boxes, colors), f"expert {number}")
+        for number, boxes in enumerate(expert_boxes, 1)
+    ]
+    panels.append(with_caption(_draw(image_rgb, mixed_boxes, colors, labels), caption))
     return image_grid(panels, columns=len(panels))
 
 
@@ -224,7 +222,7 @@ def image_grid(images: Sequence[Image], columns: int) -> Image:
     """Puts images side by side, ``columns`` a row, on white; smaller ones at the top left of their cell.
 
     Raises:
-        ValueError: there is no image or no column, or an image has another shape or type than (H,W,3) uint8.
+        ValueError: there is no image or no column, or an image has another shape or type than (H, W, 3) uint8.
     """
     if not images or columns < 1:
         raise ValueError(f"image_grid needs at least 1 image and 1 column, got {len(images)} and {columns}")
@@ -241,15 +239,37 @@ def image_grid(images: Sequence[Image], columns: int) -> Image:
     return grid
 
 
-def _check_image(image: Image) -> None:
-    if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
-        raise ValueError(f"an image must be (H,W,3) uint8, got {image.shape} {image.dtype}")
+def _draw(
+    image: Image,
+    boxes: Tensor,
+    colors: Sequence[tuple[int, int, int]],
+    labels: Sequence[str] = (),
+    scale: float | None = None,
+    opacity: float = 1.0,
+) -> Image:
+    """:func:`draw_boxes` on the checked image, ``scale`` times as large, with boxes in pixels of the original one."""
+    _check_image(image)
+    scale = scale or readable_scale(image)
+    return draw_boxes(resized(image, scale), to_numpy(boxes) * scale, colors, labels, opacity)
 
 
-def _check_classes(classes: Iterable[int], class_names: Sequence[str]) -> None:
+def _names_of(classes: Iterable[int], class_names: Sequence[str]) -> list[str]:
+    """The name of each of the classes, as it can be drawn."""
     unnamed = sorted({index for index in classes if not 0 <= index < len(class_names)})
     if unnamed:
         raise ValueError(f"classes {unnamed} have no name: class_names has {len(class_names)} entries")
+    drawable = drawable_names(class_names)
+    return [drawable[index] for index in classes]
+
+
+def _colors_of(classes: Iterable[int], class_names: Sequence[str]) -> list[tuple[int, int, int]]:
+    colors = distinct_colors(len(class_names))
+    return [colors[index] for index in classes]
+
+
+def _check_image(image: Image) -> None:
+    if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
+        raise ValueError(f"an image must be (H,W,3) uint8, got {image.shape} {image.dtype}")
 
 
 def _check_stages(stage_boxes: Tensor, stage_scores: Tensor, highlighted: Sequence[int]) -> None:
