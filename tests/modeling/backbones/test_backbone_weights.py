@@ -6,7 +6,6 @@ import logging
 import socket
 import subprocess
 import sys
-import time
 import urllib.request
 
 import pytest
@@ -14,8 +13,6 @@ import timm
 import torch
 from safetensors.torch import save_file
 from timm_configs import build, use_timm
-
-from dynamic_sparse_rcnn.modeling.backbones.weights import load_weights, read_state_dict
 
 # A feature extractor that renames, one that does not, one that wraps, one that leaves parts out.
 NAMES = ["convnext_atto", "efficientnet_b0", "twins_svt_small", "test_resnet"]
@@ -32,24 +29,19 @@ def messages(caplog: pytest.LogCaptureFixture, part: str) -> list[str]:
 
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("suffix", [".safetensors", ".pth"])
-def test_a_state_dict_of_timm_loads_back_exactly(tiny_cfg, tmp_path, caplog, name, suffix):
+def test_a_state_dict_of_timm_loads_back_exactly(tiny_cfg, tmp_path, name, suffix):
     model = timm.create_model(name).eval()
     with torch.no_grad():
         for value in model.state_dict().values():
             if value.is_floating_point():
                 value.copy_(torch.rand_like(value) * 0.1 + 0.01)
     path = save(model, tmp_path / f"weights{suffix}")
-    with caplog.at_level(logging.INFO):
-        backbone = build(use_timm(tiny_cfg, name, CHECKPOINT=path)).bottom_up.eval()
+    backbone = build(use_timm(tiny_cfg, name, CHECKPOINT=path)).bottom_up.eval()
     weights = {key.replace(".", "_"): value for key, value in model.state_dict().items()}
     loaded = backbone.model.state_dict()
     assert loaded
     for key, value in loaded.items():
         assert torch.equal(value, weights[key.removeprefix("model.").replace(".", "_")]), key
-    # All else in the file belongs to the classifier, and is named.
-    (dropped,) = messages(caplog, "dropped")
-    assert f"{len(weights) - len(loaded)} dropped" in dropped
-    assert not messages(caplog, "start afresh")
 
 
 def test_the_maps_are_those_of_the_model_in_the_file(tiny_cfg, tmp_path):
@@ -61,24 +53,44 @@ def test_the_maps_are_those_of_the_model_in_the_file(tiny_cfg, tmp_path):
         assert torch.equal(ours, theirs)
 
 
-def test_what_training_scripts_wrap_weights_in_is_unwrapped(tmp_path):
-    weights = {"module.conv.weight": torch.ones(2)}
-    for number, content in enumerate((weights, {"model": weights, "epoch": 1}, {"state_dict": weights})):
+def test_what_training_scripts_wrap_weights_in_is_unwrapped(tiny_cfg, tmp_path):
+    weights = timm.create_model("test_resnet").state_dict()
+    wrapped = {f"module.{name}": value for name, value in weights.items()}
+    for number, content in enumerate((wrapped, {"model": wrapped, "epoch": 1}, {"state_dict": wrapped})):
         path = tmp_path / f"{number}.pth"
         torch.save(content, path)
-        assert list(read_state_dict(str(path))) == ["conv.weight"]
+        model = build(use_timm(tiny_cfg, "test_resnet", CHECKPOINT=str(path))).bottom_up.model
+        assert all(torch.equal(value, weights[name]) for name, value in model.state_dict().items())
 
 
-def test_what_a_file_lacks_is_named(caplog):
-    model = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.Linear(2, 2))
-    weights = {k: torch.ones_like(v) for k, v in model.state_dict().items() if k != "1.bias"} | {"head": torch.ones(1)}
-    with caplog.at_level(logging.WARNING):
-        report = load_weights(model, weights, "file")
-    assert (report.dropped, report.added) == (("head",), ("1.bias",))
-    assert set(report.loaded) == {"0.weight", "0.bias", "1.weight"}
-    assert model[1].weight.eq(1).all()
-    assert messages(caplog, "1 dropped, the model has no such: head")
-    assert messages(caplog, "1 of the model are not in it and start afresh: 1.bias")
+@pytest.mark.parametrize("name", ["test_resnet", "convnext_atto.d2_in1k", "convnext_tiny.dinov3_lvd1689m"])
+def test_what_a_file_has_too_much_or_lacks_is_logged_by_name(tiny_cfg, tmp_path, caplog, name):
+    weights = timm.create_model(name).state_dict()
+    lost = next(iter(weights))
+    torch.save({key: value for key, value in weights.items() if key != lost} | {"extra": torch.ones(1)}, tmp_path / "x.pth")
+    with caplog.at_level(logging.INFO):
+        build(use_timm(tiny_cfg, name, CHECKPOINT=str(tmp_path / "x.pth")))
+    assert messages(caplog, f"Missing keys ({lost}")
+    assert messages(caplog, "Unexpected keys (extra)")
+
+
+def test_a_model_does_not_keep_the_content_of_the_file(tiny_cfg, tmp_path):
+    for name in NAMES:
+        path = save(timm.create_model(name), tmp_path / f"{name}.pth")
+        backbone = build(use_timm(tiny_cfg, name, CHECKPOINT=path))
+        configs = [module.pretrained_cfg for module in backbone.modules() if hasattr(module, "pretrained_cfg")]
+        assert configs
+        assert not any("state_dict" in config for config in configs)
+
+
+def test_weights_of_color_images_are_adapted_to_gray_ones(tiny_cfg, tmp_path):
+    model = timm.create_model("test_resnet")
+    path = save(model, tmp_path / "x.pth")
+    cfg = use_timm(tiny_cfg, "test_resnet", CHECKPOINT=path)
+    cfg.INPUT.FORMAT, cfg.MODEL.PIXEL_MEAN, cfg.MODEL.PIXEL_STD = "L", [127.5], [127.5]
+    gray = build(cfg).bottom_up.model
+    name = next(iter(model.state_dict()))
+    torch.testing.assert_close(gray.state_dict()[name], model.state_dict()[name].sum(dim=1, keepdim=True))
 
 
 def test_files_that_cannot_be_used_are_refused_by_name(tiny_cfg, tmp_path):
@@ -96,8 +108,8 @@ def test_files_that_cannot_be_used_are_refused_by_name(tiny_cfg, tmp_path):
         (tmp_path / "nothing.pth", ValueError, "nothing.pth cannot be read as tensors"),
         (tmp_path / "weights.npz", ValueError, r"weights.npz is no checkpoint: .safetensors, .pth"),
         (tmp_path / "empty.pth", ValueError, "empty.pth holds no weights"),
-        (other, ValueError, r"none of its \d+ names, such as stem.0.weight"),
-        (wider, ValueError, r"wider.safetensors: \d+ shapes differ .*instead of .* another model"),
+        (other, ValueError, r"none of its \d+ weights, such as stem.0.weight"),
+        (wider, ValueError, r"wider.safetensors does not fit MODEL.TIMM.NAME test_resnet: .*size mismatch"),
     ):
         with pytest.raises(error, match=message):
             build(use_timm(tiny_cfg, "test_resnet", CHECKPOINT=str(path)))
@@ -128,11 +140,11 @@ def no_cache(monkeypatch: pytest.MonkeyPatch, tmp_path):
         yield listener
 
 
-def test_without_a_network_it_fails_at_once_in_one_line_with_the_remedy(tiny_cfg, no_cache):
-    started = time.monotonic()
+def test_without_a_network_it_fails_at_once_in_one_line_with_the_remedy(tiny_cfg, no_cache, monkeypatch):
+    # Not by way of the hub's client, which would retry for most of a minute.
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", None)
     with pytest.raises(RuntimeError) as caught:
         build(use_timm(tiny_cfg, "test_resnet.r160_in1k", PRETRAINED=True))
-    assert time.monotonic() - started < 5
     message = str(caught.value)
     assert "\n" not in message
     assert "test_resnet.r160_in1k are not in the local cache" in message
@@ -150,7 +162,7 @@ def test_what_fails_after_the_hub_answered_is_one_line_too(tiny_cfg, no_cache, m
     def fails(*args: object, **kwargs: object) -> None:
         raise OSError("disk full\nand more")
 
-    monkeypatch.setattr("dynamic_sparse_rcnn.modeling.backbones.weights._check_reachable", lambda *args: None)
+    monkeypatch.setattr("dynamic_sparse_rcnn.modeling.backbones.weights._unreachable", lambda url: None)
     monkeypatch.setattr(timm, "create_model", fails)
     with pytest.raises(RuntimeError, match=r"could not be loaded \(disk full\): give a local file") as caught:
         build(use_timm(tiny_cfg, "test_resnet.r160_in1k", PRETRAINED=True))
@@ -182,7 +194,7 @@ def test_cached_weights_need_no_network_and_what_does_not_fit_is_named(
 
 
 def test_a_model_without_weights_says_so(tiny_cfg):
-    with pytest.raises(RuntimeError, match=r"no pre-trained weights for MODEL.TIMM.NAME darknet17.*PRETRAINED False"):
+    with pytest.raises(RuntimeError, match=r"no pretrained weights for MODEL.TIMM.NAME darknet17.*PRETRAINED False"):
         build(use_timm(tiny_cfg, "darknet17", PRETRAINED=True))
 
 

@@ -1,4 +1,4 @@
-"""Hierarchical models of timm behind the FPN: shapes, normalisation, and the ResNet of detectron2."""
+"""Hierarchical models of timm behind the FPN: shapes, normalization, and the ResNet of detectron2."""
 
 from __future__ import annotations
 
@@ -123,8 +123,8 @@ def test_resnet50_of_timm_and_of_detectron2_are_the_same(tiny_cfg, training):
     assert learning[0] == learning[1]
 
 
-def test_images_are_normalised_as_the_model_expects(tiny_cfg, caplog):
-    # test_resnet has mean and deviation 0.5.
+def test_images_are_normalized_as_the_model_expects(tiny_cfg, caplog):
+    # test_resnet has mean and std 0.5.
     raw = torch.randint(0, 256, (2, 3, *SIZE)).float()
     model = timm.create_model("test_resnet", features_only=True).eval()
     expected = model((raw / 255 - 0.5) / 0.5)
@@ -142,11 +142,11 @@ def test_images_are_normalised_as_the_model_expects(tiny_cfg, caplog):
     assert not [name for name in backbone.state_dict() if "normalization" in name]
 
 
-def test_the_config_may_insist_on_its_normalisation_and_is_warned(tiny_cfg, caplog):
+def test_the_config_may_insist_on_its_normalization_and_is_warned(tiny_cfg, caplog):
     with caplog.at_level(logging.WARNING):
         backbone = build(use_timm(tiny_cfg, "test_resnet", NORMALIZATION="config")).bottom_up
     assert isinstance(backbone.normalization, torch.nn.Identity)
-    assert "so they stay as they are" in caplog.text
+    assert "so they are not converted" in caplog.text
 
 
 def test_no_warning_where_config_and_model_agree(tiny_cfg, caplog):
@@ -156,7 +156,7 @@ def test_no_warning_where_config_and_model_agree(tiny_cfg, caplog):
     assert not caplog.records
 
 
-def test_normalisation_maps_white_to_its_value():
+def test_normalization_maps_white_to_its_value():
     normalization = InputNormalization([0.0] * 3, [1.0] * 3, [127.5] * 3, [127.5] * 3, reverse_channels=False)
     torch.testing.assert_close(normalization(torch.full((1, 3, 2, 2), 255.0)), torch.ones(1, 3, 2, 2))
 

@@ -3,93 +3,88 @@
 from __future__ import annotations
 
 import difflib
-import logging
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import timm
 from detectron2.config import CfgNode
 
-from .weights import hub_arguments
+from .weights import PretrainedWeights, check_fit, find_weights
 
-logger = logging.getLogger(__name__)
+# Arguments of timm.create_model.
+Arguments = Mapping[str, object]
 
 
 def create_timm_model(
-    cfg: CfgNode, in_channels: int, from_hub: bool, optional: Sequence[dict[str, Any]] = ({},), **arguments: Any
+    cfg: CfgNode, in_channels: int, optional: Sequence[Arguments] = ({},), **arguments: object
 ) -> Any:
-    """``timm.create_model`` for ``MODEL.TIMM.NAME``, with random weights or those of timm's hub.
+    """``timm.create_model`` for ``MODEL.TIMM.NAME``, with the weights that the config asks for.
 
     Args:
         cfg: the whole config.
-        in_channels: channels of the images; those of pre-trained weights are adapted by timm.
-        from_hub: whether the hub's weights are loaded.
+        in_channels: channels of the images; timm adapts pretrained weights to them.
         optional: sets of arguments that not all architectures have; the first that the model takes is used.
         arguments: those that it must have.
 
     Raises:
-        ValueError: the name, its tag or an argument is unknown to timm; names the key.
-        RuntimeError: the pre-trained weights are out of reach.
+        FileNotFoundError: there is no ``MODEL.TIMM.CHECKPOINT``.
+        ValueError: the name, its tag or an argument is unknown to timm, or the checkpoint does not fit; names the key.
+        RuntimeError: the pretrained weights are out of reach.
     """
-    name = cfg.MODEL.TIMM.NAME
-    check_name(name)
-    arguments |= {"in_chans": in_channels} | (hub_arguments(name) if from_hub else {"pretrained": False})
-    if cfg.MODEL.TIMM.DROP_PATH:
-        arguments["drop_path_rate"] = cfg.MODEL.TIMM.DROP_PATH
+    node = cfg.MODEL.TIMM
+    check_name(node.NAME)
+    weights = find_weights(cfg)
+    # timm leaves out what is None.
+    arguments = {"in_chans": in_channels, "drop_path_rate": node.DROP_PATH or None, **arguments, **weights.arguments()}
     try:
-        with _loading_reported(name):
-            return _first_accepted(name, optional, arguments)
+        model = _first_accepted(node.NAME, optional, arguments)
     except TypeError as error:
-        if "drop_path_rate" in str(error):
-            raise ValueError(f"MODEL.TIMM.NAME {name} has no drop path: set MODEL.TIMM.DROP_PATH 0") from error
-        raise
+        if not node.DROP_PATH:
+            raise
+        raise ValueError(
+            f"MODEL.TIMM.NAME {node.NAME} cannot be built with MODEL.TIMM.DROP_PATH {node.DROP_PATH} ({error}): set "
+            "MODEL.TIMM.DROP_PATH 0"
+        ) from error
     except (IndexError, AssertionError) as error:
         if arguments.get("out_indices") is None:
             raise
         raise ValueError(
-            f"MODEL.TIMM.NAME {name} does not have the features MODEL.TIMM.OUT_INDICES {arguments['out_indices']}"
+            f"MODEL.TIMM.NAME {node.NAME} does not have the features MODEL.TIMM.OUT_INDICES {arguments['out_indices']}"
         ) from error
-    except OSError as error:  # the hub's errors are such, too
-        if not from_hub:
+    except (OSError, RuntimeError) as error:
+        if not weights.source:
             raise
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise RuntimeError(
-            f"the pre-trained weights of MODEL.TIMM.NAME {name} could not be loaded ({reason}): give a local file "
-            "(.safetensors or .pth) as MODEL.TIMM.CHECKPOINT, or set MODEL.TIMM.PRETRAINED False"
-        ) from error
+        raise _loading_error(weights, node.NAME, error) from error
+    check_fit(model, weights)
+    _forget_weights(model)
+    return model
 
 
-def _first_accepted(name: str, optional: Sequence[dict[str, Any]], arguments: dict[str, Any]) -> Any:
+def _first_accepted(name: str, optional: Sequence[Arguments], arguments: Arguments) -> Any:
+    """The model with the first of the optional sets of arguments that is no ``TypeError``."""
     for extra in optional[:-1]:
         try:
             return timm.create_model(name, **extra, **arguments)
-        except TypeError as error:
-            if not any(key in str(error) for key in extra):
-                raise
+        except TypeError:
+            continue
     return timm.create_model(name, **optional[-1], **arguments)
 
 
-@contextmanager
-def _loading_reported(name: str) -> Iterator[None]:
-    """Passes on which keys timm drops and adds when it loads weights, the classifier's among them."""
+def _loading_error(weights: PretrainedWeights, name: str, error: Exception) -> Exception:
+    lines = [line.strip() for line in str(error).splitlines()] or [type(error).__name__]
+    if weights.state_dict:
+        return ValueError(f"{weights.source} does not fit MODEL.TIMM.NAME {name}: {' '.join(lines[:3])}")
+    return RuntimeError(
+        f"{weights.source} could not be loaded ({lines[0]}): give a local file (.safetensors or .pth) as "
+        "MODEL.TIMM.CHECKPOINT, or set MODEL.TIMM.PRETRAINED False"
+    )
 
-    class Reporter(logging.Handler):
-        def emit(self, record: logging.LogRecord) -> None:
-            if "keys (" in record.getMessage():
-                logger.log(record.levelno, f"MODEL.TIMM.NAME {name}: {record.getMessage()}")
 
-    loader, reporter = logging.getLogger("timm.models._builder"), Reporter()
-    level, propagates = loader.level, loader.propagate
-    loader.setLevel(logging.INFO)
-    loader.propagate = False
-    loader.addHandler(reporter)
-    try:
-        yield
-    finally:
-        loader.removeHandler(reporter)
-        loader.setLevel(level)
-        loader.propagate = propagates
+def _forget_weights(model: Any) -> None:
+    """timm keeps the weights that it was given in the model's config, where they would be copied with the model."""
+    for module in model.modules():
+        if isinstance(getattr(module, "pretrained_cfg", None), dict):
+            module.pretrained_cfg.pop("state_dict", None)
 
 
 def check_name(name: str) -> None:

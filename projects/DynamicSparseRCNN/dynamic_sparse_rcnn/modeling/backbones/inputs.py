@@ -1,4 +1,4 @@
-"""The input normalisation that a pre-trained model expects, against the detector's."""
+"""Converts the detector's input normalization to the one that a pretrained model expects."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _TOLERANCE = 0.05
 
 
 class InputNormalization(nn.Module):
-    """Turns images normalised with one mean and deviation (and channel order) into another's."""
+    """Re-normalizes images to another mean, std and channel order."""
 
     scale: Tensor
     shift: Tensor
@@ -31,11 +31,11 @@ class InputNormalization(nn.Module):
     ) -> None:
         """
         Args:
-            given_mean: that the images are normalised with, per channel in their order (0..255).
+            given_mean: of the input, per channel in its order, in units of 0..255.
             given_std: likewise.
-            wanted_mean: that they shall be normalised with, per channel in the resulting order (0..255).
+            wanted_mean: of the output, per channel in its order, in units of 0..255.
             wanted_std: likewise.
-            reverse_channels: whether the channels change their order (BGR to RGB).
+            reverse_channels: whether to reverse the channels (BGR to RGB).
         """
         super().__init__()
         self.reverse_channels = reverse_channels
@@ -53,16 +53,19 @@ class InputNormalization(nn.Module):
 
 
 def build_input_normalization(cfg: CfgNode, mean: Sequence[float], std: Sequence[float]) -> nn.Module:
-    """What stands between the detector's normalisation and the model's.
+    """The module between the detector's normalization and the model.
 
-    With ``MODEL.TIMM.NORMALIZATION model`` the model gets RGB images normalised as its data config says,
-    whatever ``MODEL.PIXEL_MEAN``, ``MODEL.PIXEL_STD`` and ``INPUT.FORMAT`` are; with ``config`` it gets what
-    these say. In either case a difference is warned about.
+    With ``MODEL.TIMM.NORMALIZATION model`` the model gets RGB images normalized as its data config says,
+    whatever ``MODEL.PIXEL_MEAN``, ``MODEL.PIXEL_STD`` and ``INPUT.FORMAT`` are; with ``config`` it gets the
+    images as they are. A difference is logged as a warning in both cases.
 
     Args:
         cfg: the whole config.
         mean: of the model's data config, RGB, in units of 0..1.
         std: likewise.
+
+    Raises:
+        ValueError: another ``MODEL.TIMM.NORMALIZATION``.
     """
     choice = cfg.MODEL.TIMM.NORMALIZATION
     if choice not in ("model", "config"):
@@ -89,12 +92,12 @@ def build_input_normalization(cfg: CfgNode, mean: Sequence[float], std: Sequence
 def _warn(cfg: CfgNode, wanted: tuple[list[float], list[float]]) -> None:
     mean, std = ([round(x, 3) for x in values] for values in wanted)
     remedy = (
-        "the images are converted (MODEL.TIMM.NORMALIZATION config would leave them)"
+        "the images are converted (MODEL.TIMM.NORMALIZATION config turns this off)"
         if cfg.MODEL.TIMM.NORMALIZATION == "model"
-        else "MODEL.TIMM.NORMALIZATION is config, so they stay as they are"
+        else "MODEL.TIMM.NORMALIZATION is config, so they are not converted"
     )
     logger.warning(
-        f"MODEL.TIMM.NAME {cfg.MODEL.TIMM.NAME} was trained on RGB with mean {mean} and deviation {std}; "
+        f"MODEL.TIMM.NAME {cfg.MODEL.TIMM.NAME} was trained on RGB with mean {mean} and std {std}; "
         f"INPUT.FORMAT {cfg.INPUT.FORMAT}, MODEL.PIXEL_MEAN {list(cfg.MODEL.PIXEL_MEAN)} and MODEL.PIXEL_STD "
         f"{list(cfg.MODEL.PIXEL_STD)} differ: {remedy}"
     )

@@ -13,15 +13,14 @@ from detectron2.modeling import FPN, Backbone
 from detectron2.modeling.backbone.fpn import LastLevelMaxPool
 from torch import Tensor, nn
 
-from .creation import create_timm_model
+from .creation import Arguments, create_timm_model
 from .freezing import KeptInEval, freeze_up_to
 from .inputs import build_input_normalization
-from .weights import load_weights, read_state_dict, wanted_weights
 
 logger = logging.getLogger(__name__)
 
 # Swin and its like: any input size, windows always whole and shifted. Others have no such arguments.
-_ANY_INPUT_SIZE: tuple[dict[str, Any], ...] = (
+_ANY_INPUT_SIZE: tuple[Arguments, ...] = (
     {"strict_img_size": False, "always_partition": True},
     {"strict_img_size": False},
     {},
@@ -75,13 +74,8 @@ class TimmBackbone(Backbone):
     def from_config(cls, cfg: CfgNode, input_shape: ShapeSpec) -> dict[str, Any]:
         node = cfg.MODEL.TIMM
         indices = {"out_indices": tuple(node.OUT_INDICES)} if node.OUT_INDICES else {}
-        source = wanted_weights(cfg)
-        model = create_timm_model(
-            cfg, input_shape.channels, source == "hub", _ANY_INPUT_SIZE, features_only=True, **indices
-        )
+        model = create_timm_model(cfg, input_shape.channels, _ANY_INPUT_SIZE, features_only=True, **indices)
         check_maps(model, node.NAME, input_shape.channels, node.SIZE_DIVISIBILITY)
-        if source == "checkpoint":
-            load_weights(model, read_state_dict(node.CHECKPOINT), node.CHECKPOINT)
         if node.GRAD_CHECKPOINTING:
             _checkpoint_gradients(model, node.NAME)
         data_config = model.pretrained_cfg

@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 import logging
-import math
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from detectron2.config import CfgNode, configurable
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import Backbone
-from timm.layers import LayerNorm2d, resample_abs_pos_embed
+from timm.layers import LayerNorm2d
 from timm.models.vision_transformer import Block, VisionTransformer
+from timm.models.vision_transformer_sam import window_partition, window_unpartition
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
-from .creation import create_timm_model
+from .creation import Arguments, create_timm_model
 from .freezing import KeptInEval, freeze_up_to
 from .inputs import build_input_normalization
-from .weights import load_weights, read_state_dict, wanted_weights
 
 logger = logging.getLogger(__name__)
 
@@ -77,9 +78,8 @@ class ViTBackbone(Backbone):
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: ShapeSpec) -> dict[str, Any]:
         node = cfg.MODEL.TIMM
-        source = wanted_weights(cfg)
-        any_size: tuple[dict[str, Any], ...] = ({"dynamic_img_size": True}, {})
-        vit = create_timm_model(cfg, input_shape.channels, source == "hub", any_size, num_classes=0)
+        any_size: tuple[Arguments, ...] = ({"dynamic_img_size": True}, {})
+        vit = create_timm_model(cfg, input_shape.channels, any_size, num_classes=0)
         _check_plain(vit, node.NAME)
         if len(node.OUT_INDICES) > 1:
             raise ValueError(f"MODEL.TIMM.OUT_INDICES {list(node.OUT_INDICES)}: the pyramid is built from one block")
@@ -87,8 +87,6 @@ class ViTBackbone(Backbone):
             vit.prune_intermediate_layers(list(node.OUT_INDICES) or 1, prune_norm=True)
         except AssertionError as error:
             raise ValueError(f"MODEL.TIMM.OUT_INDICES: {error}") from error
-        if source == "checkpoint":
-            load_vit_weights(vit, node.CHECKPOINT)
         vit.set_grad_checkpointing(node.GRAD_CHECKPOINTING)
         data_config = vit.pretrained_cfg
         return {
@@ -101,12 +99,17 @@ class ViTBackbone(Backbone):
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
         """(B, C, H, W) images, their sides multiples of 16, to one (B, C', H / 16, W / 16) map, ``last``."""
+        vit = self.vit
         grid = images.shape[-2] // _STRIDE, images.shape[-1] // _STRIDE
-        for block in self.vit.blocks:
-            if isinstance(block, WindowedBlock):
-                block.grid = grid
-        (features,) = self.vit.forward_intermediates(self.normalization(images), indices=1, intermediates_only=True)
-        return {"last": features}
+        tokens = vit.norm_pre(vit.patch_drop(vit._pos_embed(vit.patch_embed(self.normalization(images)))))
+        for block in vit.blocks:
+            # Passed along, as state of the block it would be the last image's when a checkpoint is recomputed.
+            arguments = (tokens, grid) if isinstance(block, WindowedBlock) else (tokens,)
+            if vit.grad_checkpointing and torch.is_grad_enabled():
+                tokens = checkpoint(block, *arguments, use_reentrant=False)
+            else:
+                tokens = block(*arguments)
+        return {"last": tokens[:, vit.num_prefix_tokens :].transpose(1, 2).unflatten(2, grid).contiguous()}
 
     def train(self, mode: bool = True) -> ViTBackbone:
         """Training mode for all but what is frozen."""
@@ -126,7 +129,6 @@ class WindowedBlock(nn.Module):
     As in ViTDet, windows at the right and lower border are filled up with zeros, which are attended to.
     """
 
-    grid: tuple[int, int]  # rows and columns of patches; set before each forward pass
     norm1: nn.Module
     attn: nn.Module
     ls1: nn.Module
@@ -149,27 +151,18 @@ class WindowedBlock(nn.Module):
         for name, part in block.named_children():
             self.add_module(name, part)
 
-    def forward(self, tokens: Tensor) -> Tensor:
-        """(B, H * W, C) tokens in, the same out."""
-        windows = self._partition(self.norm1(tokens))
-        tokens = tokens + self.drop_path1(self.ls1(self._join(self.attn(windows), len(tokens))))
+    def forward(self, tokens: Tensor, grid: tuple[int, int]) -> Tensor:
+        """(B, H * W, C) tokens in, the same out.
+
+        Args:
+            tokens: of the patches, row by row, without class or register tokens.
+            grid: rows and columns (H, W) of patches.
+        """
+        windows, padded = window_partition(self.norm1(tokens).unflatten(1, grid), self.window_size)
+        attended = self.attn(windows.flatten(1, 2)).view_as(windows)
+        joined = window_unpartition(attended, self.window_size, grid, padded).flatten(1, 2)
+        tokens = tokens + self.drop_path1(self.ls1(joined))
         return tokens + self.drop_path2(self.ls2(self.mlp(self.norm2(tokens))))
-
-    def _partition(self, tokens: Tensor) -> Tensor:
-        """(B, H * W, C) tokens to (B * windows, window_size ** 2, C)."""
-        (height, width), side = self.grid, self.window_size
-        maps = tokens.unflatten(1, (height, width))
-        maps = F.pad(maps, (0, 0, 0, -width % side, 0, -height % side))
-        windows = maps.unflatten(2, (-1, side)).unflatten(1, (-1, side)).transpose(2, 3)
-        return windows.flatten(0, 2).flatten(1, 2)
-
-    def _join(self, windows: Tensor, batch: int) -> Tensor:
-        """The reverse of :meth:`_partition`."""
-        (height, width), side = self.grid, self.window_size
-        columns = -(-width // side)
-        maps = windows.unflatten(1, (side, side)).unflatten(0, (batch, -1, columns)).transpose(2, 3)
-        maps = maps.flatten(3, 4).flatten(1, 2)
-        return maps[:, :height, :width].flatten(1, 2)
 
 
 class SimpleFeaturePyramid(Backbone):
@@ -239,25 +232,6 @@ class SimpleFeaturePyramid(Backbone):
 def build_simple_feature_pyramid(cfg: CfgNode, input_shape: ShapeSpec) -> SimpleFeaturePyramid:
     """See :func:`build_vit_sfp_backbone`."""
     return SimpleFeaturePyramid(ViTBackbone(cfg, input_shape), cfg.MODEL.FPN.OUT_CHANNELS, cfg.MODEL.FPN.P6)
-
-
-def load_vit_weights(vit: VisionTransformer, path: str) -> None:
-    """Loads a file in timm's or MAE's layout; positional embeddings of another grid are interpolated.
-
-    Raises:
-        ValueError, FileNotFoundError: see :func:`read_state_dict` and :func:`load_weights`.
-    """
-    state_dict = read_state_dict(path)
-    embeddings, ours = state_dict.get("pos_embed"), vit.pos_embed
-    if embeddings is not None and ours is not None and embeddings.shape[1] != ours.shape[1]:
-        prefix = 0 if vit.no_embed_class else vit.num_prefix_tokens
-        patches = max(1, embeddings.shape[1] - prefix)
-        # Of a square grid; else their shape is refused below.
-        if math.isqrt(patches) ** 2 == patches:
-            new = resample_abs_pos_embed(embeddings, list(vit.patch_embed.grid_size), num_prefix_tokens=prefix)
-            logger.warning(f"{path}: pos_embed of {embeddings.shape[1]} tokens interpolated to {new.shape[1]}")
-            state_dict["pos_embed"] = new
-    load_weights(vit, state_dict, path)
 
 
 def _check_plain(vit: nn.Module, name: str) -> None:

