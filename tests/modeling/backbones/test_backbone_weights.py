@@ -67,7 +67,9 @@ def test_what_training_scripts_wrap_weights_in_is_unwrapped(tiny_cfg, tmp_path):
 def test_what_a_file_has_too_much_or_lacks_is_logged_by_name(tiny_cfg, tmp_path, caplog, name):
     weights = timm.create_model(name).state_dict()
     lost = next(iter(weights))
-    torch.save({key: value for key, value in weights.items() if key != lost} | {"extra": torch.ones(1)}, tmp_path / "x.pth")
+    torch.save(
+        {key: value for key, value in weights.items() if key != lost} | {"extra": torch.ones(1)}, tmp_path / "x.pth"
+    )
     with caplog.at_level(logging.INFO):
         build(use_timm(tiny_cfg, name, CHECKPOINT=str(tmp_path / "x.pth")))
     assert messages(caplog, f"Missing keys ({lost}")
