@@ -120,7 +120,8 @@ def _add_timm(node: CfgNode) -> None:
     node.NAME = "resnet50"
     # Whether it starts with the weights that timm's hub has under that name; read if MODEL.WEIGHTS is "".
     node.PRETRAINED = False
-    # A local file of weights (.safetensors, .pth) in timm's layout, or in MAE's; instead of the hub's.
+    # A file of weights (.safetensors, .pth) or its URL, in any layout that timm reads (its own, MAE's), or
+    # package://MODULE, the weights in an installed package; instead of the hub's.
     node.CHECKPOINT = ""
     # Indices of timm's feature maps (of one block, with a plain vision transformer); (): all (the last).
     # Those of strides 4..32 are called res2..res5 in MODEL.FPN.IN_FEATURES.

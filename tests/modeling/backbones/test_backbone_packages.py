@@ -9,10 +9,12 @@ from typing import Any
 
 import cv2
 import matplotlib
+import numpy as np
 import pytest
 import timm
 import torch
 from detectron2.utils.file_io import PathManager
+from PIL import Image
 from timm_configs import build, use_timm
 from torch import Tensor, nn
 
@@ -70,7 +72,7 @@ def photograph(model: nn.Module) -> Tensor:
     """matplotlib's photograph of an officer in uniform, as a model wants it."""
     config: Any = model.pretrained_cfg
     file = Path(matplotlib.get_data_path()) / "sample_data/grace_hopper.jpg"
-    pixels = cv2.cvtColor(cv2.imread(str(file)), cv2.COLOR_BGR2RGB)[:512]
+    pixels = np.array(Image.open(file))[:512]
     resized = torch.from_numpy(cv2.resize(pixels, (224, 224), interpolation=cv2.INTER_AREA)).permute(2, 0, 1) / 255
     mean, std = (torch.tensor(config[key]).view(3, 1, 1) for key in ("mean", "std"))
     return ((resized - mean) / std)[None]

@@ -63,7 +63,7 @@ class PackageHandler(PathHandler):
         return str(files[0])
 
     def _open(self, path: str, mode: str = "r", buffering: int = -1, **kwargs: object) -> IO[str] | IO[bytes]:
-        return open(self._get_local_path(path), mode, buffering)  # type: ignore[return-value]
+        return open(self._get_local_path(path), mode, buffering)
 
     def _isfile(self, path: str, **kwargs: object) -> bool:
         try:

@@ -42,7 +42,7 @@ class PretrainedWeights:
 
     def arguments(self) -> dict[str, object]:
         """The arguments of ``timm.create_model`` that load them."""
-        overlay = dict(self.overlay or {})
+        overlay: dict[str, object] = dict(self.overlay or {})
         if self.state_dict:
             # A negative number of classes: timm drops the classifier, and logs what else does not fit.
             overlay |= {"state_dict": dict(self.state_dict), "num_classes": -1}
