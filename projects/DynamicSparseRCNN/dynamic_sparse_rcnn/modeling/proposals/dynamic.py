@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -20,7 +19,7 @@ from ...checkpoints.names import start_experts_from_static_checkpoints
 from ..events import current_event_storage
 from ..structures import image_sizes_to_whwh
 from .learned import initial_boxes
-from .router import ExpertRouter
+from .router import ExpertRouter, ImageSizes
 
 # The share of the schedule in which the temperature falls, where the config does not say how long.
 _ANNEALED_SHARE = 10 / 36
@@ -196,7 +195,7 @@ class DynamicProposalGenerator(nn.Module):
             for size, b, f, w in zip(images.image_sizes, boxes, proposal_features, weights, strict=True)
         ], {}
 
-    def expert_weights(self, features: dict[str, Tensor], image_sizes: Sequence[tuple[int, int]]) -> Tensor:
+    def expert_weights(self, features: dict[str, Tensor], image_sizes: ImageSizes) -> Tensor:
         """(B, E, P) float32 weights of the experts, which add up to 1 for each proposal."""
         if self.num_experts == 1:
             return self.expert_boxes.new_ones(len(image_sizes), 1, self.num_proposals)

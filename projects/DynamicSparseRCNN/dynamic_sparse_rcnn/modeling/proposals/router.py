@@ -11,6 +11,8 @@ from torch import Tensor, nn
 
 from ..structures import integers_on_device
 
+ImageSizes = Sequence[tuple[int, int]] | Tensor
+
 
 class ExpertRouter(nn.Module):
     """The staircase (Dynamic Sparse R-CNN, section 3.3): the logits of each proposal's experts for each image.
@@ -78,11 +80,11 @@ class ExpertRouter(nn.Module):
         # Small: all experts start with about the same weight, but not with zero, which would stop the gradients.
         nn.init.normal_(self.logits.weight, std=0.1)
 
-    def forward(self, features: Sequence[Tensor], image_sizes: Sequence[tuple[int, int]]) -> Tensor:
+    def forward(self, features: Sequence[Tensor], image_sizes: ImageSizes) -> Tensor:
         """
         Args:
             features: (B, C, H, W) of each level.
-            image_sizes: B pairs of height and width in pixels, without padding.
+            image_sizes: B pairs of height and width in pixels, without padding; or (B, 2) int64, which can be traced.
 
         Returns:
             (B, E, P) logits, float32 also under autocast.
@@ -99,25 +101,31 @@ class ExpertRouter(nn.Module):
             logits = self.logits(hidden / self.logits.in_features**0.5)
         return logits.unflatten(1, (self.num_experts, -1))
 
-    def _pool(self, aggregated: Tensor, own_cells: Sequence[tuple[int, int]]) -> Tensor:
+    def _pool(self, aggregated: Tensor, own_cells: ImageSizes) -> Tensor:
         """(B, C, H, W) to (B, side, side), each image's own cells alone. Resizing and the sum commute."""
         height, width = aggregated.shape[2:]
         summed = aggregated.sum(1, dtype=torch.promote_types(aggregated.dtype, torch.float32))
-        rows, columns = integers_on_device(own_cells, summed.device).to(summed.dtype).unbind(1)
+        rows, columns = _as_tensor(own_cells, summed.device).to(summed.dtype).unbind(1)
         return _resizing(rows, height, self.pool_size) @ summed @ _resizing(columns, width, self.pool_size).mT
 
 
-def _own_cells(image_sizes: Sequence[tuple[int, int]], stride: int) -> list[tuple[int, int]]:
+def _as_tensor(own_cells: ImageSizes, device: torch.device) -> Tensor:
+    return own_cells if isinstance(own_cells, Tensor) else integers_on_device(own_cells, device)
+
+
+def _own_cells(image_sizes: ImageSizes, stride: int) -> ImageSizes:
     """Rows and columns of a map of this stride that images reach into."""
+    if isinstance(image_sizes, Tensor):
+        return -(-image_sizes // stride)
     return [(-(-height // stride), -(-width // stride)) for height, width in image_sizes]
 
 
-def _zero_outside(maps: Tensor, own_cells: Sequence[tuple[int, int]]) -> Tensor:
+def _zero_outside(maps: Tensor, own_cells: ImageSizes) -> Tensor:
     """Zeros the cells of (B, C, H, W) that are not the image's own."""
     height, width = maps.shape[2:]
-    if all(rows >= height and columns >= width for rows, columns in own_cells):
+    if not isinstance(own_cells, Tensor) and all(rows >= height and columns >= width for rows, columns in own_cells):
         return maps
-    rows, columns = integers_on_device(own_cells, maps.device)[:, :, None].unbind(1)
+    rows, columns = _as_tensor(own_cells, maps.device)[:, :, None].unbind(1)
     outside_rows = torch.arange(height, device=maps.device) >= rows
     outside_columns = torch.arange(width, device=maps.device) >= columns
     return maps.masked_fill((outside_rows[:, :, None] | outside_columns[:, None, :])[:, None], 0.0)

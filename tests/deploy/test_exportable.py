@@ -1,0 +1,88 @@
+"""The detector as a function of tensors, against the detector itself and detectron2's pooler."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from detectron2.modeling import build_model
+from detectron2.modeling.poolers import ROIPooler
+from detectron2.structures import Boxes
+from torch import nn
+
+from dynamic_sparse_rcnn.deploy.exportable import NO_CLASS, ExportableDetector, PyramidPooling
+from dynamic_sparse_rcnn.deploy.suppression import suppress
+
+SIZES = [(64, 96), (40, 50), (33, 96)]
+ORIGINAL_SIZES = [(128, 192), (400, 500), (33, 96)]
+
+
+def pad(images: list[torch.Tensor]) -> torch.Tensor:
+    batch = torch.randint(0, 256, (len(images), 3, 64, 96), dtype=torch.uint8)
+    for row, image in zip(batch, images, strict=True):
+        row[:, : image.shape[1], : image.shape[2]] = image
+    return batch
+
+
+@pytest.mark.parametrize("nms_threshold", [1.0, 0.5])
+@pytest.mark.parametrize("fixture", ["tiny_cfg", "tiny_dynamic_cfg"])
+@torch.no_grad()
+def test_finds_what_the_detector_finds(fixture, nms_threshold, request):
+    cfg = request.getfixturevalue(fixture)
+    cfg.MODEL.SparseRCNN.NMS_THRESHOLD = nms_threshold
+    cfg.TEST.DETECTIONS_PER_IMAGE = 10
+    detector = build_model(cfg).eval()
+    images = [torch.randint(0, 256, (3, *size), dtype=torch.uint8) for size in SIZES]
+    inputs = [
+        {"image": image, "height": height, "width": width}
+        for image, (height, width) in zip(images, ORIGINAL_SIZES, strict=True)
+    ]
+    exportable = ExportableDetector(detector, suppress)
+    boxes, scores, classes = exportable(pad(images), torch.tensor(SIZES), torch.tensor(ORIGINAL_SIZES))
+    for number, output in enumerate(detector(inputs)):
+        expected, found = output["instances"], classes[number] != NO_CLASS
+        assert 0 < len(expected) <= 10
+        torch.testing.assert_close(classes[number][found], expected.pred_classes)
+        torch.testing.assert_close(scores[number][found], expected.scores)
+        torch.testing.assert_close(boxes[number][found], expected.pred_boxes.tensor, rtol=1e-5, atol=1e-3)
+        assert not scores[number][~found].any() and not boxes[number][~found].any()
+
+
+@pytest.mark.parametrize("levels", [1, 4])
+def test_pools_as_detectron2_does(levels):
+    scales = [1 / 4, 1 / 8, 1 / 16, 1 / 32][:levels]
+    maps = [torch.randn(2, 3, int(512 * scale), int(640 * scale)) for scale in scales]
+    # Of all levels, some beyond the image, one without extent.
+    sides = 16 * 2 ** (5 * torch.rand(2, 50, 2))
+    centers = torch.rand(2, 50, 2) * torch.tensor([640, 512])
+    boxes = torch.cat([centers - sides / 2, centers + sides / 2], dim=-1)
+    boxes[0, 0, 2:] = boxes[0, 0, :2]
+    pooler = ROIPooler(7, scales, 2, "ROIAlignV2")
+    assert torch.equal(PyramidPooling(pooler)(maps, boxes), pooler(maps, [Boxes(x) for x in boxes]))
+
+
+class Foreign(nn.Module):
+    """Something that nobody knows how to export."""
+
+
+@pytest.mark.parametrize(
+    ("part", "message"),
+    [
+        ("proposal_generator", "the proposal generator Foreign cannot be exported"),
+        ("head", "the head Foreign cannot be exported"),
+    ],
+)
+def test_parts_that_cannot_be_exported_are_named(tiny_cfg, part, message):
+    detector = build_model(tiny_cfg).eval()
+    setattr(detector, part, Foreign())
+    with pytest.raises(ValueError, match=message):
+        ExportableDetector(detector, None)
+
+
+def test_other_detectors_modes_and_poolers_are_refused(tiny_cfg):
+    with pytest.raises(ValueError, match="Foreign cannot be exported: only SparseRCNN"):
+        ExportableDetector(Foreign(), None)
+    with pytest.raises(ValueError, match="training mode"):
+        ExportableDetector(build_model(tiny_cfg), None)
+    tiny_cfg.MODEL.ROI_BOX_HEAD.POOLER_TYPE = "ROIPool"
+    with pytest.raises(ValueError, match="POOLER_TYPE of RoIPool cannot be exported"):
+        ExportableDetector(build_model(tiny_cfg).eval(), None)
