@@ -7,7 +7,7 @@ pass, the backward pass and the optimiser's. FLOPs are fvcore's, which counts a 
 inference.
 
     python benchmarks/detectors.py --config-file configs/coco/sparse_rcnn_R_50_FPN_300pro_3x.yaml \\
-        MODEL.SparseRCNN.CRITERION DLACriterion MODEL.SparseRCNN.MATCHER OptimalTransportMatcher
+        MODEL.SparseRCNN.MATCHER OptimalTransportMatcher
     python benchmarks/detectors.py --config-file configs/coco/sparse_rcnn_R_50_FPN_300pro_3x.yaml \\
         MODEL.PROPOSAL_GENERATOR.NAME DynamicProposalGenerator
 """

@@ -45,7 +45,7 @@ from dynamic_sparse_rcnn import SetCriterion, SparseRCNN
 DEMO = Workload("shapes/sparse_rcnn_slim_R_50_FPN_20pro.yaml", 8, 128, 128, 3, 20, "cpu", None)
 R50 = Workload("coco/sparse_rcnn_R_50_FPN_300pro_3x.yaml", 16, 800, 1216, 7, 300, "cpu", None)
 WORKLOADS = {"demo": DEMO, "r50": R50}
-DLA = ["MODEL.SparseRCNN.CRITERION", "DLACriterion", "MODEL.SparseRCNN.MATCHER", "OptimalTransportMatcher"]
+DLA = ["MODEL.SparseRCNN.MATCHER", "OptimalTransportMatcher"]
 DPG = ["MODEL.PROPOSAL_GENERATOR.NAME", "DynamicProposalGenerator"]
 METHODS = {"static": [], "DLA": DLA, "DPG": DPG, "DLA + DPG": [*DLA, *DPG]}
 # What grows, to these multiples of the workload's own.

@@ -3,11 +3,11 @@
 from detectron2.config import LazyCall as L
 
 from dynamic_sparse_rcnn import (
-    DLACriterion,
     DynamicProposalGenerator,
     DynamicSparseRCNN,
     MatchCostModel,
     OptimalTransportMatcher,
+    SetCriterion,
     TemperatureSchedule,
     UnitSchedule,
 )
@@ -20,7 +20,6 @@ train.max_iter = 263880
 lr_multiplier = multi_step((197910, 241890), train.max_iter)
 
 model._target_ = DynamicSparseRCNN
-model.nms_threshold = 0.7
 model.proposal_generator = L(DynamicProposalGenerator)(
     num_proposals=300,
     channels=256,
@@ -33,7 +32,7 @@ model.proposal_generator = L(DynamicProposalGenerator)(
     # 10 of 36 epochs.
     temperature=L(TemperatureSchedule)(start=30.0, end=1.0, num_iters=73300),
 )
-model.criterion = L(DLACriterion)(
+model.criterion = L(SetCriterion)(
     cost_model=L(MatchCostModel)(**weights),
     matcher=L(OptimalTransportMatcher)(
         schedule=L(UnitSchedule)(fixed_k=0, top_q=8, unit_step=0.5, max_positive_ratio=0.8),
@@ -42,6 +41,5 @@ model.criterion = L(DLACriterion)(
         num_iters=100,
     ),
     deep_supervision=True,
-    normalizer="positives",
     **weights,
 )

@@ -62,7 +62,7 @@ model = L(SparseRCNN)(
         cost_model=L(MatchCostModel)(**weights), matcher=L(HungarianMatcher)(), deep_supervision=True, **weights
     ),
     num_detections=100,
-    nms_threshold=1.0,
+    nms_threshold=None,  # what the matcher needs
     pixel_mean=[123.675, 116.280, 103.530],
     pixel_std=[58.395, 57.120, 57.375],
 )

@@ -18,17 +18,13 @@ from dynamic_sparse_rcnn.engine.accumulation import AccumulatingTrainer, split_b
 from dynamic_sparse_rcnn.engine.parallel import distribute
 from dynamic_sparse_rcnn.engine.solver import build_optimizer
 
-CRITERIA = [
-    ("SetCriterion", "HungarianMatcher", "positives"),
-    ("DLACriterion", "OptimalTransportMatcher", "positives"),
-    ("DLACriterion", "OptimalTransportMatcher", "num_gt"),
-]
+MATCHING = [("HungarianMatcher", None), ("OptimalTransportMatcher", "positives"), ("OptimalTransportMatcher", "num_gt")]
 
 
-@pytest.fixture(params=CRITERIA, ids=[f"{criterion}-{normalizer}" for criterion, _, normalizer in CRITERIA])
+@pytest.fixture(params=MATCHING, ids=[f"{matcher}-{normalizer}" for matcher, normalizer in MATCHING])
 def cfg(tiny_cfg, request):
     node = tiny_cfg.MODEL.SparseRCNN
-    node.CRITERION, node.MATCHER, node.DLA.NORMALIZER = request.param
+    node.MATCHER, node.DLA.NORMALIZER = request.param
     # Batch statistics would be each part's own.
     tiny_cfg.MODEL.RESNETS.NORM = "FrozenBN"
     # Plain steps: AdamW's have the same size whatever the gradient's.

@@ -17,8 +17,6 @@ from dynamic_sparse_rcnn.data.shapes import ShapesConfig, generate_shapes
 from dynamic_sparse_rcnn.engine.parallel import distribute, has_idle_levels
 from dynamic_sparse_rcnn.engine.trainer import Trainer, prepare_config
 
-CRITERIA = [("SetCriterion", "HungarianMatcher"), ("DLACriterion", "OptimalTransportMatcher")]
-
 
 def learn_on_a_rank(cfg: CfgNode, inputs: list[dict], folder: Path) -> None:
     rank, share = comm.get_rank(), len(inputs) // comm.get_world_size()
@@ -32,12 +30,12 @@ def learn_on_a_rank(cfg: CfgNode, inputs: list[dict], folder: Path) -> None:
 
 @pytest.mark.parametrize("counts", [[5, 1, 2, 0], [3, 2, 0, 0]], ids=["mixed", "a_rank_with_empty_images_alone"])
 @pytest.mark.parametrize("generator", ["LearnedProposalGenerator", "DynamicProposalGenerator"])
-@pytest.mark.parametrize(("criterion", "matcher"), CRITERIA)
+@pytest.mark.parametrize("matcher", ["HungarianMatcher", "OptimalTransportMatcher"])
 def test_losses_and_gradients_of_ranks_are_those_of_one_process(
-    tiny_dynamic_cfg, make_inputs, tmp_path, criterion, matcher, generator, counts
+    tiny_dynamic_cfg, make_inputs, tmp_path, matcher, generator, counts
 ):
     cfg = tiny_dynamic_cfg
-    cfg.MODEL.SparseRCNN.CRITERION, cfg.MODEL.SparseRCNN.MATCHER = criterion, matcher
+    cfg.MODEL.SparseRCNN.MATCHER = matcher
     cfg.MODEL.PROPOSAL_GENERATOR.NAME = generator
     # Batch statistics would be each rank's own, as would be the padding of its images.
     cfg.MODEL.RESNETS.NORM = "FrozenBN"

@@ -29,8 +29,8 @@ def test_training_writes_checkpoints_metrics_and_an_evaluation(run, tmp_path):
     assert {"total_loss", "loss_ce", "loss_giou_0", "lr", "ground_truths_without_proposal"} <= names
     assert {"bbox/AP", "bbox/AP50", "bbox/AP75"} <= names
     assert list(folder.glob("events.out.tfevents.*"))
-    config = yaml.safe_load((folder / "config.yaml").read_text())
-    assert config["MODEL"]["SparseRCNN"]["NUM_CLASSES"] == 5
+    node = yaml.safe_load((folder / "config.yaml").read_text())["MODEL"]["SparseRCNN"]
+    assert (node["NUM_CLASSES"], node["MATCHER"], node["NMS_THRESHOLD"]) == (5, "HungarianMatcher", 1.0)
 
 
 def test_evaluating_a_checkpoint_gives_the_training_runs_own_result(run, tmp_path):

@@ -38,13 +38,13 @@ def losses_on_a_fake_device(cfg) -> dict[str, torch.Tensor]:
 @pytest.mark.parametrize("normalizer", ["positives", "num_gt"])
 def test_dlas_matching_and_losses_ask_the_device_nothing(tiny_cfg, normalizer):
     node = tiny_cfg.MODEL.SparseRCNN
-    node.CRITERION, node.MATCHER, node.DLA.NORMALIZER = "DLACriterion", "OptimalTransportMatcher", normalizer
+    node.MATCHER, node.DLA.NORMALIZER = "OptimalTransportMatcher", normalizer
     assert {loss.device.type for loss in losses_on_a_fake_device(tiny_cfg).values()} == {"cuda"}
 
 
 def test_a_matcher_that_does_ask_is_found_out(tiny_cfg):
     node = tiny_cfg.MODEL.SparseRCNN
-    node.CRITERION, node.MATCHER, node.DLA.SOLVER = "DLACriterion", "OptimalTransportMatcher", "exact"
+    node.MATCHER, node.DLA.SOLVER = "OptimalTransportMatcher", "exact"
     with pytest.raises((DataDependentOutputException, RuntimeError)):
         losses_on_a_fake_device(tiny_cfg)
 

@@ -1,7 +1,7 @@
 """The public names of the package. Importing this registers the project's parts with detectron2."""
 
 from .checkpoints import read_checkpoint, write_checkpoint
-from .config import add_dynamic_sparse_rcnn_config
+from .config import add_dynamic_sparse_rcnn_config, resolve_config
 from .modeling.assignment.costs import MatchCostModel
 from .modeling.assignment.matchers import (
     MATCHER_REGISTRY,
@@ -16,7 +16,7 @@ from .modeling.detector import DynamicSparseRCNN, SparseRCNN
 from .modeling.head.head import DynamicHead, DynamicStage
 from .modeling.head.interaction import DynamicConv
 from .modeling.head.pooling import CascadeROIPooler
-from .modeling.losses.criterion import CRITERION_REGISTRY, DLACriterion, SetCriterion, build_criterion
+from .modeling.losses.criterion import CRITERION_REGISTRY, SetCriterion, build_criterion
 from .modeling.proposals.dynamic import DynamicProposalGenerator, TemperatureSchedule
 from .modeling.proposals.learned import LearnedProposalGenerator
 from .modeling.proposals.router import ExpertRouter
@@ -31,7 +31,6 @@ __all__ = [
     "Assignment",
     "BatchedTargets",
     "CascadeROIPooler",
-    "DLACriterion",
     "DetectorWithTTA",
     "DynamicConv",
     "DynamicHead",
@@ -58,5 +57,6 @@ __all__ = [
     "build_timm_fpn_backbone",
     "build_vit_sfp_backbone",
     "read_checkpoint",
+    "resolve_config",
     "write_checkpoint",
 ]

@@ -138,18 +138,16 @@ def one_image(folder: Path, boxes: list[list[float]]) -> str:
     return name
 
 
-@pytest.mark.parametrize(
-    ("criterion", "matcher"), [("SetCriterion", "HungarianMatcher"), ("DLACriterion", "OptimalTransportMatcher")]
-)
+@pytest.mark.parametrize("matcher", ["HungarianMatcher", "OptimalTransportMatcher"])
 def test_a_thousand_boxes_of_a_single_class_on_one_image_are_learned_from(
-    tiny_cfg: Any, tmp_path: Path, criterion: str, matcher: str
+    tiny_cfg: Any, tmp_path: Path, matcher: str
 ) -> None:
     random = np.random.default_rng(0)
     corners = random.integers(0, [WIDTH - 20, HEIGHT - 20], (1000, 2))
     boxes = np.concatenate([corners, random.integers(2, 20, (1000, 2))], axis=1).tolist()
     name = one_image(tmp_path, boxes)
     node = tiny_cfg.MODEL.SparseRCNN
-    node.NUM_CLASSES, node.CRITERION, node.MATCHER = 1, criterion, matcher
+    node.NUM_CLASSES, node.MATCHER = 1, matcher
     tiny_cfg.INPUT.MIN_SIZE_TRAIN = (64,)
     (record,) = load_checked_dataset(name, num_classes=1)
     assert len(record["annotations"]) == 1000

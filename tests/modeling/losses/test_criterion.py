@@ -87,6 +87,8 @@ def test_a_divisor_takes_the_place_of_the_count(tiny_cfg, make_instances, make_p
 class FixedMatcher(Matcher):
     """Always gives the same assignment."""
 
+    one_to_many = False
+
     def __init__(self, assignment: Assignment) -> None:
         super().__init__()
         self.assignment = assignment

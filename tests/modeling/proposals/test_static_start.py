@@ -27,7 +27,7 @@ def checkpoint(static_model, tmp_path) -> str:
 
 @pytest.fixture
 def dynamic_cfg(tiny_dynamic_cfg) -> CfgNode:
-    tiny_dynamic_cfg.MODEL.SparseRCNN.NMS_THRESHOLD = 1.0  # as the static model
+    tiny_dynamic_cfg.MODEL.SparseRCNN.MATCHER = "HungarianMatcher"  # without NMS, as the static model
     return tiny_dynamic_cfg
 
 

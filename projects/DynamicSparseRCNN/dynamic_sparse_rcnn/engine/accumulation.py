@@ -24,7 +24,7 @@ class AccumulatingTrainer(SimpleTrainer):
 
     The sums of the losses are divided by what the whole batch, over all ranks, contains, and its images are padded to
     the size of its largest; so that, layers with batch statistics and random numbers aside, gradients and losses are
-    those of the batch at once. Where predictions decide what it contains (the positives of :class:`DLACriterion`),
+    those of the batch at once. Where predictions decide what it contains (the positives of one-to-many matching),
     all parts are first run without gradients, one forward pass more. Ranks exchange gradients once, in the last part.
     """
 

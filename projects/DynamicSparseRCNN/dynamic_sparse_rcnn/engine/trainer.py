@@ -23,6 +23,7 @@ from torch.utils.data import DataLoader
 
 from ..checkpoints.classes import DetectorClasses
 from ..checkpoints.loading import Checkpointer
+from ..config import resolve_config
 from ..config_reading import read_config
 from ..data.checks.dataset import load_checked_dataset, report_dataset
 from ..data.datasets import check_same_classes, resolve_num_classes, with_known_classes
@@ -220,7 +221,8 @@ def setup(args: argparse.Namespace) -> CfgNode:
 
 
 def prepare_config(cfg: CfgNode, is_train: bool) -> None:
-    """Fills in what the config leaves to the data, the batch and the machine; registers the data sets."""
+    """Fills in what the config leaves open, or to the data, the batch and the machine; registers the data sets."""
+    resolve_config(cfg)
     num_classes = cfg.MODEL.SparseRCNN.NUM_CLASSES = resolve_num_classes(cfg)
     trained_on = cfg.DATASETS.TRAIN if is_train else with_known_classes(cfg.DATASETS.TRAIN, num_classes)
     check_same_classes([*trained_on, *cfg.DATASETS.TEST])

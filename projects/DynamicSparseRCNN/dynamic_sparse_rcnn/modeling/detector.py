@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -18,49 +17,20 @@ from detectron2.utils.logger import log_every_n_seconds
 from torch import Tensor, nn
 
 from ..checkpoints.names import use_public_names
+from ..config import choose_nms_threshold, resolved_copy
 from .events import current_event_storage
 from .head.head import DynamicHead
 from .losses.criterion import build_criterion
 from .structures import BatchedTargets, StagePredictions, image_sizes_to_whwh
 
-_DETECTRON2_DEFAULT_GENERATOR = "RPN"
 # Pairs of proposal and class that NMS looks at, the best of an image.
 NMS_CANDIDATES = 1000
-
-
-@dataclass(frozen=True)
-class ArchitectureDefaults:
-    """What a meta-architecture is made of where the config does not say."""
-
-    proposal_generator: str
-    criterion: str
-    matcher: str
-    nms_threshold: float
-
-    def fill(self, cfg: CfgNode) -> CfgNode:
-        """A copy of the config in which what it left open is set; public files do not name a generator."""
-        cfg = cfg.clone()
-        cfg.defrost()
-        node = cfg.MODEL.SparseRCNN
-        if cfg.MODEL.PROPOSAL_GENERATOR.NAME == _DETECTRON2_DEFAULT_GENERATOR:
-            cfg.MODEL.PROPOSAL_GENERATOR.NAME = self.proposal_generator
-        node.CRITERION = node.CRITERION or self.criterion
-        node.MATCHER = node.MATCHER or self.matcher
-        node.NMS_THRESHOLD = node.NMS_THRESHOLD or self.nms_threshold
-        cfg.freeze()
-        return cfg
 
 
 @META_ARCH_REGISTRY.register()
 class SparseRCNN(nn.Module):
     """Sparse R-CNN (arXiv 2011.12450): learned proposals, refined by a cascade, matched one to one."""
 
-    defaults: ClassVar[ArchitectureDefaults] = ArchitectureDefaults(
-        proposal_generator="LearnedProposalGenerator",
-        criterion="SetCriterion",
-        matcher="HungarianMatcher",
-        nms_threshold=1.0,
-    )
     pixel_mean: Tensor
     pixel_std: Tensor
 
@@ -73,7 +43,7 @@ class SparseRCNN(nn.Module):
         head: DynamicHead,
         criterion: nn.Module,
         num_detections: int,
-        nms_threshold: float,
+        nms_threshold: float | None = None,
         pixel_mean: list[float],
         pixel_std: list[float],
     ) -> None:
@@ -83,27 +53,31 @@ class SparseRCNN(nn.Module):
             proposal_generator: of detectron2's contract, with ``proposal_boxes`` and ``proposal_features``.
             head: refines the proposals.
             criterion: maps ``(StagePredictions, BatchedTargets)`` to weighted losses.
-            num_detections: most detections an image.
-            nms_threshold: IoU above which the weaker of two boxes of a class is dropped; 1 drops none.
+            num_detections: most detections an image; -1: no limit.
+            nms_threshold: IoU above which the weaker of two boxes of a class is dropped; 1 drops none; None: what
+                the criterion's matcher needs.
             pixel_mean: per channel of the input image, in its own units (0..255).
             pixel_std: likewise.
+
+        Raises:
+            ValueError: the criterion's matcher is one-to-many, and ``nms_threshold`` drops nothing.
         """
         super().__init__()
-        if nms_threshold < 0:
-            raise ValueError(f"MODEL.SparseRCNN.NMS_THRESHOLD is {nms_threshold}: use an IoU of 0 to 1")
         self.backbone = backbone
         self.proposal_generator = proposal_generator
         self.head = head
         self.criterion = criterion
         self.num_detections = num_detections
-        self.nms_threshold = nms_threshold
+        matcher = getattr(criterion, "matcher", None)
+        one_to_many = getattr(matcher, "one_to_many", False)
+        self.nms_threshold = choose_nms_threshold(type(matcher).__name__, one_to_many, nms_threshold)
         self.register_buffer("pixel_mean", torch.tensor(pixel_mean).view(-1, 1, 1), persistent=False)
         self.register_buffer("pixel_std", torch.tensor(pixel_std).view(-1, 1, 1), persistent=False)
         use_public_names(self)
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, object]:
-        cfg = cls.defaults.fill(cfg)
+        cfg = resolved_copy(cfg)
         backbone = build_backbone(cfg)
         build_generator = PROPOSAL_GENERATOR_REGISTRY.get(cfg.MODEL.PROPOSAL_GENERATOR.NAME)
         return {
@@ -258,15 +232,8 @@ class SparseRCNN(nn.Module):
 class DynamicSparseRCNN(SparseRCNN):
     """Dynamic Sparse R-CNN (arXiv 2205.02101): proposals mixed for each image, matched one to many.
 
-    The same detector with other defaults; each part can be set in the config.
+    The same detector with other parts by default, see ``dynamic_sparse_rcnn.config.ARCHITECTURE_PARTS``.
     """
-
-    defaults = ArchitectureDefaults(
-        proposal_generator="DynamicProposalGenerator",
-        criterion="DLACriterion",
-        matcher="OptimalTransportMatcher",
-        nms_threshold=0.7,
-    )
 
 
 def _pad(images: ImageList, least: tuple[int, int], divisibility: int) -> ImageList:

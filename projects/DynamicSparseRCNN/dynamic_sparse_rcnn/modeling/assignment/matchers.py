@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -11,6 +12,7 @@ from detectron2.utils.registry import Registry
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 
+from ...config import resolved_copy
 from ..structures import BACKGROUND, Assignment, MatchCosts
 from .sinkhorn import sinkhorn
 
@@ -26,7 +28,22 @@ _BIDDING_ROUNDS = 4
 
 
 class Matcher(nn.Module, ABC):
-    """Turns the costs of all stages and images into an assignment. Learns nothing, has no gradient."""
+    """Turns the costs of all stages and images into an assignment. Learns nothing, has no gradient.
+
+    Attributes:
+        one_to_many: whether a ground truth may get several proposals; every matcher says so. The losses' divisor and
+            whether inference needs NMS follow from it.
+    """
+
+    one_to_many: ClassVar[bool]
+
+    def __init_subclass__(cls, **arguments: Any) -> None:
+        super().__init_subclass__(**arguments)
+        if not hasattr(cls, "one_to_many"):
+            raise TypeError(
+                f"the matcher {cls.__name__} must say whether it is one-to-many: set its class attribute "
+                "one_to_many to True or False"
+            )
 
     @abstractmethod
     def forward(self, costs: MatchCosts) -> Assignment:
@@ -40,6 +57,8 @@ class HungarianMatcher(Matcher):
     Each ground truth gets one proposal. Where there are more ground truths than proposals, each
     proposal gets one, so that the total cost is least, and the other ground truths get none.
     """
+
+    one_to_many = False
 
     @configurable
     def __init__(self) -> None:
@@ -117,6 +136,8 @@ class OptimalTransportMatcher(Matcher):
     device and without waiting for it; ``exact`` solves one after the other on the host, in whole units.
     Then every ground truth without a proposal gets a cheap one, while proposals suffice.
     """
+
+    one_to_many = True
 
     @configurable
     def __init__(self, *, schedule: UnitSchedule, solver: str, epsilon: float, num_iters: int) -> None:
@@ -266,9 +287,15 @@ def _first_argmax(values: Tensor, dim: int) -> Tensor:
 
 
 def build_matcher(cfg: CfgNode) -> Matcher:
-    """Builds the matcher that ``MODEL.SparseRCNN.MATCHER`` names; outside of a detector Hungarian is the default."""
-    name = cfg.MODEL.SparseRCNN.MATCHER or "HungarianMatcher"
-    if name not in MATCHER_REGISTRY:
-        registered = ", ".join(sorted(known for known, _ in MATCHER_REGISTRY))
-        raise ValueError(f"MODEL.SparseRCNN.MATCHER is {name!r}: registered are {registered}")
-    return MATCHER_REGISTRY.get(name)(cfg)
+    """Builds the matcher that the config's detector has, or that ``MODEL.SparseRCNN.MATCHER`` names.
+
+    Raises:
+        ValueError: there is none, or the config contradicts itself.
+    """
+    cfg = resolved_copy(cfg)
+    if cfg.MODEL.SparseRCNN.MATCHER is None:
+        raise ValueError(
+            f"MODEL.SparseRCNN.MATCHER is None, and MODEL.META_ARCHITECTURE {cfg.MODEL.META_ARCHITECTURE} has no "
+            "matcher of its own: set either"
+        )
+    return MATCHER_REGISTRY.get(cfg.MODEL.SparseRCNN.MATCHER)(cfg)

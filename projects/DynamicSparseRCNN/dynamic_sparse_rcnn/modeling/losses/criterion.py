@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from detectron2.config import CfgNode, configurable
 from detectron2.utils.registry import Registry
 from fvcore.nn import sigmoid_focal_loss
 from torch import Tensor, nn
 
+from ...config import choose_normalizer, resolved_copy
 from ..assignment.costs import MatchCostModel, box_iou_and_giou
 from ..assignment.matchers import Matcher, build_matcher
 from ..events import ScalarLog
@@ -29,7 +28,9 @@ class SetCriterion(nn.Module):
     """Set prediction loss of Sparse R-CNN (arXiv 2011.12450, section 3.3) over all stages at once.
 
     Focal loss on the classes of all proposals; L1 (in units of the image's size) and GIoU loss on the
-    boxes of those that learn from a ground truth. All are sums, divided by the number of ground truths.
+    boxes of those that learn from a ground truth. All are sums, divided by the number of ground truths, or,
+    with a one-to-many matcher (Dynamic Sparse R-CNN, arXiv 2205.02101, section 3.2), by that of the stage's
+    positives. What such a matcher did goes to detectron2's ``EventStorage``.
     """
 
     @configurable
@@ -44,9 +45,27 @@ class SetCriterion(nn.Module):
         focal_alpha: float,
         focal_gamma: float,
         deep_supervision: bool,
+        normalizer: str | None = None,
     ) -> None:
-        """Args: as the keys of ``MODEL.SparseRCNN``; without ``deep_supervision`` only the last stage learns."""
+        """
+        Args:
+            cost_model: what matching costs.
+            matcher: one-to-one or one-to-many.
+            class_weight: of the focal loss.
+            l1_weight: of the L1 loss.
+            giou_weight: of the GIoU loss.
+            focal_alpha: of the focal loss.
+            focal_gamma: of the focal loss.
+            deep_supervision: whether all stages learn, or the last alone.
+            normalizer: what the losses of a stage are divided by, ``positives`` or ``num_gt``; None: what the matcher
+                asks for. One-to-one matchers take None alone.
+
+        Raises:
+            ValueError: ``normalizer`` does not fit the matcher.
+        """
         super().__init__()
+        self.normalizer = choose_normalizer(type(matcher).__name__, matcher.one_to_many, normalizer)
+        self._log = ScalarLog()
         self.cost_model = cost_model
         self.matcher = matcher
         self.class_weight = class_weight
@@ -58,6 +77,7 @@ class SetCriterion(nn.Module):
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, object]:
+        cfg = resolved_copy(cfg)
         node = cfg.MODEL.SparseRCNN
         return {
             "cost_model": MatchCostModel(cfg),
@@ -68,6 +88,7 @@ class SetCriterion(nn.Module):
             "focal_alpha": node.ALPHA,
             "focal_gamma": node.GAMMA,
             "deep_supervision": node.DEEP_SUPERVISION,
+            "normalizer": node.DLA.NORMALIZER,
         }
 
     def forward(
@@ -86,7 +107,8 @@ class SetCriterion(nn.Module):
         """
         predictions = self._supervised(predictions)
         assignment = self._match(predictions, targets)
-        self._log_assignment(assignment, targets)
+        if self.matcher.one_to_many:
+            self._log.put(_assignment_scalars(assignment, targets))
         with torch.autocast(predictions.boxes.device.type, enabled=False):
             if divisor is None:
                 divisor = average_over_ranks(self._count(assignment, targets))
@@ -107,7 +129,7 @@ class SetCriterion(nn.Module):
 
     def count_targets(self, targets: BatchedTargets) -> Tensor | None:
         """:meth:`count`, (1,) float32, if the targets alone decide it; else None."""
-        return targets.valid.sum().float()[None]
+        return None if self.normalizer == "positives" else targets.valid.sum().float()[None]
 
     def _supervised(self, predictions: StagePredictions) -> StagePredictions:
         return predictions if self.deep_supervision else predictions.last
@@ -118,9 +140,6 @@ class SetCriterion(nn.Module):
     def _count(self, assignment: Assignment, targets: BatchedTargets) -> Tensor:
         count = self.count_targets(targets)
         return assignment.positive.sum((1, 2)).float() if count is None else count
-
-    def _log_assignment(self, assignment: Assignment, targets: BatchedTargets) -> None:
-        """Nothing to say of a one-to-one assignment."""
 
     def _class_loss(self, predictions: StagePredictions, assignment: Assignment, targets: BatchedTargets) -> Tensor:
         """(S,) sum of the focal loss over images, proposals and classes; background in crowds learns nothing."""
@@ -143,39 +162,6 @@ class SetCriterion(nn.Module):
             "loss_bbox": self.l1_weight * (distance * positive).sum((1, 2)),
             "loss_giou": self.giou_weight * ((1 - giou) * positive).sum((1, 2)),
         }
-
-
-@CRITERION_REGISTRY.register()
-class DLACriterion(SetCriterion):
-    """The criterion of dynamic label assignment (Dynamic Sparse R-CNN, arXiv 2205.02101, section 3.2).
-
-    As :class:`SetCriterion`, for matchers that give a ground truth several proposals: a stage's losses are
-    divided by the number of its positives, and what the matcher did goes to detectron2's ``EventStorage``.
-    """
-
-    @configurable
-    def __init__(self, *, normalizer: str, **arguments: Any) -> None:
-        """
-        Args:
-            normalizer: ``positives`` or ``num_gt``.
-            arguments: those of :class:`SetCriterion`.
-        """
-        super().__init__(**arguments)
-        if normalizer not in ("positives", "num_gt"):
-            raise ValueError(f"MODEL.SparseRCNN.DLA.NORMALIZER is {normalizer!r}: use positives or num_gt")
-        self.normalizer = normalizer
-        self._log = ScalarLog()
-
-    @classmethod
-    def from_config(cls, cfg: CfgNode) -> dict[str, object]:
-        return super().from_config(cfg) | {"normalizer": cfg.MODEL.SparseRCNN.DLA.NORMALIZER}
-
-    def count_targets(self, targets: BatchedTargets) -> Tensor | None:
-        """As :class:`SetCriterion`; None for positives, which the predictions decide."""
-        return super().count_targets(targets) if self.normalizer == "num_gt" else None
-
-    def _log_assignment(self, assignment: Assignment, targets: BatchedTargets) -> None:
-        self._log.put(_assignment_scalars(assignment, targets))
 
 
 def _assignment_scalars(assignment: Assignment, targets: BatchedTargets) -> dict[str, Tensor]:
@@ -218,7 +204,12 @@ def _name_by_stage(losses: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def build_criterion(cfg: CfgNode) -> nn.Module:
-    """Builds the criterion that ``MODEL.SparseRCNN.CRITERION`` names; outside of a detector the static one."""
+    """Builds the criterion that the config's detector has.
+
+    Raises:
+        ValueError: the config contradicts itself, or its criterion is not registered.
+    """
+    cfg = resolved_copy(cfg)
     name = cfg.MODEL.SparseRCNN.CRITERION or "SetCriterion"
     if name not in CRITERION_REGISTRY:
         registered = ", ".join(sorted(known for known, _ in CRITERION_REGISTRY))
