@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch.multiprocessing import start_processes
 
+import dynamic_sparse_rcnn.api  # noqa: F401 (registers the parts that the configs of ranks name)
 from dynamic_sparse_rcnn.engine.launch import join_group
 
 # Imported once, by the server that the processes are forked from.
