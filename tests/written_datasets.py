@@ -1,6 +1,8 @@
 """Small data sets that the tests write, in both formats, and how detectron2 reads them."""
 
+import contextlib
 import json
+import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,8 +11,11 @@ from typing import Any
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.structures import BoxMode
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
 
 from dynamic_sparse_rcnn.data.datasets import register_dataset
+from dynamic_sparse_rcnn.data.ground_truth import ensure_coco_json
 
 WIDTH, HEIGHT = 120, 80
 
@@ -97,3 +102,33 @@ def write_coco(folder: Path, coco: dict[str, Any]) -> str:
 def registered(name: str) -> str:
     register_dataset(name)
     return name
+
+
+def ap_of_ground_truth(name: str, output_dir: Path) -> float:
+    """AP of a data set's own boxes as detections, in percent; NaN if there are none to be found."""
+    ensure_coco_json(name, str(output_dir))
+    metadata = MetadataCatalog.get(name)
+    category_ids = list(metadata.thing_dataset_id_to_contiguous_id)
+    detections = [
+        {"image_id": record["image_id"], "category_id": category_ids[obj["category_id"]], "bbox": box, "score": 0.5}
+        for record in DatasetCatalog.get(name)
+        for obj in record["annotations"]
+        if (box := _visible_xywh(obj, record)) is not None
+    ]
+    if not detections:
+        return math.nan
+    with contextlib.redirect_stdout(None):
+        truth = COCO(metadata.json_file)
+        evaluation = COCOeval(truth, truth.loadRes(detections), "bbox")
+        evaluation.evaluate()
+        evaluation.accumulate()
+        evaluation.summarize()
+    ap = float(evaluation.stats[0])
+    return math.nan if ap == -1 else 100 * ap
+
+
+def _visible_xywh(obj: dict[str, Any], record: dict[str, Any]) -> list[float] | None:
+    x1, y1, third, fourth = map(float, obj["bbox"])
+    x2, y2 = (third, fourth) if obj["bbox_mode"] == BoxMode.XYXY_ABS else (x1 + third, y1 + fourth)
+    visible = x1 < x2 and y1 < y2 and x2 > 0 and y2 > 0 and x1 < record["width"] and y1 < record["height"]
+    return [x1, y1, x2 - x1, y2 - y1] if visible and math.isfinite(x2 - x1 + y2 - y1) else None

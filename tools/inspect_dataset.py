@@ -20,7 +20,7 @@ from detectron2.utils.env import seed_all_rng
 from detectron2.utils.logger import setup_logger
 
 from dynamic_sparse_rcnn import add_dynamic_sparse_rcnn_config
-from dynamic_sparse_rcnn.data.checks import dataset as checks
+from dynamic_sparse_rcnn.data.checks import inspect_dataset
 from dynamic_sparse_rcnn.data.checks.statistics import measure_boxes
 from dynamic_sparse_rcnn.data.datasets import check_same_classes, register_dataset
 from dynamic_sparse_rcnn.data.mapper import DetectionMapper
@@ -70,14 +70,14 @@ def inspect(cfg: CfgNode, name: str, num_samples: int) -> list[Image]:
     class_names = MetadataCatalog.get(name).get("thing_classes") or ()
     num_classes = len(class_names) or cfg.MODEL.SparseRCNN.NUM_CLASSES
     num_proposals = cfg.MODEL.SparseRCNN.NUM_PROPOSALS
-    found = checks.inspect_dataset(name, num_classes=num_classes, num_proposals=num_proposals)
+    found = inspect_dataset(name, num_classes=num_classes, num_proposals=num_proposals)
     print(found.text)
-    print(measure_boxes(found.dicts, cfg).summary())
+    print(measure_boxes(found.records, cfg).summary())
     seed_all_rng(cfg.SEED if cfg.SEED >= 0 else 0)
-    mapper = DetectionMapper(cfg, is_train=True, spares=found.dicts[:1])
-    chosen = np.random.permutation(len(found.dicts))[:num_samples]
+    mapper = DetectionMapper(cfg, is_train=True, spares=found.records[:1])
+    chosen = np.random.permutation(len(found.records))[:num_samples]
     names = list(class_names) or [f"class {i}" for i in range(num_classes)]
-    return [draw_sample(mapper(found.dicts[i]), names, cfg.INPUT.FORMAT) for i in chosen]
+    return [draw_sample(mapper(found.records[i]), names, cfg.INPUT.FORMAT) for i in chosen]
 
 
 def draw_sample(mapped: dict[str, Any], class_names: list[str], image_format: str) -> Image:

@@ -10,7 +10,7 @@ from detectron2.solver.build import get_default_optimizer_params
 from fvcore.common.param_scheduler import MultiStepParamScheduler
 from omegaconf import OmegaConf
 
-from dynamic_sparse_rcnn.data.checks.dataset import load_checked_dataset
+from dynamic_sparse_rcnn.data.checks import load_checked_dataset
 from dynamic_sparse_rcnn.data.loader import TrainLoader
 from dynamic_sparse_rcnn.data.mapper import DetectionMapper
 
@@ -23,7 +23,9 @@ dataloader.train = L(TrainLoader)(
             L(T.RandomApply)(
                 tfm_or_aug=L(T.AugmentationList)(
                     augs=[
-                        L(T.ResizeShortestEdge)(short_edge_length=(400, 500, 600), sample_style="choice"),
+                        L(T.ResizeShortestEdge)(
+                            short_edge_length=(400, 500, 600), max_size=5332, sample_style="choice"
+                        ),
                         L(T.RandomCrop)(crop_type="absolute_range", crop_size=(384, 600)),
                     ]
                 ),

@@ -9,14 +9,12 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-import torch
 from detectron2.data import transforms as T
 from detectron2.structures import BoxMode
 from detectron2.utils.env import seed_all_rng
-from torchvision.transforms import v2
 
 from dynamic_sparse_rcnn.data.mapper import DetectionMapper, build_augmentations
-from dynamic_sparse_rcnn.data.pipelines import AlbumentationsPipeline, PipelineAugmentation, TorchvisionPipeline
+from dynamic_sparse_rcnn.data.pipelines import AlbumentationsPipeline, PipelineAugmentation
 
 WIDTH, HEIGHT = 120, 80
 # A colour for each class, which tells where each box has to be.
@@ -179,22 +177,3 @@ def test_without_albumentations_the_error_says_how_to_get_it(monkeypatch) -> Non
     monkeypatch.setitem(sys.modules, "albumentations", None)
     with pytest.raises(ImportError, match=r"INPUT\.ALBUMENTATIONS is 'p\.yaml'.*pip install '\.\[albumentations\]'"):
         AlbumentationsPipeline("p.yaml")
-
-
-def test_torchvisions_transforms_go_through_the_same_interface(image: np.ndarray) -> None:
-    transform = v2.Compose([v2.RandomHorizontalFlip(p=1), v2.RandomCrop((50, 70))])
-    augmentation = PipelineAugmentation(TorchvisionPipeline(transform), "RGB")
-    lost = 0
-    for seed in range(10):
-        torch.manual_seed(seed)
-        augmented = T.AugInput(image, boxes=BOXES.copy())
-        augmentation(augmented)
-        assert augmented.image.shape == (50, 70, 3)
-        for channel, box in enumerate(augmented.boxes):
-            expected = seen(augmented.image, channel)
-            lost += expected is None
-            assert (box[2:] <= box[:2]).any() if expected is None else box.tolist() == pytest.approx(expected)
-    assert lost
-    dropping = TorchvisionPipeline(lambda sample: sample | {"boxes": sample["boxes"][:1]})
-    with pytest.raises(ValueError, match="3 boxes into 1"):
-        dropping(image, BOXES)

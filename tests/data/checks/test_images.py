@@ -11,7 +11,8 @@ import pytest
 from PIL import Image, ImageFile
 from ranks import run_ranks
 
-from dynamic_sparse_rcnn.data.checks.images import IMAGE_ERRORS, check_images, read_image
+from dynamic_sparse_rcnn.data.checks.images import check_images
+from dynamic_sparse_rcnn.data.images import IMAGE_ERRORS, read_image
 
 WIDTH, HEIGHT = 40, 30
 

@@ -23,8 +23,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from written_datasets import CONTENT, HEIGHT, WIDTH, Box, coco_content, registered, write_coco, write_voc
 
-from dynamic_sparse_rcnn.data.checks.dataset import load_checked_dataset, report_dataset
-from dynamic_sparse_rcnn.data.datasets import check_same_classes, ensure_coco_json
+from dynamic_sparse_rcnn.data.checks import load_checked_dataset, report_dataset
+from dynamic_sparse_rcnn.data.datasets import check_same_classes
+from dynamic_sparse_rcnn.data.ground_truth import ensure_coco_json
 from dynamic_sparse_rcnn.data.mapper import DetectionMapper
 
 ROOT = Path(__file__).parents[3]
@@ -170,7 +171,7 @@ def test_bad_boxes_of_a_coco_file_are_dropped_and_good_ones_kept(tmp_path: Path)
 LOOK = """
 import sys
 import dynamic_sparse_rcnn
-from dynamic_sparse_rcnn.data.checks.dataset import load_checked_dataset
+from dynamic_sparse_rcnn.data.checks import load_checked_dataset
 for name, classes in (("voc_2007_test", 20), ("coco_2017_val", 80)):
     print(len(load_checked_dataset(name, num_classes=classes)))
 """

@@ -1,4 +1,4 @@
-"""From a data set's dict to a network input: the augmentation that DETR introduced and Sparse R-CNN uses."""
+"""From a record to a network input, with the augmentation that DETR introduced and Sparse R-CNN uses."""
 
 from __future__ import annotations
 
@@ -6,9 +6,11 @@ import itertools
 import logging
 import random
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from detectron2.config import CfgNode, configurable
 from detectron2.data import DatasetMapper
@@ -16,29 +18,64 @@ from detectron2.data import transforms as T
 from detectron2.data.detection_utils import build_augmentation, check_image_size, filter_empty_instances
 from detectron2.structures import Boxes, BoxMode, Instances
 
-from .checks.images import IMAGE_ERRORS, read_image
+from .images import IMAGE_ERRORS, read_image
 from .pipelines import AlbumentationsPipeline, PipelineAugmentation
+from .records import Record
 
 logger = logging.getLogger(__name__)
 
 #: Short sides, in pixels, to one of which half of the images are resized before they are cropped.
 _SIZES_BEFORE_CROP = [400, 500, 600]
+#: Long side that an image has at most when it is cropped, in terms of ``INPUT.MAX_SIZE_TRAIN``. It is reached by images
+#: at least 9 times as long as wide, which would take gigabytes otherwise.
+_MAX_SIZE_BEFORE_CROP = 4
+
+
+@dataclass(frozen=True)
+class Resize:
+    """How an image's size becomes that of the network's input.
+
+    Attributes:
+        short_side: the smallest that short sides become, in pixels.
+        max_size: what long sides become at most, in pixels.
+    """
+
+    short_side: int
+    max_size: int
+
+    @classmethod
+    def of(cls, augmentations: Sequence[T.Augmentation]) -> Resize | None:
+        """The last resize of all images among augmentations; None without one."""
+        resizes = [a for a in augmentations if isinstance(a, T.ResizeShortestEdge) and min(a.short_edge_length)]
+        return cls(min(resizes[-1].short_edge_length), resizes[-1].max_size) if resizes else None
+
+    def problem(self, width: int, height: int) -> str:
+        """Why an image of this size cannot be resized; nothing: the empty string."""
+        shape = T.ResizeShortestEdge.get_output_shape(height, width, self.short_side, self.max_size)
+        if min(shape) > 0:
+            return ""
+        return (
+            f"is {width}x{height}: resized to a long side of {self.max_size} pixels nothing is left of its short side. "
+            "Cut it into pieces, or remove it"
+        )
 
 
 def build_augmentations(cfg: CfgNode, is_train: bool) -> list[T.Augmentation]:
     """detectron2's resize and flip; with ``INPUT.CROP.ENABLED`` half of the images are cropped before that.
 
     The crop (type and size from ``INPUT.CROP``) is taken from the image resized to a short side of 400,
-    500 or 600 pixels. The pipeline of ``INPUT.ALBUMENTATIONS`` goes before all of this.
+    500 or 600 pixels, and a long side of at most 4 ``INPUT.MAX_SIZE_TRAIN``. The pipeline of ``INPUT.ALBUMENTATIONS``
+    goes before all of this.
 
     Raises:
         FileNotFoundError, ImportError, ValueError: see :class:`AlbumentationsPipeline`.
     """
     augmentations = build_augmentation(cfg, is_train)
     if is_train and cfg.INPUT.CROP.ENABLED:
+        max_size = _MAX_SIZE_BEFORE_CROP * cfg.INPUT.MAX_SIZE_TRAIN
         crop = T.AugmentationList(
             [
-                T.ResizeShortestEdge(_SIZES_BEFORE_CROP, sample_style="choice"),
+                T.ResizeShortestEdge(_SIZES_BEFORE_CROP, max_size, sample_style="choice"),
                 T.RandomCrop(cfg.INPUT.CROP.TYPE, cfg.INPUT.CROP.SIZE),
             ]
         )
@@ -53,21 +90,22 @@ class DetectionMapper(DatasetMapper):
     """detectron2's ``DatasetMapper`` for boxes, with :func:`build_augmentations`.
 
     Augmentations see the boxes too, and may lose some (those of a :class:`PipelineAugmentation`, say). Boxes are
-    clipped to the image; those that nothing is left of are dropped. In training an image that can no longer be read
+    clipped to the image; those that nothing is left of are dropped. In training an image that can no longer be used
     is replaced by another one, with a warning: data that fail after hours end no run.
     """
 
     @configurable
-    def __init__(self, *, keep_crowd: bool, spares: Sequence[dict[str, Any]] = (), **arguments: Any) -> None:
+    def __init__(self, *, keep_crowd: bool, spares: Sequence[Record] = (), **arguments: Any) -> None:
         """
         Args:
             keep_crowd: whether ``instances`` has crowd regions too, told apart by the bool field ``gt_is_crowd``.
-            spares: dictionaries of images that replace one that cannot be read.
+            spares: records of images that replace one that cannot be used.
             arguments: those of ``DatasetMapper``.
         """
         super().__init__(**arguments)
         self.keep_crowd = keep_crowd
         self.spares = list(spares)
+        self._resize = Resize.of(self.augmentations.augs)
 
     @classmethod
     def from_config(cls, cfg: CfgNode, is_train: bool = True) -> dict[str, Any]:
@@ -77,11 +115,11 @@ class DetectionMapper(DatasetMapper):
             "keep_crowd": cfg.MODEL.SparseRCNN.IGNORE_CROWD,
         }
 
-    def __call__(self, dataset_dict: dict[str, Any]) -> dict[str, Any]:
-        """Maps one of detectron2's data set dictionaries to an input of the model.
+    def __call__(self, dataset_dict: Record) -> Record:
+        """Maps one of detectron2's records to an input of the model.
 
         Raises:
-            OSError: the image cannot be read, and (in training) neither can any other; names the file.
+            OSError: the image cannot be used, and (in training) neither can any other; names the file.
         """
         record, image = self._read(dataset_dict)
         mapped = {key: value for key, value in record.items() if key != "annotations"}
@@ -93,25 +131,27 @@ class DetectionMapper(DatasetMapper):
             mapped["instances"] = self._instances(annotations, augmented)
         return mapped
 
-    def _read(self, dataset_dict: dict[str, Any]) -> tuple[dict[str, Any], np.ndarray]:
-        """The dictionary and its image, or in training those of a spare."""
+    def _read(self, dataset_dict: Record) -> tuple[Record, npt.NDArray[np.uint8]]:
+        """The record and its image, or in training those of a spare."""
         for candidate in itertools.chain([dataset_dict], self._shuffled_spares()):
             record = dict(candidate)
             try:
                 image = read_image(record["file_name"], self.image_format)
                 check_image_size(record, image)
+                problem = self._resize.problem(*image.shape[1::-1]) if self._resize else ""
             except IMAGE_ERRORS as error:
-                problem = f"{record['file_name']} cannot be used: {error}"
-                logger.warning("%s", problem)
-            else:
+                problem = f"cannot be used: {error}"
+            if not problem:
                 return record, image
+            problem = f"{record['file_name']} {problem}"
+            logger.warning("%s", problem)
         raise OSError(f"{problem}. Replace this image, or remove it from the annotations.")
 
-    def _shuffled_spares(self) -> Iterator[dict[str, Any]]:
+    def _shuffled_spares(self) -> Iterator[Record]:
         if self.is_train:
             yield from random.sample(self.spares, len(self.spares))
 
-    def _instances(self, annotations: list[dict[str, Any]], augmented: T.AugInput) -> Instances:
+    def _instances(self, annotations: list[Record], augmented: T.AugInput) -> Instances:
         instances = Instances(augmented.image.shape[:2])
         instances.gt_boxes = Boxes(torch.as_tensor(augmented.boxes, dtype=torch.float32).reshape(-1, 4))
         instances.gt_boxes.clip(instances.image_size)
@@ -121,7 +161,7 @@ class DetectionMapper(DatasetMapper):
         return filter_empty_instances(instances)
 
 
-def _boxes_in_image(annotations: list[dict[str, Any]], image: np.ndarray) -> np.ndarray:
+def _boxes_in_image(annotations: list[Record], image: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
     """(N, 4) float32 absolute xyxy pixels, clipped to the image: augmentations may count on that."""
     boxes = [BoxMode.convert(list(a["bbox"]), a["bbox_mode"], BoxMode.XYXY_ABS) for a in annotations]
     height, width = image.shape[:2]

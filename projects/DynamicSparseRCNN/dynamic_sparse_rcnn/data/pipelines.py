@@ -7,10 +7,8 @@ import os
 from typing import Any, Protocol
 
 import numpy as np
-import torch
 from detectron2.data import transforms as T
 from detectron2.utils.logger import log_every_n_seconds
-from torchvision import tv_tensors
 
 
 class Pipeline(Protocol):
@@ -172,30 +170,3 @@ def _bbox_params(albumentations: Any, own: Any) -> Any:
     rules = ("min_area", "min_visibility", "min_width", "min_height", "max_accept_ratio")
     kept = {rule: getattr(own, rule) for rule in rules if hasattr(own, rule)} if own else {}
     return albumentations.BboxParams(format="pascal_voc", label_fields=["index"], clip=True, **kept)
-
-
-class TorchvisionPipeline:
-    """A transform of ``torchvision.transforms.v2``, for detectors built in Python. It must not drop boxes.
-
-    ``SanitizeBoundingBoxes`` is not needed: boxes without area are dropped after all augmentations.
-    """
-
-    def __init__(self, transform: Any) -> None:
-        """Args: transform, called with a dictionary of ``image`` (``tv_tensors.Image``) and ``boxes``."""
-        self.transform = transform
-
-    def __repr__(self) -> str:
-        return f"TorchvisionPipeline({self.transform!r})"
-
-    def __call__(self, image: np.ndarray, boxes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """See :class:`Pipeline`.
-
-        Raises:
-            ValueError: if the transform gives another number of boxes.
-        """
-        pixels = torch.from_numpy(image).permute(2, 0, 1)
-        xyxy = tv_tensors.BoundingBoxes(torch.from_numpy(boxes), format="XYXY", canvas_size=image.shape[:2])
-        result = self.transform({"image": tv_tensors.Image(pixels), "boxes": xyxy})
-        if len(result["boxes"]) != len(boxes):
-            raise ValueError(f"{self} turned {len(boxes)} boxes into {len(result['boxes'])}: it must keep all")
-        return result["image"].permute(1, 2, 0).contiguous().numpy(), result["boxes"].numpy().astype(np.float32)

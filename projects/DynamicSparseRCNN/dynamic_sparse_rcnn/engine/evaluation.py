@@ -18,9 +18,10 @@ from detectron2.evaluation.pascal_voc_evaluation import parse_rec
 from detectron2.structures import BoxMode, Instances
 from detectron2.utils import comm
 
-from ..data.checks.boxes import BoxProblem, find_box_problems
-from ..data.datasets import ensure_coco_json, register_dataset
+from ..data.datasets import register_dataset
 from ..data.formats.voc import load_voc
+from ..data.ground_truth import ensure_coco_json, file_stem
+from ..data.records import BoxProblem, find_box_problems
 
 logger = logging.getLogger(__name__)
 
@@ -30,9 +31,13 @@ _STYLES = {"voc2007": 2007, "voc2012": 2012}
 def build_evaluator(cfg: CfgNode, dataset_name: str, output_folder: str) -> DatasetEvaluator:
     """COCO's evaluator, and VOC's where ``TEST.VOC_METRIC`` asks for it. To be called by all processes.
 
+    Where there are several test sets, each has its results in a folder of its own below ``output_folder``.
+
     Raises:
         ValueError: if that key has another value than its comment allows.
     """
+    if len(set(cfg.DATASETS.TEST)) > 1:
+        output_folder = str(Path(output_folder) / file_stem(dataset_name))
     ensure_coco_json(dataset_name, output_folder)
     coco = COCOEvaluator(dataset_name, output_dir=output_folder)
     year = voc_year(cfg.TEST.VOC_METRIC, dataset_name)

@@ -14,6 +14,7 @@ import torch
 from detectron2.config import CfgNode
 from detectron2.data import build_detection_test_loader
 from detectron2.data.build import filter_images_with_only_crowd_annotations
+from detectron2.data.detection_utils import build_augmentation
 from detectron2.engine import DefaultTrainer, HookBase, SimpleTrainer, TrainerBase, hooks
 from detectron2.evaluation import DatasetEvaluator, DatasetEvaluators
 from detectron2.utils import comm
@@ -25,10 +26,10 @@ from ..checkpoints.classes import DetectorClasses
 from ..checkpoints.loading import Checkpointer
 from ..config import resolve_config
 from ..config_reading import read_config
-from ..data.checks.dataset import load_checked_dataset, report_dataset
+from ..data.checks import load_checked_dataset, report_dataset, require_boxes
 from ..data.datasets import check_same_classes, resolve_num_classes, with_known_classes
 from ..data.loader import TrainLoader, build_train_loader, images_of_a_process
-from ..data.mapper import DetectionMapper
+from ..data.mapper import DetectionMapper, Resize
 from ..data.seeding import seed_of_run, shared_seed
 from .accumulation import check_parts
 from .evaluation import build_evaluator, voc_year
@@ -140,11 +141,7 @@ class Trainer(DefaultTrainer):
     def build_train_loader(cls, cfg: CfgNode) -> TrainLoader:
         """The checked images of all ``DATASETS.TRAIN``, through :class:`DetectionMapper`; logs what they hold."""
         dicts = list(itertools.chain.from_iterable(_report(cfg, name, is_train=True) for name in cfg.DATASETS.TRAIN))
-        if not any(not a.get("iscrowd", 0) for record in dicts for a in record.get("annotations", ())):
-            raise ValueError(
-                f"The training sets {', '.join(cfg.DATASETS.TRAIN)} have no usable box to learn from. Name sets with "
-                "annotations."
-            )
+        require_boxes(dicts, cfg.DATASETS.TRAIN)
         if cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS:
             dicts = filter_images_with_only_crowd_annotations(dicts)
         mapper = DetectionMapper(cfg, is_train=True, spares=dicts[:_SPARE_IMAGES])
@@ -239,4 +236,10 @@ def prepare_config(cfg: CfgNode, is_train: bool) -> None:
 
 def _report(cfg: CfgNode, name: str, is_train: bool) -> list[dict[str, Any]]:
     node = cfg.MODEL.SparseRCNN
-    return report_dataset(name, num_classes=node.NUM_CLASSES, num_proposals=node.NUM_PROPOSALS, is_train=is_train)
+    return report_dataset(
+        name,
+        num_classes=node.NUM_CLASSES,
+        num_proposals=node.NUM_PROPOSALS,
+        resize=Resize.of(build_augmentation(cfg, is_train)),
+        is_train=is_train,
+    )

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 from detectron2.utils.file_io import PathManager
 
-from ..data.checks.images import IMAGE_ERRORS, read_image
+from ..data.images import IMAGE_ERRORS, read_image
 
 logger = logging.getLogger(__name__)
 

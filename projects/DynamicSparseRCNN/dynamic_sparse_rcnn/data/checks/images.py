@@ -1,67 +1,29 @@
-"""Image files as they really are: reading them, and finding before a run those that it could not use."""
+"""Image files that a run could not use, found before it."""
 
 from __future__ import annotations
 
 import os
-import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
-import numpy as np
-import numpy.typing as npt
-from detectron2.data.detection_utils import SizeMismatchError, convert_PIL_to_numpy
-from detectron2.data.detection_utils import read_image as read_8_bit_image
 from detectron2.utils import comm
-from detectron2.utils.file_io import PathManager
-from PIL import Image, ImageOps
+from PIL import Image
 
-#: What reading an image file can raise when the file is damaged, missing or has another size than annotated.
-IMAGE_ERRORS = (
-    OSError,
-    SyntaxError,  # of Pillow, for a damaged PNG
-    ValueError,
-    EOFError,
-    struct.error,
-    Image.DecompressionBombError,
-    SizeMismatchError,
+from ..images import (
+    DEEP_MODES,
+    IMAGE_ERRORS,
+    UNBOUNDED_MODES,
+    end_of_file,
+    is_rotated_by_a_quarter,
+    rotated_size,
 )
+from ..mapper import Resize
+from ..records import Record
 
 _FIRST_FILES = 5
-_DEEP_MODES = ("I", "I;16", "I;16B", "I;16L", "I;16N")
-_UNBOUNDED_MODES = ("F",)
-_EXIF_ORIENTATION = 0x0112
-_QUARTER_TURNS = (5, 6, 7, 8)
 # The ends of complete files. A JPEG's data never contain its end marker, a PNG's last chunk has a fixed content.
-_JPEG_END = b"\xff\xd9"
-_PNG_END = b"IEND\xaeB`\x82"
-_PNG_EXIF = b"eXIf"
-_LONGEST_EXIF = 1 << 16
-
-
-def read_image(file_name: str, image_format: str) -> npt.NDArray[np.uint8]:
-    """detectron2's ``read_image`` (grey, palette and transparent images in colour, turned as their EXIF data say),
-    also for 16-bit grey images: their values are divided by 256, where Pillow would clip them at 255.
-
-    Args:
-        file_name: anything ``PathManager`` can open.
-        image_format: ``INPUT.FORMAT``.
-
-    Returns:
-        (H, W, 3) uint8.
-
-    Raises:
-        IMAGE_ERRORS: if the file cannot be read; ValueError for pixels without a known range.
-    """
-    with PathManager.open(file_name, "rb") as file:
-        image = Image.open(file)
-        if image.mode in _UNBOUNDED_MODES:
-            raise ValueError(f"{file_name} has floating-point pixels of unknown range. Convert it to 8 or 16 bits.")
-        if image.mode in _DEEP_MODES:
-            deep = np.asarray(ImageOps.exif_transpose(image)).astype(np.int64)
-            shallow = Image.fromarray((deep // 256).clip(0, 255).astype(np.uint8))
-            return convert_PIL_to_numpy(shallow, image_format)
-    return read_8_bit_image(file_name, format=image_format)
+_ENDS = {"JPEG": b"\xff\xd9", "PNG": b"IEND\xaeB`\x82"}
+_LONGEST_END = max(map(len, _ENDS.values()))
 
 
 @dataclass(frozen=True)
@@ -91,64 +53,55 @@ class ImageReport:
         return "first: " + "; ".join(f"{file} {reason}" for file, reason in self.unusable[:_FIRST_FILES])
 
 
-def check_images(dicts: Sequence[dict[str, Any]]) -> tuple[list[dict[str, Any]], ImageReport]:
+def check_images(records: Sequence[Record], resize: Resize | None = None) -> tuple[list[Record], ImageReport]:
     """Look at the file of every image, without decoding it where its end shows that it is complete.
 
-    Files that do not exist, and those behind an address (``https://``), are passed over. The processes of a run, all
-    of which call this, share the files.
+    Files that do not exist, and URLs, are passed over. The processes of a run, all of which call this, share the files.
 
     Args:
-        dicts: detectron2's data set dictionaries.
+        records: detectron2's, of a data set.
+        resize: how images are resized for the network.
 
     Returns:
-        The dictionaries of the images that can be used, and the report.
+        The records of the images that can be used, and the report.
     """
-    share = range(comm.get_rank(), len(dicts), comm.get_world_size())
-    shares = comm.all_gather(_look_at([(position, dicts[position]) for position in share]))
-    unusable = {position: problem for problems, _ in shares for position, problem in problems.items()}
-    deep = sorted(position for _, positions in shares for position in positions)
+    share = range(comm.get_rank(), len(records), comm.get_world_size())
+    shares = comm.all_gather([(i, *_look_at(records[i], resize)) for i in share])
+    found = sorted(look for looks in shares for look in looks)
+    unusable = {i: problem for i, problem, _ in found if problem}
     report = ImageReport(
-        tuple((dicts[i]["file_name"], unusable[i]) for i in sorted(unusable)),
-        tuple(dicts[i]["file_name"] for i in deep),
+        tuple((records[i]["file_name"], problem) for i, problem in unusable.items()),
+        tuple(records[i]["file_name"] for i, problem, is_deep in found if is_deep and not problem),
     )
-    return [record for i, record in enumerate(dicts) if i not in unusable], report
+    return [record for i, record in enumerate(records) if i not in unusable], report
 
 
-def _look_at(records: Sequence[tuple[int, dict[str, Any]]]) -> tuple[dict[int, str], list[int]]:
-    """The problems of the unusable images, and the 16-bit images, by their positions."""
-    unusable: dict[int, str] = {}
-    deep = []
-    for position, record in records:
-        file = record["file_name"]
-        if not os.path.isfile(file):
-            continue
-        try:
-            with Image.open(file) as image:
-                problem = _size_problem(image, record) or _mode_problem(image)
-                is_deep = image.mode in _DEEP_MODES
-                if problem is None and not _is_complete(file, image.format):
-                    image.load()
-        except IMAGE_ERRORS as error:
-            problem, is_deep = f"cannot be read ({error}): replace it or remove it from the annotations", False
-        if problem:
-            unusable[position] = problem
-        elif is_deep:
-            deep.append(position)
-    return unusable, deep
+def _look_at(record: Record, resize: Resize | None) -> tuple[str, bool]:
+    """What is wrong with an image (nothing: the empty string), and whether it has 16 bits."""
+    file = record["file_name"]
+    if not os.path.isfile(file):
+        return "", False
+    try:
+        with Image.open(file) as image:
+            problem = _size_problem(image, record) or _mode_problem(image)
+            if not problem and resize is not None:
+                problem = resize.problem(*rotated_size(image, file))
+            if not problem and not _is_complete(file, image.format):
+                image.load()
+            return problem, image.mode in DEEP_MODES
+    except IMAGE_ERRORS as error:
+        return f"cannot be read ({error}): replace it or remove it from the annotations", False
 
 
-def _size_problem(image: Image.Image, record: dict[str, Any]) -> str | None:
-    size = image.size
-    turned = _is_turned_by_a_quarter(image, record["file_name"])
-    if turned:
-        size = size[::-1]
+def _size_problem(image: Image.Image, record: Record) -> str:
+    size = rotated_size(image, record["file_name"])
     annotated = (record.get("width", size[0]), record.get("height", size[1]))
     if size == annotated:
-        return None
-    if turned and size[::-1] == annotated:
+        return ""
+    if size[::-1] == annotated and is_rotated_by_a_quarter(image, record["file_name"]):
         return (
-            f"is {size[0]}x{size[1]} once turned as its EXIF orientation says, but annotated unturned, as "
-            f"{annotated[0]}x{annotated[1]}: remove the EXIF orientation, or annotate the turned image"
+            f"is {size[0]}x{size[1]} once rotated as its EXIF orientation says, but annotated unrotated, as "
+            f"{annotated[0]}x{annotated[1]}: remove the EXIF orientation, or annotate the rotated image"
         )
     return (
         f"is {size[0]}x{size[1]}, but annotated as {annotated[0]}x{annotated[1]}: correct width and height if the "
@@ -156,28 +109,13 @@ def _size_problem(image: Image.Image, record: dict[str, Any]) -> str | None:
     )
 
 
-def _is_turned_by_a_quarter(image: Image.Image, file: str) -> bool:
-    # Pillow decodes every PNG for EXIF data that may be behind its pixels; the end of the file shows whether there are.
-    decoding = image.format == "PNG" and _PNG_EXIF in _end_of(file, _LONGEST_EXIF)
-    exif = image.getexif() if decoding else Image.Image.getexif(image)
-    return exif.get(_EXIF_ORIENTATION) in _QUARTER_TURNS
-
-
-def _mode_problem(image: Image.Image) -> str | None:
-    if image.mode in _UNBOUNDED_MODES:
+def _mode_problem(image: Image.Image) -> str:
+    if image.mode in UNBOUNDED_MODES:
         return "has floating-point pixels of unknown range: convert it to 8 or 16 bits"
-    return None
+    return ""
 
 
 def _is_complete(file: str, image_format: str | None) -> bool:
     """Whether the end of the file shows that nothing is missing; if not, it takes decoding to know."""
-    ends = {"JPEG": _JPEG_END, "PNG": _PNG_END}
-    if image_format not in ends:
-        return False
-    return _end_of(file, len(_PNG_END)).endswith(ends[image_format])
-
-
-def _end_of(file: str, length: int) -> bytes:
-    with open(file, "rb") as opened:
-        opened.seek(max(0, os.path.getsize(file) - length))
-        return opened.read()
+    end = _ENDS.get(image_format or "")
+    return end is not None and end_of_file(file, _LONGEST_END).endswith(end)

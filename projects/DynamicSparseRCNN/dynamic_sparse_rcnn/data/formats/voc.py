@@ -1,23 +1,63 @@
-"""Folders in Pascal VOC's layout: ``Annotations/*.xml``, ``ImageSets/Main/<split>.txt``, ``JPEGImages/``.
+"""Folders in Pascal VOC's layout, ``voc:<folder>:<split>``.
+
+They hold ``Annotations/*.xml``, ``ImageSets/Main/<split>.txt`` and ``JPEGImages/``.
 
 detectron2's own ``load_voc_instances`` knows .jpg images only and does not name the file that is wrong, hence
 this reader. Boxes, image ids and the treatment of ``difficult`` objects are the same.
 """
 
+from __future__ import annotations
+
+import codecs
 import glob
 import logging
 import math
 import os
+import re
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from detectron2.structures import BoxMode
 
+from ..records import Record
+from .base import DATASET_FORMAT_REGISTRY, Classes, DatasetFormat, split_last
+from .reading import IMAGE_SUFFIXES, read_bytes, read_text, require_folder
+
 logger = logging.getLogger(__name__)
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
+
+@DATASET_FORMAT_REGISTRY.register()
+@dataclass(frozen=True)
+class VocDataset(DatasetFormat):
+    """One split of a folder in Pascal VOC's layout; its classes are those of all splits, sorted by name."""
+
+    prefix: ClassVar[str] = "voc"
+    form: ClassVar[str] = "voc:<folder>:<split>"
+
+    folder: str
+    split: str
+
+    @classmethod
+    def parse(cls, rest: str) -> VocDataset:
+        """See :class:`DatasetFormat`."""
+        folder, split = split_last(rest)
+        return cls(os.path.expanduser(folder), split)
+
+    def classes(self) -> Classes:
+        """See :func:`voc_class_names`."""
+        require_folder(self.folder, "with Annotations, ImageSets and JPEGImages", self.form)
+        return Classes.numbered_from_zero(voc_class_names(self.folder))
+
+    def records(self, classes: Classes) -> list[Record]:
+        """See :func:`load_voc`."""
+        return load_voc(self.folder, self.split, classes.names)
+
+    def metadata(self) -> dict[str, Any]:
+        """What detectron2's ``PascalVOCDetectionEvaluator`` needs; 2012 stands for the metric over all recalls."""
+        return {"dirname": self.folder, "split": self.split, "year": 2012}
 
 
 def voc_class_names(folder: str) -> tuple[str, ...]:
@@ -40,7 +80,7 @@ def voc_class_names(folder: str) -> tuple[str, ...]:
     return tuple(sorted(names))
 
 
-def load_voc(folder: str, split: str, class_names: Sequence[str]) -> list[dict[str, Any]]:
+def load_voc(folder: str, split: str, class_names: Sequence[str]) -> list[Record]:
     """The images of one split with their objects, ``difficult`` ones included, as detectron2's dictionaries.
 
     VOC's corners are 1-based and inclusive: (xmin, ymin, xmax, ymax) is read as (xmin-1, ymin-1, xmax, ymax).
@@ -70,10 +110,10 @@ def load_voc(folder: str, split: str, class_names: Sequence[str]) -> list[dict[s
     return dicts
 
 
-def _load_image(file: str, image: str, image_id: str, class_ids: dict[str, int]) -> dict[str, Any]:
+def _load_image(file: str, image: str, image_id: str, class_ids: dict[str, int]) -> Record:
     root = _parse(file)
     width, height = (_number(root, f"size/{side}", file) for side in ("width", "height"))
-    if not (0 < width < math.inf and 0 < height < math.inf):
+    if not (1 <= width < math.inf and 1 <= height < math.inf):
         raise ValueError(f"{file}: <size> is {width:g} x {height:g}. Correct it to the image's size in pixels.")
     return {
         "file_name": image,
@@ -84,7 +124,7 @@ def _load_image(file: str, image: str, image_id: str, class_ids: dict[str, int])
     }
 
 
-def _load_object(obj: ElementTree.Element, file: str, class_ids: dict[str, int]) -> dict[str, Any]:
+def _load_object(obj: ElementTree.Element, file: str, class_ids: dict[str, int]) -> Record:
     name = _class_name(obj, file)
     if name not in class_ids:
         raise ValueError(f"{file}: class {name!r} is not one of {sorted(class_ids)}. Rename it.")
@@ -106,7 +146,7 @@ def _read_split(folder: str, split: str) -> list[str]:
             f"{split_file} does not exist. Splits found: {', '.join(found[:20]) or 'none'}. Name one of them "
             "or write this file: one image name a line, without extension."
         )
-    lines = [line.strip() for line in split_file.read_text().splitlines()]
+    lines = [line.strip().replace("\\", "/") for line in read_text(str(split_file)).splitlines()]
     # The class-wise files of VOC have a second column, 1 or -1. A name may contain spaces too.
     names = [n if os.path.isfile(_annotation_file(folder, n)) else n.split()[0] for n in lines if n]
     image_ids = list(dict.fromkeys(names))
@@ -135,14 +175,27 @@ def _annotation_file(folder: str, image_id: str) -> str:
 
 
 def _parse(file: str) -> ElementTree.Element:
+    content = read_bytes(file)
     try:
-        return ElementTree.parse(file).getroot()
-    except ElementTree.ParseError as error:
-        raise ValueError(f"{file} is not valid XML: {error}. Repair or remove it.") from error
+        try:
+            return ElementTree.fromstring(content)
+        except (LookupError, ValueError):  # an encoding that the parser does not know: gb2312, or Windows' "ansi"
+            return ElementTree.fromstring(_decoded(content))
+    except (ElementTree.ParseError, UnicodeDecodeError) as error:
+        raise ValueError(f"{file} is not valid XML: {error}. Repair it (save it as UTF-8), or remove it.") from error
+
+
+def _decoded(content: bytes) -> str:
+    """The text in the encoding that it declares, or in UTF-8 where nobody knows that one."""
+    declared = re.search(rb"encoding\s*=\s*[\"']([\w.-]+)", content[:200])
+    try:
+        return content.decode(codecs.lookup(declared[1].decode()).name if declared else "utf-8")
+    except LookupError:
+        return content.decode("utf-8")
 
 
 def _class_name(obj: ElementTree.Element, file: str) -> str:
-    name = obj.findtext("name")
+    name = (obj.findtext("name") or "").strip()
     if not name:
         raise ValueError(f"{file}: an <object> has no <name>. Add its class, or remove the object.")
     return name

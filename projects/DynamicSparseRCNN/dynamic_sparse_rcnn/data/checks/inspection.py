@@ -1,0 +1,201 @@
+"""A look at a data set before it is used: what cannot be used is dropped and counted, or refused."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.utils.file_io import PathManager
+
+from ..datasets import register_dataset
+from ..formats import known_forms, parse_dataset_name
+from ..formats.reading import is_url
+from ..mapper import Resize
+from ..records import BoxProblem, BoxTable, Record
+from .images import check_images
+from .report import DatasetReport
+
+logger = logging.getLogger(__name__)
+
+_FIRST_FILES = 5
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """A data set that has been looked at: the usable part, what to tell of it, and whether that has warnings."""
+
+    records: list[Record]
+    text: str
+    has_warnings: bool
+
+
+def report_dataset(
+    name: str, *, num_classes: int, num_proposals: int, resize: Resize | None = None, is_train: bool = True
+) -> list[Record]:
+    """As :func:`inspect_dataset`; logs what was found and returns the records."""
+    found = inspect_dataset(
+        name, num_classes=num_classes, num_proposals=num_proposals, resize=resize, is_train=is_train
+    )
+    logger.log(logging.WARNING if found.has_warnings else logging.INFO, found.text)
+    return found.records
+
+
+def inspect_dataset(
+    name: str, *, num_classes: int, num_proposals: int, resize: Resize | None = None, is_train: bool = True
+) -> Inspection:
+    """As :func:`load_checked_dataset`, after a look at the image files.
+
+    Args:
+        name: see there.
+        num_classes: see there.
+        num_proposals: number of proposals an image, for the warning about images with more boxes.
+        resize: how images are resized for the network, to find those that nothing would be left of.
+        is_train: a training leaves out images that cannot be used; an evaluation without them would be another one.
+
+    Raises:
+        OSError, KeyError, ValueError: see there; or if images cannot be used (``check_images``): all of
+            them, or any if this is not for training.
+    """
+    records = _load(name)
+    usable, images = check_images(records, resize)
+    if images.unusable and not (is_train and usable):
+        raise ValueError(
+            f"{len(images.unusable)} of {len(records)} images of {name} cannot be used, {images.first_unusable()}"
+        )
+    cleaned, report = _check(usable, name, num_classes)
+    warnings = [*report.warnings(num_proposals), *images.warnings()]
+    text = "\n".join([report.summary(num_proposals), *(f"  WARNING: {warning}" for warning in warnings)])
+    return Inspection(cleaned, text, bool(warnings))
+
+
+def require_boxes(records: Sequence[Record], names: Sequence[str]) -> None:
+    """Raises ``ValueError`` if the records of training sets have no object to learn from.
+
+    Args:
+        records: of all sets together.
+        names: of the sets.
+    """
+    annotations = [annotation for record in records for annotation in record.get("annotations", ())]
+    if all(annotation.get("iscrowd", 0) for annotation in annotations):
+        reason = (
+            f": all {len(annotations)} are crowds. Set 'iscrowd' 0 for those that are single objects."
+            if annotations
+            else ". Name sets with annotations."
+        )
+        raise ValueError(f"The training sets {', '.join(names)} have no usable box to learn from{reason}")
+
+
+def load_checked_dataset(name: str, *, num_classes: int) -> list[Record]:
+    """The records of a data set without unusable boxes.
+
+    Args:
+        name: a data set named by its files, registered on first use, or one that is registered already.
+        num_classes: number of classes of the model.
+
+    Raises:
+        OSError: if the annotations or images are missing.
+        KeyError: if no data set of that name is registered.
+        ValueError: if the data set is empty, or cannot be used as it is (``check_records``).
+    """
+    return _check(_load(name), name, num_classes)[0]
+
+
+def _load(name: str) -> list[Record]:
+    register_dataset(name)
+    try:
+        records: list[Record] = DatasetCatalog.get(name)
+    except FileNotFoundError as error:
+        if parse_dataset_name(name) is not None:
+            raise
+        root = os.environ.get("DETECTRON2_DATASETS", "datasets")
+        raise FileNotFoundError(
+            f"Data set {name}: {error}. detectron2 looks for its own data sets below DETECTRON2_DATASETS, now "
+            f"{root!r}: set it to the folder that holds coco/, VOC2007/ and so on."
+        ) from error
+    except ValueError as error:  # detectron2's loader of VOC meets a class that is none of VOC's, say
+        if parse_dataset_name(name) is not None:
+            raise
+        raise ValueError(
+            f"Data set {name} cannot be read: {error}. Data of your own are named by their files: {known_forms()}."
+        ) from error
+    if not records:
+        raise ValueError(f"Data set {name} has no images. Name another one, or add images to it.")
+    return records
+
+
+def _check(records: list[Record], name: str, num_classes: int) -> tuple[list[Record], DatasetReport]:
+    class_names = MetadataCatalog.get(name).get("thing_classes") or ()
+    return check_records(records, name=name, class_names=class_names, num_classes=num_classes)
+
+
+def check_records(
+    records: list[Record], *, name: str, class_names: Sequence[str], num_classes: int
+) -> tuple[list[Record], DatasetReport]:
+    """Drop and count boxes that cannot be used, and refuse what cannot be dropped.
+
+    Args:
+        records: detectron2's; they are not changed.
+        name: name of the data set, for report and errors.
+        class_names: names of the classes, as many as are known.
+        num_classes: number of classes of the model.
+
+    Returns:
+        The records without unusable boxes (the given ones where nothing changes), and the report.
+
+    Raises:
+        FileNotFoundError: if images are missing.
+        ValueError: if the model has more classes than there are names, a ``category_id`` is not an integer in
+            [0, num_classes), a ``bbox`` not four numbers, or a ``bbox_mode`` missing or not absolute.
+    """
+    files = [record["file_name"] for record in records]
+    _require_images(files, name)
+    table = BoxTable.from_records(records)
+    _require_class_ids(table, files, name, class_names, num_classes)
+    problems = table.find_problems()
+    names = tuple(class_names[:num_classes]) or tuple(f"class {i}" for i in range(num_classes))
+    report = DatasetReport.of(table, problems, name, files, names)
+    return _without(records, table.image, problems != BoxProblem.NONE), report
+
+
+def _require_images(files: Sequence[str], name: str) -> None:
+    missing = [file for file in files if not is_url(file) and not PathManager.isfile(file)]
+    if missing:
+        raise FileNotFoundError(
+            f"{len(missing)} of {len(files)} images of {name} do not exist, first: "
+            f"{', '.join(missing[:_FIRST_FILES])}. Correct the image folder, or remove these images from the "
+            "annotations."
+        )
+
+
+def _require_class_ids(
+    table: BoxTable, files: Sequence[str], name: str, class_names: Sequence[str], num_classes: int
+) -> None:
+    remedy = "set MODEL.SparseRCNN.NUM_CLASSES to that number or to 0, or correct the annotations."
+    if class_names and num_classes > len(class_names):
+        # COCOEvaluator would fail, after the training, at the first detection of a class without a name.
+        raise ValueError(
+            f"{name}: the data set names {len(class_names)} classes, the model has {num_classes}: {remedy}"
+        )
+    wrong = (table.classes < 0) | (table.classes >= num_classes)
+    if wrong.any():
+        ids = np.unique(table.classes[wrong]).tolist()
+        images = np.unique(table.image[wrong])[:_FIRST_FILES]
+        raise ValueError(
+            f"{name}: {wrong.sum()} boxes have class ids outside of [0, {num_classes}): {ids[:10]}, first in "
+            f"{', '.join(files[i] for i in images)}. The data set names {len(class_names)} classes: {remedy}"
+        )
+
+
+def _without(records: list[Record], image: npt.NDArray[np.int64], unusable: npt.NDArray[np.bool_]) -> list[Record]:
+    cleaned = list(records)
+    affected = np.unique(image[unusable])
+    # The annotations of an image are neighbours in the table.
+    for i, start in zip(affected, np.searchsorted(image, affected), strict=True):
+        annotations = enumerate(records[i]["annotations"], start=start)
+        cleaned[i] = {**records[i], "annotations": [a for row, a in annotations if not unusable[row]]}
+    return cleaned

@@ -1,0 +1,80 @@
+"""Annotation files as bytes and text, whatever program wrote them."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import os
+import zlib
+
+from detectron2.utils.file_io import PathManager
+
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
+
+
+def is_url(path: str) -> bool:
+    """Whether a path is a URL, which only detectron2's ``PathManager`` can open."""
+    return "://" in path
+
+
+def read_bytes(file: str) -> bytes:
+    """The content of a file, decompressed if it is gzip's.
+
+    Args:
+        file: anything detectron2's ``PathManager`` can open.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        OSError: if it cannot be read.
+        ValueError: if its compressed data are damaged.
+    """
+    if not is_url(file) and not os.path.isfile(file):
+        raise FileNotFoundError(f"Annotation file {file} does not exist. Correct the path.")
+    try:
+        with PathManager.open(file, "rb") as opened:
+            content: bytes = opened.read()
+    except OSError as error:
+        raise type(error)(f"Annotation file {file} cannot be read: {error}") from error
+    if not content.startswith(b"\x1f\x8b"):
+        return content
+    try:
+        return gzip.decompress(content)
+    except (OSError, EOFError, zlib.error) as error:
+        raise ValueError(f"{file} is a damaged gzip file: {error}. Restore it.") from error
+
+
+def read_text(file: str) -> str:
+    """The text of a file in UTF-8, or in UTF-16 or UTF-32, without a byte order mark.
+
+    Raises:
+        OSError, ValueError: see :func:`read_bytes`; or if the text has another encoding.
+    """
+    content = read_bytes(file)
+    encoding = json.detect_encoding(content)
+    try:
+        return content.decode(encoding)
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{file} is not {encoding} text: {error}. Save it as UTF-8.") from error
+
+
+def is_text(value: object) -> bool:
+    """Whether a value of a JSON or YAML file is a string that can be written again, and not blank."""
+    try:
+        return isinstance(value, str) and bool(value.strip() and value.encode())
+    except UnicodeEncodeError:  # halves of surrogate pairs
+        return False
+
+
+def join_image_path(folder: str, name: str) -> str:
+    """The path of an image; backslashes are separators where only that leads to a file."""
+    path = os.path.join(folder, name)
+    if "\\" in name and not os.path.isfile(path):
+        with_slashes = os.path.join(folder, name.replace("\\", "/"))
+        return with_slashes if os.path.isfile(with_slashes) else path
+    return path
+
+
+def require_folder(folder: str, content: str, form: str) -> None:
+    """Raises ``FileNotFoundError`` if a folder that is not a URL does not exist; ``form`` is that of the name."""
+    if not is_url(folder) and not os.path.isdir(folder):
+        raise FileNotFoundError(f"The folder {content}, {folder}, does not exist. Correct the path in {form!r}.")

@@ -1,0 +1,86 @@
+"""Image files as they really are: what reading them gives, and what can go wrong."""
+
+from __future__ import annotations
+
+import os
+import struct
+
+import numpy as np
+import numpy.typing as npt
+from detectron2.data.detection_utils import SizeMismatchError, convert_PIL_to_numpy
+from detectron2.data.detection_utils import read_image as read_8_bit_image
+from detectron2.utils.file_io import PathManager
+from PIL import Image, ImageOps
+
+#: What reading an image file can raise when the file is damaged, missing or has another size than annotated.
+IMAGE_ERRORS = (
+    OSError,
+    SyntaxError,  # of Pillow, for a damaged PNG
+    ValueError,
+    EOFError,
+    struct.error,
+    Image.DecompressionBombError,
+    SizeMismatchError,
+)
+#: Pillow's modes of images with 16 bits a pixel.
+DEEP_MODES = ("I", "I;16", "I;16B", "I;16L", "I;16N")
+#: Pillow's modes of images whose pixels have no known range.
+UNBOUNDED_MODES = ("F",)
+
+_EXIF_ORIENTATION = 0x0112
+_QUARTER_TURNS = (5, 6, 7, 8)
+_PNG_EXIF = b"eXIf"
+_LONGEST_EXIF = 1 << 16
+
+
+def read_image(file_name: str, image_format: str) -> npt.NDArray[np.uint8]:
+    """Reads an image as detectron2's ``read_image`` does, also with 16 bits.
+
+    Grayscale, palette and transparent images come in color, rotated as their EXIF data say. 16-bit values are divided
+    by 256, where Pillow would clip them at 255.
+
+    Args:
+        file_name: anything ``PathManager`` can open.
+        image_format: ``INPUT.FORMAT``.
+
+    Returns:
+        (H, W, 3) uint8.
+
+    Raises:
+        IMAGE_ERRORS: if the file cannot be read; ValueError for pixels without a known range.
+    """
+    with PathManager.open(file_name, "rb") as file:
+        image = Image.open(file)
+        if image.mode in UNBOUNDED_MODES:
+            raise ValueError(f"{file_name} has floating-point pixels of unknown range. Convert it to 8 or 16 bits.")
+        if image.mode in DEEP_MODES:
+            deep = np.asarray(ImageOps.exif_transpose(image)).astype(np.int64)
+            shallow = Image.fromarray((deep // 256).clip(0, 255).astype(np.uint8))
+            return convert_PIL_to_numpy(shallow, image_format)
+    return read_8_bit_image(file_name, format=image_format)
+
+
+def rotated_size(image: Image.Image, file: str) -> tuple[int, int]:
+    """Width and height that :func:`read_image` gives an image, without decoding it.
+
+    Args:
+        image: just opened.
+        file: its path on this machine.
+    """
+    width, height = image.size
+    return (height, width) if is_rotated_by_a_quarter(image, file) else (width, height)
+
+
+def is_rotated_by_a_quarter(image: Image.Image, file: str) -> bool:
+    """Whether the EXIF data of an image exchange its width and height; see :func:`rotated_size`."""
+    # Pillow decodes every PNG for EXIF data that may be behind its pixels; the end of the file shows whether there are.
+    decoding = image.format == "PNG" and _PNG_EXIF in end_of_file(file, _LONGEST_EXIF)
+    exif = image.getexif() if decoding else Image.Image.getexif(image)
+    return exif.get(_EXIF_ORIENTATION) in _QUARTER_TURNS
+
+
+def end_of_file(file: str, length: int) -> bytes:
+    """The last ``length`` bytes of a file, or all of them."""
+    with open(file, "rb") as opened:
+        opened.seek(max(0, os.path.getsize(file) - length))
+        return opened.read()
