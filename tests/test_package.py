@@ -8,6 +8,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
+import yaml
 from detectron2.config import get_cfg
 from detectron2.modeling import BACKBONE_REGISTRY, META_ARCH_REGISTRY, PROPOSAL_GENERATOR_REGISTRY
 
@@ -113,4 +114,11 @@ def test_a_wheel_has_the_package_and_all_configs(tmp_path):
     assert f"dynamic_sparse_rcnn-{dynamic_sparse_rcnn.__version__}" in wheel.name
     assert {f"dynamic_sparse_rcnn/{config}" for config in CONFIGS} <= names
     assert {"dynamic_sparse_rcnn/modeling/detector.py", "dynamic_sparse_rcnn/engine/trainer.py"} <= names
+    assert "dynamic_sparse_rcnn/py.typed" in names
     assert not [name for name in names if name.startswith(("tests", "tools", "configs"))]
+
+
+def test_citation_and_changelog_are_of_this_version():
+    version = dynamic_sparse_rcnn.__version__
+    assert yaml.safe_load((ROOT / "CITATION.cff").read_text())["version"] == version
+    assert f"\n## {version}\n" in (ROOT / "CHANGELOG.md").read_text()

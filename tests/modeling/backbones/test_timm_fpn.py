@@ -180,7 +180,7 @@ def test_out_indices_choose_the_maps(tiny_cfg):
     assert not any("stages_3" in name for name, _ in backbone.named_parameters())
 
 
-def test_maps_computed_in_vain_are_warned_about_and_their_parameters_have_no_gradients(tiny_cfg, caplog):
+def test_unused_maps_are_warned_about_and_their_parameters_have_no_gradients(tiny_cfg, caplog):
     tiny_cfg.MODEL.FPN.IN_FEATURES = ["res2", "res3"]
     for indices, unused in (((), {"layer3", "layer4"}), ((1, 2), set())):
         caplog.clear()
@@ -188,7 +188,7 @@ def test_maps_computed_in_vain_are_warned_about_and_their_parameters_have_no_gra
         sum(x.mean() for x in backbone(torch.randn(1, 3, *SIZE)).values()).backward()
         without = {name.split(".")[2] for name, parameter in backbone.named_parameters() if parameter.grad is None}
         assert without == unused
-        assert ("res4, res5 of MODEL.TIMM.NAME resnet18 are computed in vain" in caplog.text) == bool(unused)
+        assert ("res4, res5 of MODEL.TIMM.NAME resnet18 are computed but not used" in caplog.text) == bool(unused)
 
 
 def test_p6_without_p5_is_refused(tiny_cfg):

@@ -8,6 +8,7 @@ from typing import Any
 
 import timm
 from detectron2.config import CfgNode
+from torch import nn
 
 from .weights import PretrainedWeights, check_fit, find_weights
 
@@ -17,7 +18,7 @@ Arguments = Mapping[str, object]
 
 def create_timm_model(
     cfg: CfgNode, in_channels: int, optional: Sequence[Arguments] = ({},), **arguments: object
-) -> Any:
+) -> nn.Module:
     """``timm.create_model`` for ``MODEL.TIMM.NAME``, with the weights that the config asks for.
 
     Args:
@@ -80,11 +81,12 @@ def _loading_error(weights: PretrainedWeights, name: str, error: Exception) -> E
     )
 
 
-def _forget_weights(model: Any) -> None:
+def _forget_weights(model: nn.Module) -> None:
     """timm keeps the weights that it was given in the model's config, where they would be copied with the model."""
     for module in model.modules():
-        if isinstance(getattr(module, "pretrained_cfg", None), dict):
-            module.pretrained_cfg.pop("state_dict", None)
+        config = getattr(module, "pretrained_cfg", None)
+        if isinstance(config, dict):
+            config.pop("state_dict", None)
 
 
 def check_name(name: str) -> None:

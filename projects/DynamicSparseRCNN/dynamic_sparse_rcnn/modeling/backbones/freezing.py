@@ -1,4 +1,4 @@
-"""Which parts of a backbone do not learn."""
+"""Freezes parts of a backbone."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 
 def freeze_up_to(model: nn.Module, last: str) -> list[str]:
-    """Takes the gradients from all modules up to one, in the order in which they are registered (and run).
+    """Freezes all modules up to one, in the order in which they are registered (and run).
 
     Args:
-        model: whose modules these are.
-        last: the name of the last frozen one; all within it are frozen too.
+        model: to be frozen in part.
+        last: the name of the last module to freeze, with all of its submodules.
 
     Returns:
-        The names of the modules frozen whole.
+        The names of the modules that are frozen as a whole.
     """
     names = [name for name, _ in model.named_modules()]
     end = max(index for index, name in enumerate(names) if name == last or name.startswith(f"{last}."))
@@ -40,10 +40,10 @@ class KeptInEval:
     ) -> None:
         """
         Args:
-            model: whose modules these are.
-            frozen: names of those that stay in evaluation mode, with all of their submodules.
-            norm_eval: so do all batch norms: they keep their statistics.
-            norm_frozen: their scale and shift get no gradients.
+            model: that trains.
+            frozen: names of the modules that stay in evaluation mode, with all of their submodules.
+            norm_eval: whether all batch norms stay in evaluation mode, and so keep their statistics.
+            norm_frozen: whether their scale and shift get no gradients.
         """
         self._model, self._frozen, self._norm_eval = model, tuple(frozen), norm_eval
         if norm_frozen:
@@ -51,8 +51,8 @@ class KeptInEval:
                 norm.requires_grad_(False)
 
     def apply(self) -> None:
-        """To be called after the model was set to training mode."""
-        # Looked up each time: a conversion to synchronised batch norms puts other modules in their places.
+        """Call this after the model was set to training mode."""
+        # Looked up each time: a conversion to synchronized batch norms puts other modules in their places.
         for name in self._frozen:
             self._model.get_submodule(name).eval()
         for norm in self._norms() if self._norm_eval else ():

@@ -37,7 +37,7 @@ class TimmBackbone(Backbone):
     def __init__(
         self,
         *,
-        model: Any,
+        model: nn.Module,
         normalization: nn.Module,
         freeze_at: int = 0,
         norm_eval: bool = False,
@@ -62,7 +62,7 @@ class TimmBackbone(Backbone):
         self.normalization = normalization
         self._channels_last = _is_channels_last(model)
         self._size_divisibility = size_divisibility
-        info = model.feature_info
+        info: Any = model.feature_info
         self._index = _index_of_maps(info.reduction())
         self._out_features = list(self._index)
         self._out_feature_strides = {name: info.reduction()[i] for name, i in self._index.items()}
@@ -71,14 +71,14 @@ class TimmBackbone(Backbone):
         self._in_eval = KeptInEval(model, frozen, norm_eval=norm_eval, norm_frozen=norm_frozen)
 
     @classmethod
-    def from_config(cls, cfg: CfgNode, input_shape: ShapeSpec) -> dict[str, Any]:
+    def from_config(cls, cfg: CfgNode, input_shape: ShapeSpec) -> dict[str, object]:
         node = cfg.MODEL.TIMM
         indices = {"out_indices": tuple(node.OUT_INDICES)} if node.OUT_INDICES else {}
         model = create_timm_model(cfg, input_shape.channels, _ANY_INPUT_SIZE, features_only=True, **indices)
         check_maps(model, node.NAME, input_shape.channels, node.SIZE_DIVISIBILITY)
         if node.GRAD_CHECKPOINTING:
             _checkpoint_gradients(model, node.NAME)
-        data_config = model.pretrained_cfg
+        data_config: Any = model.pretrained_cfg
         return {
             "model": model,
             "normalization": build_input_normalization(cfg, data_config["mean"], data_config["std"]),
@@ -99,7 +99,7 @@ class TimmBackbone(Backbone):
         return {name: maps[index] for name, index in self._index.items()}
 
     def train(self, mode: bool = True) -> TimmBackbone:
-        """Training mode for all but what stays in evaluation mode."""
+        """Sets the mode; frozen parts stay in evaluation mode."""
         super().train(mode)
         self._in_eval.apply()
         return self
@@ -131,7 +131,7 @@ def build_fpn(cfg: CfgNode, input_shape: ShapeSpec) -> TimmFPN:
 
 
 def _check_levels(cfg: CfgNode, strides: dict[str, int]) -> None:
-    """Raises ``ValueError`` if the FPN asks for maps that there are not; warns of maps that it leaves unused."""
+    """Raises ``ValueError`` if the FPN asks for maps that the model lacks; warns of maps that it leaves unused."""
     node = cfg.MODEL.FPN
     missing = [name for name in node.IN_FEATURES if name not in strides]
     if missing or not node.IN_FEATURES:
@@ -146,17 +146,17 @@ def _check_levels(cfg: CfgNode, strides: dict[str, int]) -> None:
     unused = [name for name, stride in strides.items() if stride > max(strides[x] for x in node.IN_FEATURES)]
     if unused:
         logger.warning(
-            f"{', '.join(unused)} of MODEL.TIMM.NAME {cfg.MODEL.TIMM.NAME} are computed in vain, and have parameters "
-            "that get no gradients (distributed training fails on such): leave them out of MODEL.TIMM.OUT_INDICES"
+            f"{', '.join(unused)} of MODEL.TIMM.NAME {cfg.MODEL.TIMM.NAME} are computed but not used; "
+            "their parameters get no gradients, and distributed training fails: drop them from MODEL.TIMM.OUT_INDICES"
         )
 
 
 @torch.no_grad()
-def check_maps(model: Any, name: str, channels: int, size_divisibility: int = 0) -> None:
-    """Runs a model once, on a small image: some take no size but their own, and say so late and obscurely.
+def check_maps(model: nn.Module, name: str, channels: int, size_divisibility: int = 0) -> None:
+    """Runs a model once, on a small image. Some take only one image size, and fail late and obscurely at others.
 
     Raises:
-        ValueError: it cannot, or its maps are not of the strides and channels that it states.
+        ValueError: it fails, or its maps do not have the strides and channels that it states.
     """
     unit = math.lcm(32, size_divisibility or 1)
     height, width = 2 * unit, 3 * unit
@@ -171,7 +171,7 @@ def check_maps(model: Any, name: str, channels: int, size_divisibility: int = 0)
         ) from error
     finally:
         model.train(was_training)
-    info = model.feature_info
+    info: Any = model.feature_info
     stated = [(c, height // s, width // s) for c, s in zip(info.channels(), info.reduction(), strict=True)]
     found = [tuple(x.shape[1:]) for x in maps]
     if stated != found:
@@ -212,7 +212,7 @@ def _last_frozen(model: Any, freeze_at: int) -> str:
 
 
 def _check_frozen(bottom_up: TimmBackbone, freeze_at: int, channels: int) -> None:
-    """Raises ``ValueError`` if a map that shall be frozen learns: not all models run in the order of their parts."""
+    """Raises ``ValueError`` if a map that should be frozen learns: not all models run in the order of their parts."""
     name = f"res{freeze_at}"
     if name not in bottom_up.output_shape():
         return

@@ -29,8 +29,8 @@ _STRIDE = 16
 class ViTBackbone(Backbone):
     """The map of a plain vision transformer, of stride 16, after its last block and without its final norm.
 
-    Positional embeddings are interpolated to the size of each input. Class and register tokens take part as
-    in pre-training, unless blocks attend in windows: these have no place for them, and they are dropped.
+    Positional embeddings are interpolated to the size of each input. Class and register tokens take part as in
+    pretraining. If blocks attend in windows, which have no place for them, they are dropped.
     """
 
     @configurable
@@ -76,10 +76,10 @@ class ViTBackbone(Backbone):
         self._out_feature_strides = {"last": _STRIDE}
 
     @classmethod
-    def from_config(cls, cfg: CfgNode, input_shape: ShapeSpec) -> dict[str, Any]:
+    def from_config(cls, cfg: CfgNode, input_shape: ShapeSpec) -> dict[str, object]:
         node = cfg.MODEL.TIMM
         any_size: tuple[Arguments, ...] = ({"dynamic_img_size": True}, {})
-        vit = create_timm_model(cfg, input_shape.channels, any_size, num_classes=0)
+        vit: Any = create_timm_model(cfg, input_shape.channels, any_size, num_classes=0)
         _check_plain(vit, node.NAME)
         if len(node.OUT_INDICES) > 1:
             raise ValueError(f"MODEL.TIMM.OUT_INDICES {list(node.OUT_INDICES)}: the pyramid is built from one block")
@@ -112,7 +112,7 @@ class ViTBackbone(Backbone):
         return {"last": tokens[:, vit.num_prefix_tokens :].transpose(1, 2).unflatten(2, grid).contiguous()}
 
     def train(self, mode: bool = True) -> ViTBackbone:
-        """Training mode for all but what is frozen."""
+        """Sets the mode; frozen parts stay in evaluation mode."""
         super().train(mode)
         self._in_eval.apply()
         return self
