@@ -51,12 +51,13 @@ def add_dynamic_sparse_rcnn_config(cfg: CfgNode) -> None:
     # Of build_vit_sfp_backbone.
     cfg.MODEL.VIT = CfgNode()
     _add_vit(cfg.MODEL.VIT)
-    # Whether their pyramids have p6, p5 subsampled by two (detectron2's own always have). Of the other keys of
-    # MODEL.FPN, build_vit_sfp_backbone reads OUT_CHANNELS alone.
+    # Add p6, which is p5 subsampled by two, to the pyramids of build_timm_fpn_backbone and build_vit_sfp_backbone.
+    # (detectron2's own pyramids always have it. The only other key of MODEL.FPN that build_vit_sfp_backbone reads is
+    # OUT_CHANNELS.)
     cfg.MODEL.FPN.P6 = False
     _add_solver(cfg.SOLVER)
     _add_evaluation(cfg.TEST)
-    # File (*.yaml or *.json) of an Albumentations pipeline that goes before the other augmentations of the training.
+    # File (.yaml or .json) of an Albumentations pipeline, applied before the other training augmentations.
     cfg.INPUT.ALBUMENTATIONS = ""
     # In the config.yaml of runs of the public Sparse R-CNN: accepted and ignored, with a warning.
     for name in ("CVPODS_TTA", "SCALE_FILTER", "SCALE_RANGES"):
@@ -201,160 +202,176 @@ def choose_nms_threshold(matcher: str, one_to_many: bool, chosen: float | None) 
 
 
 def _add_model(node: CfgNode) -> None:
-    # Number of classes; 0: as many as DATASETS.TRAIN has (tools/train_net.py looks it up).
+    # Number of classes; 0: as many as the data sets of DATASETS.TRAIN have, filled in when a run starts.
     node.NUM_CLASSES = 80
+    # Proposals per image.
     node.NUM_PROPOSALS = 300
-    # Where the learned proposal boxes start: image (published), grid or random.
+    # Where the learned proposal boxes start: image (the whole image, as published), grid or random.
     node.INIT_BOXES = "image"
 
-    # The head. NUM_HEADS is the number of stages, NHEADS that of attention heads.
+    # Number of stages of the cascade.
     node.NUM_HEADS = 6
+    # Number of attention heads in each stage.
     node.NHEADS = 8
+    # Dropout rate in the attention and feed-forward blocks of each stage.
     node.DROPOUT = 0.0
+    # Hidden width of the feed-forward network of each stage.
     node.DIM_FEEDFORWARD = 2048
-    # relu or gelu, in the feed-forward network.
+    # Activation of the feed-forward network: relu or gelu.
     node.ACTIVATION = "relu"
-    # Channels of proposal features; MODEL.FPN.OUT_CHANNELS must be the same.
+    # Channels of the proposal features; MODEL.FPN.OUT_CHANNELS must be the same.
     node.HIDDEN_DIM = 256
-    # Layers before the class logits and before the box deltas.
+    # Linear layers before the class logits.
     node.NUM_CLS = 1
+    # Linear layers before the box deltas.
     node.NUM_REG = 3
-    # The dynamic convolution: its layers (only 2 is defined) and the channels between them.
+    # Layers of the dynamic convolution; only 2 is supported.
     node.NUM_DYNAMIC = 2
+    # Channels between the two layers of the dynamic convolution.
     node.DIM_DYNAMIC = 64
-    # Recompute the activations of the stages in the backward pass: less memory, more time.
+    # Recompute the activations of each stage in the backward pass: less memory, more time.
     node.GRAD_CHECKPOINTING = False
 
-    # IoU of the class-wise NMS on the detections; 1: none; None: 0.7 for one-to-many matchers, else 1.
+    # IoU threshold of class-wise NMS on the detections; 1: no NMS; None: 0.7 with a one-to-many matcher, otherwise 1.
     node.NMS_THRESHOLD = None
 
 
 def _add_learning(node: CfgNode) -> None:
-    # From MATCHER_REGISTRY; None: the meta-architecture's own.
+    # Name in MATCHER_REGISTRY; None: follows from MODEL.META_ARCHITECTURE.
     node.MATCHER = None
-    # From CRITERION_REGISTRY; None: SetCriterion.
+    # Name in CRITERION_REGISTRY; None: SetCriterion.
     node.CRITERION = None
-    # Weights of the losses and of the matching costs.
+    # Weight of the focal loss and of the classification cost.
     node.CLASS_WEIGHT = 2.0
+    # Weight of the GIoU loss and of the GIoU cost.
     node.GIOU_WEIGHT = 2.0
+    # Weight of the L1 loss and of the L1 cost; both are measured in units of the image size.
     node.L1_WEIGHT = 5.0
-    # Whether all stages learn, or the last alone.
+    # Supervise every stage; False: only the last one.
     node.DEEP_SUPERVISION = True
-    # Focal loss, and the probability of an object at the start of the training.
+    # Weight of the positive class in the focal loss.
     node.ALPHA = 0.25
+    # Exponent of the focal loss.
     node.GAMMA = 2.0
+    # Probability that each class score starts with; sets the initial bias of the class logits.
     node.PRIOR_PROB = 0.01
-    # Whether proposals inside crowd regions (COCO's iscrowd), which nobody annotated one by one, are spared from
-    # learning to be background there.
+    # Exclude proposals inside crowd regions (COCO's iscrowd) from the background loss: objects there are not annotated
+    # one by one.
     node.IGNORE_CROWD = False
-    # Of the softmax variant of the public files, which is not supported: False is an error, and the
-    # weight is not read.
+    # Focal loss. The softmax variant of the public code is not supported: False is an error.
     node.USE_FOCAL = True
+    # Accepted so that public config files load; not read, because it belongs to the softmax variant.
     node.NO_OBJECT_WEIGHT = 0.1
 
 
 def _add_dynamic_label_assignment(dla: CfgNode) -> None:
-    # Units of each ground truth; 0: dynamic, the sum of its TOP_Q largest IoUs.
+    # Units that each ground truth supplies; 0: dynamic, the sum of its TOP_Q largest IoUs.
     dla.K = 0
+    # How many of the largest IoUs are summed for a dynamic number of units.
     dla.TOP_Q = 8
-    # Units that each stage gets more than the one before it.
+    # How many more units each stage gets than the stage before it.
     dla.UNIT_STEP = 0.5
-    # Largest share of the proposals that ground truths may supply.
+    # Largest share of the proposals that all ground truths together may supply.
     dla.MAX_POSITIVE_RATIO = 0.8
-    # sinkhorn: all problems at once on their device; exact: one after the other on the host.
+    # Solver: sinkhorn (all problems at once, on their device) or exact (one after the other, on the CPU).
     dla.SOLVER = "sinkhorn"
+    # Weight of the entropy in Sinkhorn's objective, in units of the cost.
     dla.SINKHORN_EPS = 0.05
+    # Number of Sinkhorn iterations.
     dla.SINKHORN_ITERS = 100
-    # What the losses of a stage are divided by: its positives, or the number of ground truths (num_gt); None: the
-    # positives. One-to-one matchers leave no choice: there it stays None.
+    # What the losses of a stage are divided by: positives (those of the stage) or num_gt (the number of ground truths).
+    # None: positives. With a one-to-one matcher it must stay None: losses are then divided by the number of ground
+    # truths.
     dla.NORMALIZER = None
 
 
 def _add_timm(node: CfgNode) -> None:
-    # A name of timm's, with or without the tag of its weights: resnet50, swin_tiny_patch4_window7_224.ms_in1k.
+    # Model name in timm, with or without the tag of its weights: resnet50, swin_tiny_patch4_window7_224.ms_in1k.
     node.NAME = "resnet50"
-    # Whether it starts with the weights that timm's hub has under that name; read if MODEL.WEIGHTS is "".
+    # Start from the weights that timm's hub has under this name. Ignored when MODEL.WEIGHTS is set.
     node.PRETRAINED = False
-    # A file of weights (.safetensors, .pth) or its URL, in any layout that timm reads (its own, MAE's), or
-    # package://MODULE, the weights in an installed package; instead of the hub's.
+    # Weights instead of the hub's: a file (.safetensors, .pth) or a URL, in any layout that timm reads (its own,
+    # MAE's), or package://MODULE for the weights in an installed package.
     node.CHECKPOINT = ""
-    # Indices of timm's feature maps (of one block, with a plain vision transformer); (): all (the last).
-    # Those of strides 4..32 are called res2..res5 in MODEL.FPN.IN_FEATURES.
+    # Indices of timm's feature maps, or of one block of a plain vision transformer; (): all feature maps, or the last
+    # block. Maps of strides 4 to 32 are called res2 to res5 in MODEL.FPN.IN_FEATURES.
     node.OUT_INDICES = ()
     # Rate of stochastic depth.
     node.DROP_PATH = 0.0
-    # 0: nothing is frozen; 1: the stem; 2: up to stride 4; .. 5: up to stride 32. With a plain vision
-    # transformer 1: the embeddings; n: n - 1 blocks too. MODEL.BACKBONE.FREEZE_AT is not read.
+    # How much of the backbone is frozen; replaces MODEL.BACKBONE.FREEZE_AT. 0: nothing; 1: the stem; 2 to 5: everything
+    # up to stride 4, 8, 16, 32. In a plain vision transformer 1: the embeddings; n: the first n - 1 blocks as well.
     node.FREEZE_AT = 0
-    # Batch norms keep their statistics; and their scale and shift. Both: detectron2's FrozenBN. (Plain vision
-    # transformers have none.)
+    # Keep the running statistics of batch norms fixed.
     node.NORM_EVAL = False
+    # Keep scale and shift of batch norms fixed. With NORM_EVAL, this equals detectron2's FrozenBN.
     node.NORM_FROZEN = False
-    # Recompute activations in the backward pass: less memory, more time (some models need timm 1.0.31).
+    # Recompute the backbone's activations in the backward pass: less memory, more time. Some models need timm 1.0.31.
     node.GRAD_CHECKPOINTING = False
-    # model: images are normalised (and their channels ordered) as the model's data config says;
-    # config: as MODEL.PIXEL_MEAN, MODEL.PIXEL_STD and INPUT.FORMAT say.
+    # Image normalization: model (mean, std and channel order of the pretrained model) or config (MODEL.PIXEL_MEAN,
+    # MODEL.PIXEL_STD and INPUT.FORMAT).
     node.NORMALIZATION = "model"
-    # What input height and width are padded to multiples of, beyond what the FPN needs. (Plain vision
-    # transformers need no more.)
+    # Pad input height and width to multiples of this number, beyond what the FPN needs. Plain vision transformers
+    # need nothing more.
     node.SIZE_DIVISIBILITY = 0
 
 
 def _add_vit(node: CfgNode) -> None:
-    # Side, in patches, of the windows that blocks attend within; 0: all blocks attend globally.
+    # Side of the attention windows, in patches; 0: all blocks attend globally.
     node.WINDOW_SIZE = 0
-    # Indices of the blocks that attend globally all the same.
+    # Indices of the blocks that attend globally although there are windows.
     node.GLOBAL_BLOCKS = ()
 
 
 def _add_dynamic_proposal_generation(dpg: CfgNode) -> None:
-    # Sets of boxes and features that an image's proposals are mixed from; 1: the static proposals.
+    # Number of experts, each a set of proposal boxes and features; 1: static proposals.
     dpg.NUM_EXPERTS = 4
-    # The levels that the router looks at, finest first; empty: those of MODEL.ROI_HEADS.IN_FEATURES. Its map has half
-    # the coarsest one's resolution: small images want finer levels.
+    # Feature maps that the router reads, finest first; (): those of MODEL.ROI_HEADS.IN_FEATURES. The router's map has
+    # half the resolution of the coarsest one, so small images need finer levels.
     dpg.IN_FEATURES = ()
-    # Whether the router aggregates all of these levels, or looks at the coarsest alone.
+    # Aggregate all of these levels (the paper's staircase); False: read the coarsest one alone.
     dpg.STAIRCASE = True
-    # Channels between the router's two linear layers, and side of the square that feature maps are resized to.
+    # Channels between the two linear layers of the router.
     dpg.HIDDEN_DIM = 1500
+    # Side of the square map that the router's linear layers read.
     dpg.POOL_SIZE = 30
-    # Of the softmax over experts: falls from TEMPERATURE to TEMPERATURE_END in TEMPERATURE_ITERS iterations (0:
-    # 10/36 of SOLVER.MAX_ITER; scaled like it), then stays. Inference uses TEMPERATURE_END.
+    # Temperature of the softmax over experts in the first iteration.
     dpg.TEMPERATURE = 30.0
+    # Temperature after TEMPERATURE_ITERS iterations, and at inference.
     dpg.TEMPERATURE_END = 1.0
+    # Number of iterations in which the temperature falls linearly; 0: 10/36 of SOLVER.MAX_ITER. Scaled to the batch
+    # size like SOLVER.MAX_ITER.
     dpg.TEMPERATURE_ITERS = 0
-    # How far from the first expert the others start, as a share of the boxes' size and of the features' root
-    # mean square; 0: all alike, and nothing then tells them apart.
+    # How far from the first expert the others start, as a share of the box size and of the features' root mean square;
+    # 0: all experts start alike, and nothing can tell them apart.
     dpg.EXPERT_INIT = 0.5
 
 
 def _add_solver(node: CfgNode) -> None:
-    # ADAMW or SGD.
+    # Optimizer: ADAMW or SGD.
     node.OPTIMIZER = "ADAMW"
-    # Learning rate of the backbone, in units of BASE_LR.
+    # Learning rate of the backbone, as a multiple of SOLVER.BASE_LR.
     node.BACKBONE_MULTIPLIER = 1.0
-    # Learning rate of the router of dynamic proposal generation, likewise. The fewer channels a router has, the slower
-    # it learns: one of a few dozen, not 1500, wants about 10.
+    # Learning rate of the router of dynamic proposal generation, as a multiple of SOLVER.BASE_LR. A router with few
+    # channels learns more slowly: 10 suits one with a few dozen instead of 1500.
     node.ROUTER_MULTIPLIER = 1.0
-    # The batch size for which learning rate, warm-up, steps, length and periods are written. With another
-    # IMS_PER_BATCH all are scaled to it; 0: never.
+    # Batch size for which learning rate, warm-up, steps, length and periods are written. They are scaled when
+    # SOLVER.IMS_PER_BATCH differs; 0: never.
     node.REFERENCE_BATCH_SIZE = 16
-    # Layer-wise decay of the learning rate, for plain vision transformers: that of each block is multiplied by
-    # it once for every layer above; 1: none.
+    # Layer-wise learning rate decay of plain vision transformers: the rate of each block is multiplied by this number
+    # once for every layer above it; 1: no decay.
     node.LAYER_DECAY = 1.0
-    # What has no weight decay: any of norm, bias, pos_embed (with class tokens and relative positions).
+    # Parameters without weight decay: any of norm, bias, pos_embed (with class tokens and relative positions).
     node.NO_WEIGHT_DECAY = ()
-    # In how many parts the IMS_PER_BATCH images of an iteration are run, one after the other, before the optimiser's
-    # step: memory for one part, the gradient of all.
+    # Number of parts in which the SOLVER.IMS_PER_BATCH images of an iteration are processed, one after the other,
+    # before the optimizer steps: the memory of one part, the gradient of the whole batch.
     node.ACCUMULATE_STEPS = 1
-    # Of mixed precision (AMP.ENABLED): float16, with a gradient scaler, or bfloat16. On the CPU always bfloat16.
+    # Mixed precision (SOLVER.AMP.ENABLED): float16 with a gradient scaler, or bfloat16. On a CPU always bfloat16.
     node.AMP.PRECISION = "float16"
 
 
 def _add_evaluation(node: CfgNode) -> None:
-    # Pascal VOC's metric, beside COCO's: none; voc2007 or voc2012, for all data sets in the style of that year; or
-    # auto, for VOC's own alone, in the style of their year (voc:<folder>:<split>: 2012).
+    # Pascal VOC's metric, in addition to COCO's: none; voc2007 or voc2012 for all data sets, in the style of that year;
+    # auto for VOC data sets only, in the style of their year (2012 for voc:<folder>:<split>).
     node.VOC_METRIC = "auto"
-    # Whether evaluations are run in mixed precision too, those of a training among them, and in which (as
-    # SOLVER.AMP.PRECISION).
+    # Evaluate in mixed precision, also during training; PRECISION as in SOLVER.AMP.PRECISION.
     node.AMP = CfgNode({"ENABLED": False, "PRECISION": "float16"})
