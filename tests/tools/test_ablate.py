@@ -26,12 +26,20 @@ value = dict(zip(arguments, arguments[1:]))
 if value["SEED"] == "13":
     sys.exit("unlucky")
 ap = float(value["SEED"]) * (10 if value.get("NMS") == "off" else 1)
-print("copypaste: Task: proposals")
-print("copypaste: recall50")
-print(f"copypaste: {ap + 3}")
+if "RetinaNet" not in arguments:
+    print("copypaste: Task: proposals")
+    print("copypaste: recall50")
+    print(f"copypaste: {ap + 3}")
 print("copypaste: Task: bbox")
 print("copypaste: AP,AP50,AP75")
 print(f"copypaste: {ap},{ap + 1},{ap + 2}")
+if "--eval-only" not in arguments:
+    factor = 1 if "MODEL.KEY" in arguments else 0.5
+    with open(value["OUTPUT_DIR"] + "/metrics.json", "a") as file:
+        file.write('{"iteration": 19, "total_loss": 1.0}\\n')
+        for iteration in (49, 99):
+            ap = float(value["SEED"]) * iteration * factor
+            file.write(f'{{"iteration": {iteration}, "bbox/AP": {ap}}}\\n')
 """
 
 
@@ -44,8 +52,9 @@ def run_plan(tmp_path, monkeypatch, capsys):
     # The tool sets the number of threads for the runs that it starts.
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
 
-    def run(seeds: list[int], *flags: str, common: tuple = ()) -> list[str]:
+    def run(seeds: list[int], *flags: str, common: tuple = (), reference: str = "") -> list[str]:
         plan = {
+            "reference": reference,
             "config": "some.yaml",
             "seeds": seeds,
             "common": list(common),
@@ -75,37 +84,83 @@ def test_the_table_has_mean_and_sample_deviation_of_each_variant_and_evaluation(
     assert "3.0 ± 2.6" in rows[0] and "4.0 ± 2.6" in rows[0] and "6.0 ± 2.6" in rows[0]
     assert "30.0 ± 26.5" in rows[1]
     results = json.loads((tmp_path / "out" / "results.json").read_text())
-    assert results["other, seed 6"]["no NMS"]["AP"] == 60
+    assert results["other, seed 6"]["metrics"]["no NMS"]["AP"] == 60
 
 
 def test_one_seed_has_no_spread(run_plan):
     assert "±" not in "".join(run_plan([3]))
 
 
-def test_finished_runs_are_not_repeated_and_those_of_other_settings_are_refused(run_plan, tmp_path):
+def test_finished_runs_are_not_repeated_and_those_of_other_settings_are_refused(run_plan, tmp_path, capsys):
     first = run_plan([1, 2])
     (tmp_path / "train_net.py").write_text("raise SystemExit('must not run')")
     assert run_plan([1, 2]) == first
-    with pytest.raises(SystemExit, match="of other settings"):
+    with pytest.raises(SystemExit):
         run_plan([1, 2], common=("SOLVER.MAX_ITER", 5))
+    assert "evaluations.json is of other settings" in capsys.readouterr().err
 
 
-def test_a_run_that_fails_ends_it_and_names_its_output(run_plan, tmp_path):
-    with pytest.raises(SystemExit, match="the run failed, its output is in"):
+def test_a_run_that_fails_ends_it_and_names_its_output(run_plan, tmp_path, capsys):
+    with pytest.raises(SystemExit):
         run_plan([13, 1])
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert line.startswith("error: the run failed, its output is in")
     assert "unlucky" in (tmp_path / "out/plain, seed 13/stdout.txt").read_text()
+
+
+def test_curves_tell_when_the_reference_is_reached(run_plan, tmp_path):
+    # The other reaches 49.5 and 99, what the reference has after 100 iterations, after 100 and 50: their mean is 74.25.
+    rows = run_plan([1, 2], reference="plain")
+    assert [row.split("  ")[-1].strip() for row in rows[::2]] == ["100 (1 of 2)", "75 ± 35"]
+    results = json.loads((tmp_path / "out/results.json").read_text())
+    assert results["plain, seed 1"]["curve"] == [[50, 24.5], [100, 49.5]]
+    assert "75 ± 35" in (tmp_path / "out/table.txt").read_text()
+
+
+def test_a_detector_without_initial_proposals_has_a_dash_for_them(run_plan):
+    assert [row.split()[-1] for row in run_plan([1], common=("NAME", "RetinaNet"))] == ["-"] * 4
+
+
+def test_the_folder_of_the_data_is_no_part_of_the_settings(run_plan, tmp_path):
+    names = ("DATASETS.TRAIN", "('coco:{data}/train.json',)")
+    first = run_plan([1], "--data", "one", common=names)
+    settings = json.loads((tmp_path / "out/plain, seed 1/evaluations.json").read_text())["settings"]
+    assert settings["options"][:2] == list(names)
+    assert run_plan([1], "--data", "other", common=names) == first
+
+
+def test_runs_get_the_folder_of_the_data(run_plan, tmp_path, monkeypatch):
+    (tmp_path / "train_net.py").write_text(FAKE_TRAIN_NET + "print('training on', value['DATASETS.TRAIN'])")
+    monkeypatch.setenv("DATA", "from environment")
+    for flags, folder in (((), "from environment"), (("--data", "from option"), "from option")):
+        seed = len(folder)
+        run_plan([seed], *flags, common=("DATASETS.TRAIN", "('coco:{data}/train.json',)"))
+        printed = (tmp_path / f"out/plain, seed {seed}/stdout.txt").read_text()
+        assert f"training on ('coco:{folder}/train.json',)" in printed
+
+
+def test_files_of_a_plan_are_merged(tmp_path):
+    first, second = tmp_path / "first.yaml", tmp_path / "second.yaml"
+    first.write_text("{config: a.yaml, seeds: [1], common: [A, 1]}")
+    second.write_text("{seeds: [2], common: [B, 2], variants: {one: []}, evaluations: {two: []}}")
+    plan = ablate.read_plan([first, second])
+    assert (plan.config, plan.seeds, plan.common, plan.variants) == ("a.yaml", [2], ["A", 1, "B", 2], {"one": []})
 
 
 @pytest.mark.parametrize(
     ("plan", "wrong"),
     [
-        ("{config: a.yaml, seeds: [], common: [], variants: {one: []}, evaluations: {one: []}}", "seeds"),
-        ("{config: a.yaml, seeds: [1], common: [], variant: {one: []}, evaluations: {one: []}}", "variant, variants"),
-        ("", "common, config, evaluations, seeds, variants"),
+        ("{config: a.yaml, seeds: [], variants: {one: []}, evaluations: {one: []}}", "keys: seeds. "),
+        ("{config: a.yaml, seeds: [1], variant: {one: []}, evaluations: {one: []}}", "keys: variant, variants. "),
+        ("", "keys: config, evaluations, seeds, variants. "),
+        (
+            "{config: a.yaml, seeds: [1], reference: two, variants: {one: []}, evaluations: {one: []}}",
+            "the reference 'two' is none of the variants",
+        ),
     ],
 )
 def test_what_is_wrong_with_a_plan_is_named(tmp_path, plan, wrong):
     path = tmp_path / "plan.yaml"
     path.write_text(plan)
-    with pytest.raises(SystemExit, match=f"plan.yaml has missing, empty or unknown keys: {wrong}\\."):
-        ablate.read_plan(path)
+    with pytest.raises(ValueError, match=f"plan.yaml: .*{wrong}"):
+        ablate.read_plan([path])

@@ -4,26 +4,54 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import ablate
 import pytest
 import yaml
-from detectron2.config import get_cfg
 from detectron2.modeling import build_model
 
-from dynamic_sparse_rcnn import add_dynamic_sparse_rcnn_config
+from dynamic_sparse_rcnn.config_reading import read_config
 
 ROOT = Path(__file__).parents[2]
-PLANS = {path.name: yaml.safe_load(path.read_text()) for path in ROOT.glob("benchmarks/ablations/*.yaml")}
-RUNS = [(plan, variant) for plan, content in PLANS.items() for variant in content["variants"]]
+FILES = {path.stem: path for path in sorted(ROOT.glob("benchmarks/ablations/*.yaml"))}
+CONTENT = {name: yaml.safe_load(path.read_text()) for name, path in FILES.items()}
+WHOLE = [name for name, content in CONTENT.items() if {"config", "variants"} <= content.keys()]
+DATA = [name for name, content in CONTENT.items() if "variants" not in content]
+QUESTIONS = [name for name, content in CONTENT.items() if "config" not in content]
+RUNS = [
+    *((name, variant) for name in WHOLE for variant in CONTENT[name]["variants"]),
+    *((f"fruit+{name}", variant) for name in QUESTIONS for variant in CONTENT[name]["variants"]),
+]
 
 
-@pytest.mark.parametrize(("plan", "variant"), RUNS)
-def test_every_variant_can_be_built(plan, variant):
-    content = PLANS[plan]
-    cfg = get_cfg()
-    add_dynamic_sparse_rcnn_config(cfg)
-    cfg.merge_from_file(str(ROOT / content["config"]))
-    for evaluation in content["evaluations"].values():
-        cfg.merge_from_list([*content["common"], *content["variants"][variant], *evaluation])
-    cfg.MODEL.DEVICE, cfg.MODEL.SparseRCNN.NUM_CLASSES = "cpu", 3
-    generator = type(build_model(cfg).proposal_generator).__name__
-    assert generator == ("DynamicProposalGenerator" if "DPG" in variant else "LearnedProposalGenerator")
+def read(names: str) -> ablate.Plan:
+    return ablate.read_plan([FILES[name] for name in names.split("+")])
+
+
+def expected_generator(variant: str, plan: ablate.Plan) -> str | None:
+    if variant.startswith("RetinaNet"):
+        return None
+    if variant.startswith("Faster"):
+        return "RPN"
+    dynamic = "DPG" in variant or "DynamicSparseRCNN" in [*plan.variants[variant], plan.config]
+    return "DynamicProposalGenerator" if dynamic else "LearnedProposalGenerator"
+
+
+@pytest.mark.parametrize(("names", "variant"), RUNS)
+def test_every_variant_can_be_built(names, variant):
+    plan = read(names)
+    for evaluation in plan.evaluations.values():
+        options = [str(part) for part in (*plan.common, *plan.variants[variant], *evaluation)]
+        cfg = read_config(str(ROOT / plan.config), options)
+        cfg.MODEL.DEVICE, cfg.MODEL.SparseRCNN.NUM_CLASSES = "cpu", 3
+        generator = getattr(build_model(cfg), "proposal_generator", None)
+        assert expected_generator(variant, plan) == (None if generator is None else type(generator).__name__)
+
+
+@pytest.mark.parametrize("data", DATA)
+def test_every_data_set_goes_with_every_question(data):
+    for question in QUESTIONS:
+        plan = read(f"{data}+{question}")
+        cfg = read_config(str(ROOT / plan.config), [str(part) for part in plan.common])
+        assert all("{data}" in name for name in (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST))
+        assert cfg.MODEL.ROI_HEADS.NUM_CLASSES == cfg.MODEL.RETINANET.NUM_CLASSES < 80
+        assert cfg.TEST.EVAL_PERIOD > 0 or not plan.reference
