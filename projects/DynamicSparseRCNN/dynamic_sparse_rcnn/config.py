@@ -36,19 +36,20 @@ def add_dynamic_sparse_rcnn_config(cfg: CfgNode) -> None:
     What is None is resolved by :func:`resolve_config`.
     """
     importlib.import_module(".api", __package__)  # whoever has the keys can build the parts that they name
+    # The detector: proposals, cascade, matching and losses.
     cfg.MODEL.SparseRCNN = CfgNode()
     _add_model(cfg.MODEL.SparseRCNN)
     _add_learning(cfg.MODEL.SparseRCNN)
-    # Of OptimalTransportMatcher, and of the losses with one-to-many matchers.
+    # Dynamic label assignment: OptimalTransportMatcher and, with any one-to-many matcher, the divisor of the losses.
     cfg.MODEL.SparseRCNN.DLA = CfgNode()
     _add_dynamic_label_assignment(cfg.MODEL.SparseRCNN.DLA)
-    # Of DynamicProposalGenerator.
+    # Dynamic proposal generation: DynamicProposalGenerator.
     cfg.MODEL.SparseRCNN.DPG = CfgNode()
     _add_dynamic_proposal_generation(cfg.MODEL.SparseRCNN.DPG)
-    # Of the backbones build_timm_fpn_backbone and build_vit_sfp_backbone.
+    # timm models as backbones: build_timm_fpn_backbone and build_vit_sfp_backbone.
     cfg.MODEL.TIMM = CfgNode()
     _add_timm(cfg.MODEL.TIMM)
-    # Of build_vit_sfp_backbone.
+    # Plain vision transformers: build_vit_sfp_backbone.
     cfg.MODEL.VIT = CfgNode()
     _add_vit(cfg.MODEL.VIT)
     # Add p6, which is p5 subsampled by two, to the pyramids of build_timm_fpn_backbone and build_vit_sfp_backbone.
