@@ -127,6 +127,25 @@ def test_an_image_that_can_no_longer_be_read_is_replaced_in_training_alone(mappe
             helpless(gone)
 
 
+def test_an_image_that_nothing_would_be_left_of_is_named_and_replaced(mapper_cfg, record, tmp_path, caplog):
+    cv2.imwrite(str(tmp_path / "strip.png"), np.zeros((1, 4000, 3), np.uint8))
+    strip = {"file_name": str(tmp_path / "strip.png"), "image_id": 2, "height": 1, "width": 4000, "annotations": []}
+    assert DetectionMapper(mapper_cfg, is_train=True, spares=[record])(strip)["file_name"] == record["file_name"]
+    assert "strip.png is 4000x1: resized to a long side of 1333 pixels nothing is left" in caplog.text
+    with pytest.raises(OSError, match=r"strip\.png is 4000x1: resized .*Replace"):
+        DetectionMapper(mapper_cfg, is_train=False)(strip)
+
+
+def test_no_image_takes_much_memory_before_it_is_cropped(mapper_cfg):
+    crop, *_ = build_augmentations(mapper_cfg, is_train=True)
+    (resize, _) = crop.aug.augs
+    for height, width in ((2, 4000), (4000, 2), (300, 400), (100, 800)):
+        transform = resize.get_transform(np.zeros((height, width, 3), np.uint8))
+        assert transform.new_h * transform.new_w <= 600 * 4 * mapper_cfg.INPUT.MAX_SIZE_TRAIN
+        if max(height, width) <= 8 * min(height, width):
+            assert min(transform.new_h, transform.new_w) in (400, 500, 600)
+
+
 def test_crowd_regions_are_kept_and_marked_where_the_config_asks_for_it(mapper_cfg, record):
     mapper_cfg.MODEL.SparseRCNN.IGNORE_CROWD = True
     mapper_cfg.INPUT.CROP.ENABLED = False

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 from typing import Any
@@ -166,6 +167,16 @@ def test_voc_sets_have_both_metrics_and_coco_sets_one(tiny_cfg: Any, voc_folder:
     assert set(results) == {"bbox", "voc2012"}
     coco = build_evaluator(tiny_cfg, registered(write_coco(tmp_path / "coco", coco_content(CONTENT))), str(tmp_path))
     assert isinstance(coco, COCOEvaluator)
+
+
+def test_several_test_sets_keep_their_detections_apart(tiny_cfg: Any, voc_folder: Path, tmp_path: Path) -> None:
+    coco = write_coco(tmp_path / "coco", coco_content(CONTENT))
+    tiny_cfg.DATASETS.TEST = names = (registered(f"voc:{voc_folder}:train"), registered(coco))
+    for name in names:
+        evaluate(build_evaluator(tiny_cfg, name, str(tmp_path / "output")), detect(name))
+    files = sorted((tmp_path / "output").glob("**/coco_instances_results.json"))
+    ids = [{result["image_id"] for result in json.loads(file.read_text())} for file in files]
+    assert len(ids) == 2 and {1, 2} in ids and {"a", "b"} in ids
 
 
 def test_sets_of_detectron2s_own_layout_are_evaluated_with_their_difficult_objects(tmp_path: Path) -> None:

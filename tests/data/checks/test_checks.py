@@ -14,7 +14,7 @@ from detectron2.structures import BoxMode
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dynamic_sparse_rcnn.data.checks import load_checked_dataset, report_dataset
+from dynamic_sparse_rcnn.data.checks import load_checked_dataset, report_dataset, require_boxes
 from dynamic_sparse_rcnn.data.checks.inspection import check_records
 from dynamic_sparse_rcnn.data.records import BoxProblem, find_box_problems
 
@@ -99,6 +99,47 @@ def test_crowds_are_kept_but_are_no_objects(folder: Path) -> None:
     assert [len(record["annotations"]) for record in cleaned] == [2, 1]
     assert (report.boxes, report.crowd_boxes, report.images_without_boxes) == (1, 2, 1)
     assert (report.most_boxes_in_an_image, report.class_counts) == (1, {"ant": 1, "bee": 0, "cell": 0})
+
+
+def test_corners_written_as_sizes_are_kept_with_a_warning_that_gives_their_share(folder: Path) -> None:
+    corners = [[10, 5, 30, 20], [60, 10, 90, 40], [40, 30, 80, 45], [50, 20, 52, 30]]
+    right = records(folder, [annotation(box) for box in corners])
+    assert check(right)[1].beyond.count == 0
+    _, report = check(records(folder, [annotation(box, mode=BoxMode.XYWH_ABS) for box in corners]))
+    assert (report.boxes, report.beyond.count, report.beyond.share) == (4, 3, 0.75)
+    warnings = "; ".join(report.warnings(num_proposals=9))
+    assert "3 boxes reach beyond their image and are clipped to it (75.0%), first in 0.jpg" in warnings
+    assert "is the second corner written in place of a size?" in warnings
+
+
+def test_boxes_a_pixel_beyond_the_image_are_nothing_to_tell_and_a_few_no_mistake_of_all(folder: Path) -> None:
+    good = [annotation([10, 10, 40, 40])] * 8
+    _, report = check(records(folder, [annotation([-1, 0, 101, 51]), *good]))
+    assert report.beyond.count == 0
+    warnings = check(records(folder, [annotation([-2, 0, 9, 9]), *good]))[1].warnings(num_proposals=9)
+    assert warnings[0].startswith("1 boxes reach beyond their image")
+    assert not any("corner" in warning for warning in warnings)
+
+
+def test_coordinates_that_are_fractions_of_the_image_are_dropped_with_a_hint(folder: Path) -> None:
+    fractions = [[0.1, 0.2, 0.5, 0.6], [0.3, 0.3, 0.9, 1.0]]
+    from_voc = [annotation([x1 - 1, y1 - 1, x2, y2]) for x1, y1, x2, y2 in fractions]
+    for boxes in ([annotation(box) for box in fractions], from_voc):
+        _, report = check(records(folder, [*boxes, annotation([5, 5, 30, 30])]))
+        assert (report.boxes, report.dropped[BoxProblem.DEGENERATE].count) == (1, 2)
+        warnings = "; ".join(report.warnings(num_proposals=9))
+        assert "2 degenerate, no area or a single point, (66.7%), first in 0.jpg" in warnings
+        assert "are their coordinates fractions of the image (0 to 1)?" in warnings
+
+
+def test_a_set_of_crowds_alone_is_told_and_nothing_to_learn_from(folder: Path) -> None:
+    cleaned, report = check(records(folder, [annotation([0, 0, 40, 40], iscrowd=1)] * 3))
+    assert "all 3 boxes are crowds ('iscrowd' 1), which count as no objects" in report.warnings(num_proposals=9)
+    with pytest.raises(ValueError, match=r"sets a, b have no usable box .*: all 3 are crowds\. Set 'iscrowd' 0"):
+        require_boxes(cleaned, ["a", "b"])
+    with pytest.raises(ValueError, match=r"no usable box to learn from\. Name sets with annotations"):
+        require_boxes(records(folder, []), ["a"])
+    require_boxes([*cleaned, *records(folder, [annotation([0, 0, 40, 40])])], ["a"])
 
 
 def problem_of(box: tuple[float, ...], width: float, height: float) -> BoxProblem:

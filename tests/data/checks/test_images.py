@@ -8,11 +8,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from detectron2.data import transforms as T
 from PIL import Image, ImageFile
 from ranks import run_ranks
 
 from dynamic_sparse_rcnn.data.checks.images import check_images
 from dynamic_sparse_rcnn.data.images import IMAGE_ERRORS, read_image
+from dynamic_sparse_rcnn.data.mapper import Resize
 
 WIDTH, HEIGHT = 40, 30
 
@@ -159,6 +161,30 @@ def test_grey_transparent_and_palette_images_are_read_in_colour(tmp_path: Path, 
     assert problem_of(tmp_path / f"image.{suffix}") is None
     read = read_image(str(tmp_path / f"image.{suffix}"), "RGB")
     assert np.array_equal(read, np.asarray(image.convert("RGB")))
+
+
+@pytest.mark.parametrize("orientation", [1, 6])
+@pytest.mark.parametrize(("width", "height"), [(4000, 1), (4000, 2), (2, 4000), (400, 2)])
+@pytest.mark.parametrize("max_size", [1333, 400])
+def test_an_image_is_dropped_if_and_only_if_resizing_leaves_nothing_of_it(
+    tmp_path: Path, width: int, height: int, max_size: int, orientation: int
+) -> None:
+    file = tmp_path / "image.png"
+    save_turned(file, np.zeros((height, width, 3), np.uint8), orientation)
+    size = (width, height) if orientation == 1 else (height, width)
+    resize = T.ResizeShortestEdge([800, 200], max_size, "choice")
+    _, report = check_images([record(file, *size)], Resize.of([resize, T.RandomFlip()]))
+    try:
+        shape = resize(T.AugInput(read_image(str(file), "RGB"))).apply_image(np.zeros((*size[::-1], 3), np.uint8)).shape
+    except ValueError:  # of Pillow: height and width must be > 0
+        shape = (0, 0)
+    assert bool(report.unusable) == (min(shape[:2]) == 0)
+    for _, reason in report.unusable:
+        assert reason.startswith(f"is {size[0]}x{size[1]}: resized to a long side of {max_size} pixels nothing is left")
+
+
+def test_images_that_are_not_resized_may_have_any_size() -> None:
+    assert Resize.of([T.RandomFlip(), T.ResizeShortestEdge(0, 1333)]) is None
 
 
 def test_every_unusable_file_is_kept_in_the_report_and_the_first_are_told(tmp_path: Path) -> None:

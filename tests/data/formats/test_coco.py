@@ -1,3 +1,4 @@
+import gzip
 import json
 import logging
 import os
@@ -7,7 +8,7 @@ from typing import Any
 import pytest
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import load_coco_json
-from written_datasets import CONTENT, coco_content, registered, write_coco
+from written_datasets import CONTENT, ap_of_ground_truth, coco_content, registered, write_coco
 
 from dynamic_sparse_rcnn.data.checks import load_checked_dataset
 from dynamic_sparse_rcnn.data.datasets import register_dataset
@@ -213,3 +214,127 @@ def test_a_part_is_evaluated_against_its_own_images_alone(tmp_path: Path) -> Non
     written = json.loads(Path(MetadataCatalog.get(name).json_file).read_text())
     assert {Path(image["file_name"]).name for image in written["images"]} == images_of(name)
     assert len(written["annotations"]) == 3 * len(CONTENT["a"])
+
+
+def warnings_of(caplog: pytest.LogCaptureFixture) -> list[str]:
+    return [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+
+
+@pytest.fixture
+def log(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> pytest.LogCaptureFixture:
+    monkeypatch.setattr(logging.getLogger("dynamic_sparse_rcnn"), "propagate", True)
+    return caplog
+
+
+@pytest.mark.parametrize("area", [None, "9", [], -1, float("nan"), True, 1e300])
+def test_an_area_that_is_none_is_replaced_by_that_of_the_box_and_counted(
+    tmp_path: Path, area: Any, log: pytest.LogCaptureFixture
+) -> None:
+    coco = coco_content(CONTENT)
+    coco["annotations"][0]["area"], coco["annotations"][1]["area"] = area, 7.5
+    name = registered(write_coco(tmp_path, coco))
+    assert ap_of_ground_truth(name, tmp_path / "output") == pytest.approx(100)
+    written = json.loads(Path(MetadataCatalog.get(name).json_file).read_text())["annotations"]
+    assert [a["area"] for a in written[:3]] == [120 * 80 if area != 1e300 else 1e10, 7.5, 60 * 65]
+    expected = "boxes.json: 1 annotations have an 'area' that is no area, first:"
+    assert all(expected in warning for warning in warnings_of(log))
+    assert bool(warnings_of(log)) == (area != 1e300)
+
+
+def test_two_categories_of_one_name_are_refused(tmp_path: Path) -> None:
+    coco = coco_content(CONTENT)
+    coco["categories"][1]["name"] = " cell"
+    with pytest.raises(ValueError, match=r"boxes\.json.* first: 'cell' by the categories \[7, 9\]\. Give each"):
+        register_dataset(write_coco(tmp_path, coco))
+
+
+@pytest.mark.parametrize("written", [str, float])
+def test_ids_written_as_text_or_with_a_point_are_the_same_ids(tmp_path: Path, coco_name: str, written: type) -> None:
+    expected = DatasetCatalog.get(registered(coco_name))
+    for keys in (("image_id",), ("category_id",), ("image_id", "category_id")):
+        coco = coco_content(CONTENT)
+        for annotation in coco["annotations"]:
+            annotation |= {key: written(annotation[key]) for key in keys}
+        dicts = DatasetCatalog.get(registered(write_coco(tmp_path / str(keys), coco)))
+        assert [record["annotations"] for record in dicts] == [record["annotations"] for record in expected]
+    coco = coco_content(CONTENT)
+    for entry in (*coco["images"], *coco["categories"]):
+        entry["id"] = written(entry["id"])
+    name = registered(write_coco(tmp_path / "lists", coco))
+    assert [record["annotations"] for record in DatasetCatalog.get(name)] == [r["annotations"] for r in expected]
+    assert MetadataCatalog.get(name).thing_classes == ["ant", "cell", "bee"]
+
+
+def test_ids_of_images_that_are_names_stay_names(tmp_path: Path) -> None:
+    coco = coco_content(CONTENT)
+    for number, new in enumerate(("7", "007", "a")):
+        for annotation in coco["annotations"]:
+            if annotation["image_id"] == coco["images"][number]["id"]:
+                annotation["image_id"] = new
+        coco["images"][number]["id"] = new
+    coco["annotations"][0]["image_id"] = 7
+    name = registered(write_coco(tmp_path, coco))
+    found = {record["image_id"]: len(record["annotations"]) for record in DatasetCatalog.get(name)}
+    assert found == {"7": 3, "007": 2, "a": 0}
+    assert ap_of_ground_truth(name, tmp_path / "output") == pytest.approx(100)
+
+
+def test_backslashes_are_separators_where_only_then_there_is_a_file(tmp_path: Path) -> None:
+    coco = coco_content({"a": CONTENT["a"], "b": [], "c": []})
+    name = write_coco(tmp_path, coco)
+    (tmp_path / "images/sub").mkdir()
+    for file in ("sub/a.jpg", "sub\\b.jpg", "sub/b.jpg"):
+        (tmp_path / "images" / file).touch()
+    for image in coco["images"]:
+        image["file_name"] = f"sub\\{image['file_name']}"
+    write_coco(tmp_path, coco)
+    files = [record["file_name"] for record in DatasetCatalog.get(registered(name))]
+    assert files == [f"{tmp_path}/images/{file}" for file in ("sub/a.jpg", "sub\\b.jpg", "sub\\c.jpg")]
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-16-le", "utf-32", "gzip"])
+def test_coco_files_of_other_encodings_are_read(tmp_path: Path, coco_name: str, encoding: str) -> None:
+    coco = coco_content(CONTENT)
+    coco["categories"][0]["name"] = "Zelle größer 細胞"
+    name = write_coco(tmp_path, coco)
+    text = json.dumps(coco, ensure_ascii=False)
+    content = gzip.compress(text.encode()) if encoding == "gzip" else text.encode(encoding)
+    (tmp_path / "boxes.json").write_bytes(content)
+    assert MetadataCatalog.get(registered(name)).thing_classes == ["ant", "Zelle größer 細胞", "bee"]
+    assert [len(record["annotations"]) for record in DatasetCatalog.get(name)] == [3, 2, 0]
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        '{"images": ["größer"]}'.encode("latin-1"),
+        b"[" * 100_000,
+        b'{"images": ' + b"[" * 50_000 + b"]" * 50_000 + b', "categories": []}',
+        b'{"images": ' + b"9" * 5000 + b"}",
+        b"\x1f\x8b broken",
+        gzip.compress(b"{}")[:-4],
+        b"",
+        b"\x00" * 100,
+    ],
+)
+def test_content_that_cannot_be_read_is_an_error_that_names_the_file(tmp_path: Path, content: bytes) -> None:
+    name = write_coco(tmp_path, coco_content(CONTENT))
+    (tmp_path / "boxes.json").write_bytes(content)
+    with pytest.raises(ValueError, match=r"boxes\.json (is not a JSON file in UTF-8|is a damaged gzip file)"):
+        register_dataset(name)
+
+
+def test_names_that_are_halves_of_characters_are_refused(tmp_path: Path) -> None:
+    coco = coco_content(CONTENT)
+    coco["categories"][0]["name"] = "\ud800"
+    with pytest.raises(ValueError, match=r"boxes\.json: each of the 'categories' needs a 'name'"):
+        register_dataset(write_coco(tmp_path, coco))
+
+
+def test_categories_that_change_during_a_run_are_an_error(tmp_path: Path, coco_name: str) -> None:
+    register_dataset(coco_name)
+    coco = coco_content(CONTENT)
+    coco["categories"][0]["name"] = "other"
+    write_coco(tmp_path / "coco", coco)
+    with pytest.raises(ValueError, match=r"categories of .*boxes\.json have changed"):
+        DatasetCatalog.get(coco_name)

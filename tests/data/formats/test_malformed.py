@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import math
 import os
 import subprocess
 import sys
@@ -21,11 +22,20 @@ from detectron2.data.datasets import builtin_meta
 from detectron2.modeling import build_model
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from written_datasets import CONTENT, HEIGHT, WIDTH, Box, coco_content, registered, write_coco, write_voc
+from written_datasets import (
+    CONTENT,
+    HEIGHT,
+    WIDTH,
+    Box,
+    ap_of_ground_truth,
+    coco_content,
+    registered,
+    write_coco,
+    write_voc,
+)
 
 from dynamic_sparse_rcnn.data.checks import load_checked_dataset, report_dataset
-from dynamic_sparse_rcnn.data.datasets import check_same_classes
-from dynamic_sparse_rcnn.data.ground_truth import ensure_coco_json
+from dynamic_sparse_rcnn.data.datasets import check_same_classes, register_dataset
 from dynamic_sparse_rcnn.data.mapper import DetectionMapper
 
 ROOT = Path(__file__).parents[3]
@@ -57,15 +67,19 @@ def write_images(folder: Path) -> None:
 
 
 def refusal(name: str, folder: str) -> str | None:
-    """The error that a run with this data set would start with, or None if it can be used; nothing else may happen."""
+    """The error that a run with this data set would start with, or None if it can be used; nothing else may happen.
+
+    If it can be used, its own boxes are found to be perfect detections.
+    """
     try:
-        dicts = report_dataset(name, num_classes=3, num_proposals=10)
-        ensure_coco_json(name, folder)
-        assert json.loads(Path(MetadataCatalog.get(name).json_file).read_text())["images"]
-        for record in dicts:
+        register_dataset(name)
+        num_classes = len(MetadataCatalog.get(name).thing_classes)
+        for record in report_dataset(name, num_classes=num_classes, num_proposals=10):
             for annotation in record["annotations"]:
                 assert np.isfinite(annotation["bbox"]).all()
-                assert annotation["category_id"] in range(3)
+                assert annotation["category_id"] in range(num_classes)
+        ap = ap_of_ground_truth(name, Path(folder))
+        assert math.isnan(ap) or ap == pytest.approx(100)
     except (ValueError, FileNotFoundError) as error:
         return str(error)
     finally:
@@ -107,6 +121,43 @@ def test_a_voc_file_with_anything_anywhere_is_used_or_named(tag: str, number: in
         else:
             element.text = text
         tree.write(file)
+        error = refusal(f"voc:{folder}:train", f"{folder}/output")
+        assert error is None or folder in error
+
+
+BYTES = st.binary(max_size=4) | st.sampled_from([b"\xff\xfe", b"\xef\xbb\xbf", b"&a;", b"<", b'"', b"[", b"9" * 5000])
+
+
+def mutate(file: Path, changes: list[tuple[float, int, bytes]]) -> None:
+    """Replaces, at some shares of the file, some bytes by others."""
+    content = file.read_bytes()
+    for share, length, new in changes:
+        start = int(share * len(content))
+        content = content[:start] + new + content[start + length :]
+    file.write_bytes(content)
+
+
+CHANGES = st.lists(st.tuples(st.floats(0, 1), st.integers(0, 20), BYTES), min_size=1, max_size=3)
+
+
+@ANY_EXAMPLE
+@given(changes=CHANGES)
+def test_a_coco_file_of_any_bytes_is_used_or_named(changes: list[tuple[float, int, bytes]]) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        name = write_coco(Path(folder), COCO)
+        write_images(Path(folder) / "images")
+        mutate(Path(folder) / "boxes.json", changes)
+        error = refusal(name, f"{folder}/output")
+        assert error is None or folder in error
+
+
+@ANY_EXAMPLE
+@given(file=st.sampled_from(["Annotations/a.xml", "ImageSets/Main/train.txt"]), changes=CHANGES)
+def test_voc_files_of_any_bytes_are_used_or_named(file: str, changes: list[tuple[float, int, bytes]]) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        write_voc(Path(folder), CONTENT)
+        write_images(Path(folder) / "JPEGImages")
+        mutate(Path(folder) / file, changes)
         error = refusal(f"voc:{folder}:train", f"{folder}/output")
         assert error is None or folder in error
 

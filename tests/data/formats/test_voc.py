@@ -86,3 +86,65 @@ def test_voc_folder_without_objects_is_an_error(tmp_path: Path) -> None:
     write_voc(tmp_path, {"a": []})
     with pytest.raises(ValueError, match=r"None of the 1 files .* has an <object>"):
         register_dataset(f"voc:{tmp_path}:train")
+
+
+@pytest.mark.parametrize(
+    ("declared", "written"),
+    [
+        ("utf-8", "utf-8-sig"),
+        ("utf-16", "utf-16"),
+        ("latin-1", "latin-1"),
+        ("gb2312", "gb2312"),
+        ("shift_jis", "shift_jis"),
+        ("ansi", "utf-8"),
+    ],
+)
+def test_voc_annotations_of_any_declared_encoding_are_read(voc_folder: Path, declared: str, written: str) -> None:
+    class_name = {"latin-1": "größer", "gb2312": "细胞", "shift_jis": "細胞"}.get(declared, "größer 細胞")
+    file = voc_folder / "Annotations/a.xml"
+    text = file.read_text().replace("cell", class_name)
+    file.write_bytes(f'<?xml version="1.0" encoding="{declared}"?>{text}'.encode(written))
+    assert class_name in MetadataCatalog.get(registered(f"voc:{voc_folder}:train")).thing_classes
+    assert table(f"voc:{voc_folder}:train")["a"][class_name, (0, 0, WIDTH, HEIGHT)] == 1
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        '<?xml version="1.0" encoding="ansi"?><annotation><object><name>größer</name></object></annotation>'.encode(
+            "latin-1"
+        ),
+        '<?xml version="1.0" encoding="gb2312"?><annotation>\ufffd</annotation>'.encode(),
+        b"",
+        b"\x00" * 50,
+        b"<a>" * 50_000,
+    ],
+)
+def test_voc_annotations_that_cannot_be_decoded_are_named(voc_folder: Path, content: bytes) -> None:
+    (voc_folder / "Annotations/a.xml").write_bytes(content)
+    with pytest.raises(ValueError, match=r"a\.xml is not valid XML: .* Repair it \(save it as UTF-8\)"):
+        register_dataset(f"voc:{voc_folder}:train")
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
+def test_voc_splits_may_have_a_byte_order_mark_and_backslashes(tmp_path: Path, encoding: str) -> None:
+    write_voc(tmp_path, {"été": CONTENT["a"], "b": CONTENT["b"]})
+    for folder, suffix in (("Annotations", "xml"), ("JPEGImages", "jpg")):
+        (tmp_path / folder / "sub").mkdir()
+        (tmp_path / folder / f"b.{suffix}").rename(tmp_path / folder / f"sub/b.{suffix}")
+    (tmp_path / "ImageSets/Main/train.txt").write_bytes("été\r\nsub\\b\r\n".encode(encoding))
+    records = DatasetCatalog.get(registered(f"voc:{tmp_path}:train"))
+    assert [record["image_id"] for record in records] == ["été", "sub/b"]
+    assert Path(records[1]["file_name"]).is_file()
+
+
+def test_a_voc_split_in_another_encoding_is_named(voc_folder: Path) -> None:
+    (voc_folder / "ImageSets/Main/train.txt").write_bytes("été".encode("latin-1"))
+    with pytest.raises(ValueError, match=r"train\.txt is not utf-8 text: .* Save it as UTF-8"):
+        DatasetCatalog.get(registered(f"voc:{voc_folder}:train"))
+
+
+def test_spaces_around_a_voc_class_name_are_none_of_it(voc_folder: Path) -> None:
+    file = voc_folder / "Annotations/a.xml"
+    file.write_text(file.read_text().replace("<name>cell</name>", "<name>\n  cell </name>", 1))
+    assert MetadataCatalog.get(registered(f"voc:{voc_folder}:train")).thing_classes == ["ant", "bee", "cell"]
