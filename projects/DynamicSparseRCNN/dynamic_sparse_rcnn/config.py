@@ -60,6 +60,9 @@ def add_dynamic_sparse_rcnn_config(cfg: CfgNode) -> None:
     _add_evaluation(cfg.TEST)
     # File (.yaml or .json) of an Albumentations pipeline, applied before the other training augmentations.
     cfg.INPUT.ALBUMENTATIONS = ""
+    # Megabytes of decoded training images that each worker keeps in memory, shrunk to twice the largest of
+    # INPUT.MIN_SIZE_TRAIN; 0: none, and images are not shrunk.
+    cfg.DATALOADER.CACHE_MEGABYTES = 0
     # In the config.yaml of runs of the public Sparse R-CNN: accepted and ignored, with a warning.
     for name in ("CVPODS_TTA", "SCALE_FILTER", "SCALE_RANGES"):
         cfg.register_deprecated_key(f"TEST.AUG.{name}")

@@ -18,6 +18,7 @@ from detectron2.data import transforms as T
 from detectron2.data.detection_utils import build_augmentation, check_image_size, filter_empty_instances
 from detectron2.structures import Boxes, BoxMode, Instances
 
+from .image_cache import ImageCache
 from .images import IMAGE_ERRORS, read_image
 from .pipelines import AlbumentationsPipeline, PipelineAugmentation
 from .records import Record
@@ -95,16 +96,20 @@ class DetectionMapper(DatasetMapper):
     """
 
     @configurable
-    def __init__(self, *, keep_crowd: bool, spares: Sequence[Record] = (), **arguments: Any) -> None:
+    def __init__(
+        self, *, keep_crowd: bool, spares: Sequence[Record] = (), cache: ImageCache | None = None, **arguments: Any
+    ) -> None:
         """
         Args:
             keep_crowd: whether ``instances`` has crowd regions too, told apart by the bool field ``gt_is_crowd``.
             spares: records of images that replace one that cannot be used.
+            cache: keeps images in memory, shrunk; None: each is read again every time.
             arguments: those of ``DatasetMapper``.
         """
         super().__init__(**arguments)
         self.keep_crowd = keep_crowd
         self.spares = list(spares)
+        self.cache = cache
         self._resize = Resize.of(self.augmentations.augs)
 
     @classmethod
@@ -113,6 +118,7 @@ class DetectionMapper(DatasetMapper):
         return arguments | {
             "augmentations": build_augmentations(cfg, is_train),
             "keep_crowd": cfg.MODEL.SparseRCNN.IGNORE_CROWD,
+            "cache": _build_cache(cfg) if is_train else None,
         }
 
     def __call__(self, dataset_dict: Record) -> Record:
@@ -124,7 +130,7 @@ class DetectionMapper(DatasetMapper):
         record, image = self._read(dataset_dict)
         mapped = {key: value for key, value in record.items() if key != "annotations"}
         annotations = [a for a in record.get("annotations", ()) if self.keep_crowd or not a.get("iscrowd", 0)]
-        augmented = T.AugInput(image, boxes=_boxes_in_image(annotations, image))
+        augmented = T.AugInput(image, boxes=_boxes_in_image(annotations, record, image))
         self.augmentations(augmented)
         mapped["image"] = torch.as_tensor(np.ascontiguousarray(augmented.image.transpose(2, 0, 1)))
         if self.is_train:
@@ -136,8 +142,7 @@ class DetectionMapper(DatasetMapper):
         for candidate in itertools.chain([dataset_dict], self._shuffled_spares()):
             record = dict(candidate)
             try:
-                image = read_image(record["file_name"], self.image_format)
-                check_image_size(record, image)
+                image = self._image(record)
                 problem = self._resize.problem(*image.shape[1::-1]) if self._resize else ""
             except IMAGE_ERRORS as error:
                 problem = f"cannot be used: {error}"
@@ -146,6 +151,19 @@ class DetectionMapper(DatasetMapper):
             problem = f"{record['file_name']} {problem}"
             logger.warning("%s", problem)
         raise OSError(f"{problem}. Replace this image, or remove it from the annotations.")
+
+    def _image(self, record: Record) -> npt.NDArray[np.uint8]:
+        """(H, W, 3) the image, perhaps shrunk; the record gets its own size."""
+
+        def read() -> npt.NDArray[np.uint8]:
+            image = read_image(record["file_name"], self.image_format)
+            check_image_size(record, image)
+            return image
+
+        if self.cache is None:
+            return read()
+        image, record["height"], record["width"] = self.cache.get(record["file_name"], read)
+        return image
 
     def _shuffled_spares(self) -> Iterator[Record]:
         if self.is_train:
@@ -161,9 +179,23 @@ class DetectionMapper(DatasetMapper):
         return filter_empty_instances(instances)
 
 
-def _boxes_in_image(annotations: list[Record], image: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
-    """(N, 4) float32 absolute xyxy pixels, clipped to the image: augmentations may count on that."""
+def _build_cache(cfg: CfgNode) -> ImageCache | None:
+    """Images of twice the largest training size: enough for a resize that is as good as from the file."""
+    crop_sides = _SIZES_BEFORE_CROP if cfg.INPUT.CROP.ENABLED else []
+    sides = [*(2 * side for side in cfg.INPUT.MIN_SIZE_TRAIN), *crop_sides]
+    return ImageCache(max(sides), cfg.DATALOADER.CACHE_MEGABYTES << 20) if cfg.DATALOADER.CACHE_MEGABYTES else None
+
+
+def _boxes_in_image(annotations: list[Record], record: Record, image: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
+    """(N, 4) float32 absolute xyxy pixels, clipped to the image: augmentations may count on that.
+
+    Args:
+        annotations: of the image at its own size.
+        record: has that size.
+        image: (H, W, 3), perhaps shrunk.
+    """
     boxes = [BoxMode.convert(list(a["bbox"]), a["bbox_mode"], BoxMode.XYXY_ABS) for a in annotations]
     height, width = image.shape[:2]
-    in_image = np.array(boxes, dtype=np.float64).reshape(-1, 4).clip(0, [width, height, width, height])
+    scale = np.array([width / record["width"], height / record["height"]] * 2)
+    in_image = (np.array(boxes, dtype=np.float64).reshape(-1, 4) * scale).clip(0, [width, height, width, height])
     return in_image.astype(np.float32)
