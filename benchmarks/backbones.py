@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Size, work and speed of a detector with each backbone: one row a config, as a table of the model card.
+"""Size, work and speed of a detector with each backbone: one row a config, as in the documentation's results.
 
 Parameters of the backbone with its pyramid and of the whole detector, GFLOPs of both for one image (a
 multiplication with its addition counts as one, as elsewhere in the field), and images per second of whole inferences:
