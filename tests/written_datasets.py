@@ -1,16 +1,19 @@
-"""Small data sets that the tests write, in both formats, and how detectron2 reads them."""
+"""Small data sets that the tests write, in all formats, and how detectron2 reads and evaluates them."""
 
 import contextlib
 import json
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
-from detectron2.structures import BoxMode
+from detectron2.structures import Boxes, BoxMode, Instances
+from PIL import Image
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
@@ -29,7 +32,7 @@ class Box:
     difficult: int = 0
 
 
-# Written in both formats. The box of 1 x 1 pixel in "b" is what a click leaves, and no object.
+# Written in all formats. The box of 1 x 1 pixel in "b" is what a click leaves, and no object.
 CONTENT = {
     "a": [Box("cell", (0, 0, WIDTH, HEIGHT)), Box("ant", (10, 20, 40, 60)), Box("cell", (50, 5, 110, 70))],
     "b": [Box("bee", (3, 4, 4, 5)), Box("bee", (30, 30, 90, 75), difficult=1)],
@@ -99,9 +102,70 @@ def write_coco(folder: Path, coco: dict[str, Any]) -> str:
     return f"coco:{folder}/boxes.json:{folder}/images"
 
 
+def yolo_line(class_number: int, box: Box) -> str:
+    x1, y1, x2, y2 = box.corners
+    x, y, width, height = (x1 + x2) / 2 / WIDTH, (y1 + y2) / 2 / HEIGHT, (x2 - x1) / WIDTH, (y2 - y1) / HEIGHT
+    return f"{class_number} {x!r} {y!r} {width!r} {height!r}\n"
+
+
+def write_images(folder: Path, stems: Iterable[str]) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    for stem in stems:
+        Image.new("RGB", (WIDTH, HEIGHT)).save(folder / f"{stem}.jpg")
+
+
+def write_yolo(folder: Path, content: dict[str, list[Box]], names: Sequence[str] = ("ant", "bee", "cell")) -> str:
+    """Writes images and labels below a ``train``, and a data.yaml; returns the data set's name."""
+    write_images(folder / "train/images", content)
+    (folder / "train/labels").mkdir(exist_ok=True)
+    for stem, boxes in content.items():
+        lines = [yolo_line(names.index(box.name), box) for box in boxes]
+        (folder / f"train/labels/{stem}.txt").write_text("".join(lines))
+    (folder / "data.yaml").write_text(f"train: train/images\nnames: {list(names)}\n")
+    return f"yolo:{folder}/data.yaml:train"
+
+
 def registered(name: str) -> str:
     register_dataset(name)
     return name
+
+
+def detect(name: str, seed: int = 0) -> list[tuple[dict[str, Any], dict[str, Any]]]:
+    """Inputs and detections: the ground truth of ``name`` moved at random, some missing, some of another class.
+
+    The same for the same images in another format, whatever their order.
+    """
+    classes = MetadataCatalog.get(name).thing_classes
+    pairs = []
+    for record in DatasetCatalog.get(name):
+        random = np.random.default_rng([seed, *Path(record["file_name"]).stem.encode()])
+        found = []
+        objects = [
+            (BoxMode.convert(list(o["bbox"]), o["bbox_mode"], BoxMode.XYXY_ABS), o["category_id"])
+            for o in record["annotations"]
+        ]
+        for box, category in sorted(objects, key=lambda o: (o[0], classes[o[1]])):
+            shift, score, lost, confused = random.normal(0, 4, 4), random.random(), random.random(), random.random()
+            if lost > 0.2:
+                category = (category + (confused < 0.1)) % len(classes)
+                found.append((np.add(box, shift), score, category))
+        boxes, scores, categories = zip(*found, strict=True) if found else ([], [], [])
+        instances = Instances(
+            (record["height"], record["width"]),
+            pred_boxes=Boxes(torch.tensor(np.array(boxes), dtype=torch.float32).reshape(-1, 4)),
+            scores=torch.tensor(scores, dtype=torch.float32),
+            pred_classes=torch.tensor(categories, dtype=torch.int64),
+        )
+        pairs.append((record, {"instances": instances}))
+    return pairs
+
+
+def evaluate(evaluator: Any, pairs: list[tuple[dict[str, Any], dict[str, Any]]]) -> dict[str, Any]:
+    evaluator.reset()
+    for record, output in pairs:
+        evaluator.process([record], [output])
+    results: dict[str, Any] = evaluator.evaluate()
+    return results
 
 
 def ap_of_ground_truth(name: str, output_dir: Path) -> float:

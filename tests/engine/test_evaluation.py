@@ -13,8 +13,8 @@ import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets.pascal_voc import register_pascal_voc
 from detectron2.evaluation import COCOEvaluator, DatasetEvaluators, PascalVOCDetectionEvaluator
-from detectron2.structures import Boxes, BoxMode, Instances
-from written_datasets import CONTENT, Box, coco_content, registered, write_coco, write_voc
+from detectron2.structures import Boxes, Instances
+from written_datasets import CONTENT, Box, coco_content, detect, evaluate, registered, write_coco, write_voc
 
 from dynamic_sparse_rcnn.engine.evaluation import VOCEvaluator, build_evaluator, voc_year
 
@@ -27,44 +27,6 @@ PLAIN = {stem: [box for box in boxes if not box.difficult] for stem, boxes in CO
 def voc_folder(tmp_path: Path) -> Path:
     write_voc(tmp_path / "voc", CONTENT)
     return tmp_path / "voc"
-
-
-def detect(name: str, seed: int = 0) -> list[tuple[dict[str, Any], dict[str, Any]]]:
-    """Inputs and detections: the ground truth of ``name`` moved at random, some missing, some of another class.
-
-    The same for the same images in another format, whatever their order.
-    """
-    classes = MetadataCatalog.get(name).thing_classes
-    pairs = []
-    for record in DatasetCatalog.get(name):
-        random = np.random.default_rng([seed, *Path(record["file_name"]).stem.encode()])
-        found = []
-        objects = [
-            (BoxMode.convert(list(o["bbox"]), o["bbox_mode"], BoxMode.XYXY_ABS), o["category_id"])
-            for o in record["annotations"]
-        ]
-        for box, category in sorted(objects, key=lambda o: (o[0], classes[o[1]])):
-            shift, score, lost, confused = random.normal(0, 4, 4), random.random(), random.random(), random.random()
-            if lost > 0.2:
-                category = (category + (confused < 0.1)) % len(classes)
-                found.append((np.add(box, shift), score, category))
-        boxes, scores, categories = zip(*found, strict=True) if found else ([], [], [])
-        instances = Instances(
-            (record["height"], record["width"]),
-            pred_boxes=Boxes(torch.tensor(np.array(boxes), dtype=torch.float32).reshape(-1, 4)),
-            scores=torch.tensor(scores, dtype=torch.float32),
-            pred_classes=torch.tensor(categories, dtype=torch.int64),
-        )
-        pairs.append((record, {"instances": instances}))
-    return pairs
-
-
-def evaluate(evaluator: Any, pairs: list[tuple[dict[str, Any], dict[str, Any]]]) -> dict[str, Any]:
-    evaluator.reset()
-    for record, output in pairs:
-        evaluator.process([record], [output])
-    results: dict[str, Any] = evaluator.evaluate()
-    return results
 
 
 def complete_for_detectron2(folder: Path) -> None:

@@ -13,10 +13,10 @@ import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 import pytest
 import torch
+import yaml
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import builtin_meta
 from detectron2.modeling import build_model
@@ -31,7 +31,9 @@ from written_datasets import (
     coco_content,
     registered,
     write_coco,
+    write_images,
     write_voc,
+    write_yolo,
 )
 
 from dynamic_sparse_rcnn.data.checks import load_checked_dataset, report_dataset
@@ -59,11 +61,6 @@ def changed(value: Any, path: tuple[Any, ...], new: Any) -> Any:
         inner = inner[key]
     inner[path[-1]] = new
     return value
-
-
-def write_images(folder: Path) -> None:
-    for stem in CONTENT:
-        cv2.imwrite(str(folder / f"{stem}.jpg"), np.zeros((HEIGHT, WIDTH, 3), np.uint8))
 
 
 def refusal(name: str, folder: str) -> str | None:
@@ -97,7 +94,7 @@ COCO = coco_content(CONTENT)
 def test_a_coco_file_with_anything_anywhere_is_used_or_named(place: tuple[Any, ...], new: Any) -> None:
     with tempfile.TemporaryDirectory() as folder:
         name = write_coco(Path(folder), changed(COCO, place, new))
-        write_images(Path(folder) / "images")
+        write_images(Path(folder) / "images", CONTENT)
         error = refusal(name, f"{folder}/output")
         assert error is None or folder in error
 
@@ -111,7 +108,7 @@ def test_a_coco_file_with_anything_anywhere_is_used_or_named(place: tuple[Any, .
 def test_a_voc_file_with_anything_anywhere_is_used_or_named(tag: str, number: int, text: str | None) -> None:
     with tempfile.TemporaryDirectory() as folder:
         write_voc(Path(folder), CONTENT)
-        write_images(Path(folder) / "JPEGImages")
+        write_images(Path(folder) / "JPEGImages", CONTENT)
         file = Path(folder) / "Annotations" / "a.xml"
         tree = ElementTree.parse(file)
         elements = list(tree.iter(tag))
@@ -145,7 +142,7 @@ CHANGES = st.lists(st.tuples(st.floats(0, 1), st.integers(0, 20), BYTES), min_si
 def test_a_coco_file_of_any_bytes_is_used_or_named(changes: list[tuple[float, int, bytes]]) -> None:
     with tempfile.TemporaryDirectory() as folder:
         name = write_coco(Path(folder), COCO)
-        write_images(Path(folder) / "images")
+        write_images(Path(folder) / "images", CONTENT)
         mutate(Path(folder) / "boxes.json", changes)
         error = refusal(name, f"{folder}/output")
         assert error is None or folder in error
@@ -156,9 +153,50 @@ def test_a_coco_file_of_any_bytes_is_used_or_named(changes: list[tuple[float, in
 def test_voc_files_of_any_bytes_are_used_or_named(file: str, changes: list[tuple[float, int, bytes]]) -> None:
     with tempfile.TemporaryDirectory() as folder:
         write_voc(Path(folder), CONTENT)
-        write_images(Path(folder) / "JPEGImages")
+        write_images(Path(folder) / "JPEGImages", CONTENT)
         mutate(Path(folder) / file, changes)
         error = refusal(f"voc:{folder}:train", f"{folder}/output")
+        assert error is None or folder in error
+
+
+YOLO_FILES = st.sampled_from(["data.yaml", "train/labels/a.txt"])
+
+
+@ANY_EXAMPLE
+@given(file=YOLO_FILES, changes=CHANGES)
+def test_yolo_files_of_any_bytes_are_used_or_named(file: str, changes: list[tuple[float, int, bytes]]) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        name = write_yolo(Path(folder), CONTENT)
+        mutate(Path(folder) / file, changes)
+        error = refusal(name, f"{folder}/output")
+        assert error is None or folder in error
+
+
+TOKENS = st.sampled_from(["0", "1", "2", "0.5", "-1", "1e400", "nan", "x", "0.25", "1.0", "3", "1_0", "\n", "", "²"])
+
+
+@ANY_EXAMPLE
+@given(tokens=st.lists(TOKENS, max_size=12))
+def test_yolo_labels_of_any_values_are_used_or_named(tokens: list[str]) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        name = write_yolo(Path(folder), CONTENT)
+        (Path(folder) / "train/labels/a.txt").write_text(" ".join(tokens))
+        error = refusal(name, f"{folder}/output")
+        assert error is None or f"{folder}/train/labels/a.txt, line " in error
+
+
+VALUES = st.one_of(st.none(), st.booleans(), st.integers(-2, 99), st.floats(), st.text(max_size=3))
+YAML_VALUES = VALUES | st.lists(VALUES, max_size=4) | st.dictionaries(VALUES, VALUES, max_size=4)
+
+
+@ANY_EXAMPLE
+@given(key=st.sampled_from(["path", "train", "names", "nc", "kpt_shape"]), value=YAML_VALUES)
+def test_a_data_yaml_with_anything_anywhere_is_used_or_named(key: str, value: Any) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        name = write_yolo(Path(folder), CONTENT)
+        content = {"train": "train/images", "names": ["ant", "bee", "cell"], key: value}
+        (Path(folder) / "data.yaml").write_text(yaml.safe_dump(content))
+        error = refusal(name, f"{folder}/output")
         assert error is None or folder in error
 
 
@@ -186,7 +224,7 @@ def one_image(folder: Path, boxes: list[list[float]]) -> str:
         {"id": i, "image_id": 1, "category_id": 1, "bbox": box} for i, box in enumerate(boxes, start=1)
     ]
     name = write_coco(folder, coco)
-    write_images(folder / "images")
+    write_images(folder / "images", CONTENT)
     return name
 
 

@@ -3,6 +3,7 @@
 from .base import DATASET_FORMAT_REGISTRY, Classes, DatasetFormat, known_forms, parse_dataset_name
 from .coco import CocoDataset
 from .voc import VocDataset
+from .yolo import YoloDataset
 
 __all__ = [
     "DATASET_FORMAT_REGISTRY",
@@ -10,6 +11,7 @@ __all__ = [
     "CocoDataset",
     "DatasetFormat",
     "VocDataset",
+    "YoloDataset",
     "known_forms",
     "parse_dataset_name",
 ]

@@ -1,0 +1,262 @@
+"""Folders in YOLO's layout, ``yolo:<data.yaml>:<split>`` or ``yolo:<folder>[:<split>]``.
+
+supervision's reader reports neither a malformed line nor a missing label file, and decodes every image; hence this one.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import yaml
+from detectron2.structures import BoxMode
+from PIL import Image
+
+from ..images import IMAGE_ERRORS, rotated_size
+from ..records import Record
+from .base import DATASET_FORMAT_REGISTRY, Classes, DatasetFormat, path_separators, split_last
+from .reading import IMAGE_SUFFIXES, is_text, read_text
+
+logger = logging.getLogger(__name__)
+
+_YAML_SUFFIXES = (".yaml", ".yml")
+# Class names of folders without a data.yaml, one a line: of Label Studio, CVAT and LabelImg.
+_NAME_FILES = ("classes.txt", "obj.names", "labels/classes.txt")
+# How far normalized coordinates may be outside of 0 to 1: tools round, and let polygons touch the border.
+_TOLERANCE = 0.01
+_NUMBER = re.compile(r"0|[1-9][0-9]{0,5}")
+
+
+@DATASET_FORMAT_REGISTRY.register()
+@dataclass(frozen=True)
+class YoloDataset(DatasetFormat):
+    """One split of a data set in YOLO's layout.
+
+    Attributes:
+        source: path of the data.yaml, or of a folder that has one, or has ``images`` and ``labels`` and class names.
+        split: what the split is called; empty: all images of the folder.
+    """
+
+    prefix: ClassVar[str] = "yolo"
+    form: ClassVar[str] = "yolo:<data.yaml or folder>:<split>"
+
+    source: str
+    split: str
+
+    @classmethod
+    def parse(cls, rest: str) -> YoloDataset:
+        """See :class:`DatasetFormat`."""
+        whole = os.path.expanduser(rest)
+        if os.path.isdir(whole) or (rest and not path_separators(rest) and not rest.endswith(_YAML_SUFFIXES)):
+            return cls(whole, "")
+        source, split = split_last(rest)
+        return cls(os.path.expanduser(source), split)
+
+    def classes(self) -> Classes:
+        """The ``names`` of the data.yaml, or the lines of ``classes.txt`` or ``obj.names``; ids are YOLO's numbers."""
+        names = self._describe().names
+        return Classes(tuple(names.values()), tuple(names))
+
+    def records(self, classes: Classes) -> list[Record]:
+        """The images in the order of their list, or of their paths; boxes in ``BoxMode.XYXY_ABS``.
+
+        Images without a label file are images without objects, and are counted; of polygons the surrounding box is
+        taken. An image that cannot be read has no objects here: the check of the images reports it.
+        """
+        description = self._describe()
+        contiguous = {number: i for i, number in enumerate(classes.category_ids)}
+        images = [image for place in description.places for image in _images_of(place, description.roots)]
+        distinct = list(dict.fromkeys(images))
+        if len(distinct) < len(images):
+            logger.warning("%s: %d images are listed again; each is used once.", self, len(images) - len(distinct))
+        label_files = [_label_file(image) for image in distinct]
+        missing = sum(not os.path.isfile(file) for file in label_files)
+        if missing == len(distinct):
+            raise FileNotFoundError(
+                f"None of the {missing} images in {', '.join(description.places)} has a label file, first looked for: "
+                f"{''.join(label_files[:1])}. Put labels there, or correct the folder."
+            )
+        if missing:
+            logger.warning("%s: %d of %d images have no label file, and so no objects.", self, missing, len(distinct))
+        return [
+            _record(image, label_file, description, contiguous)
+            for image, label_file in zip(distinct, label_files, strict=True)
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.prefix}:{self.source}:{self.split}".rstrip(":")
+
+    def _describe(self) -> _Description:
+        if self.source.endswith(_YAML_SUFFIXES):
+            return _describe_yaml(self.source, self.split)
+        inner = os.path.join(self.source, "data.yaml")
+        if os.path.isfile(inner) and self.split:
+            return _describe_yaml(inner, self.split)
+        return _describe_folder(self.source, self.split)
+
+
+@dataclass(frozen=True)
+class _Description:
+    """What is known of a split before its images are looked at.
+
+    Attributes:
+        names: class names by YOLO's numbers.
+        roots: folders that relative paths start from, the likeliest first.
+        places: folders of images, and lists of images.
+        has_keypoints: whether numbers behind a box are keypoints, and no polygon.
+    """
+
+    names: dict[int, str]
+    roots: tuple[str, ...]
+    places: tuple[str, ...]
+    has_keypoints: bool = False
+
+
+def _describe_yaml(file: str, split: str) -> _Description:
+    try:
+        # Not typed, so that the class names no and 007 stay what they are.
+        data = yaml.load(read_text(file), Loader=yaml.BaseLoader)
+    except (yaml.YAMLError, RecursionError) as error:
+        raise ValueError(f"{file} is not a YAML file: {' '.join(str(error).split())}. Correct it.") from error
+    if not isinstance(data, dict):
+        raise ValueError(f"{file} does not hold keys and values. Name the data.yaml of a YOLO data set.")
+    entries = data.get(split)
+    entries = [entries] if isinstance(entries, str) else entries
+    if not isinstance(entries, list) or not entries or not all(is_text(entry) for entry in entries):
+        found = [key for key in data if key not in ("path", "names", "nc", "download", "kpt_shape")]
+        raise ValueError(f"{file} has no images of the split {split!r}; its other keys are {', '.join(found[:20])}.")
+    folder = os.path.dirname(file)
+    path = data.get("path", "")
+    # Of data that were moved, `path` names a folder of another machine.
+    root = os.path.join(folder, os.path.expanduser(path)) if isinstance(path, str) else folder
+    roots = (root, folder) if os.path.isdir(root) else (folder, root)
+    places = tuple(_existing(entry, roots, f"{file}: {split}") for entry in entries)
+    return _Description(_yaml_names(data, file), roots, places, "kpt_shape" in data)
+
+
+def _yaml_names(data: dict[str, Any], file: str) -> dict[int, str]:
+    names, count = data.get("names"), data.get("nc", "")
+    if names is None and _NUMBER.fullmatch(str(count)):
+        names = [f"class {i}" for i in range(int(count))]
+    if isinstance(names, list):
+        names = {str(i): name for i, name in enumerate(names)}
+    if not isinstance(names, dict) or not names:
+        raise ValueError(f"{file}: 'names' is neither a list of class names nor a mapping of numbers to names. Add it.")
+    for key, name in names.items():
+        if not (_NUMBER.fullmatch(key) and is_text(name)):
+            raise ValueError(f"{file}: 'names' has {key!r}: {name!r}. Write a number and a name.")
+    if _NUMBER.fullmatch(str(count)) and count != str(len(names)):
+        raise ValueError(f"{file}: 'nc' is {count}, but there are {len(names)} 'names'. Correct one of them.")
+    return {number: names[key].strip() for number, key in sorted((int(key), key) for key in names)}
+
+
+def _describe_folder(folder: str, split: str) -> _Description:
+    if not os.path.isdir(folder):
+        raise FileNotFoundError(f"The folder {folder} does not exist. Correct the path in {YoloDataset.form!r}.")
+    layouts = (f"{split}.txt", f"images/{split}", f"{split}/images") if split else ("images",)
+    places = [os.path.join(folder, layout) for layout in layouts]
+    place = next(filter(os.path.exists, places), None)
+    if place is None:
+        raise FileNotFoundError(f"There is none of {', '.join(places)}. Name a data.yaml, or a split of this folder.")
+    for name_file in (os.path.join(folder, name) for name in _NAME_FILES):
+        if os.path.isfile(name_file):
+            lines = [line.strip() for line in read_text(name_file).splitlines()]
+            return _Description({i: line for i, line in enumerate(lines) if line}, (folder,), (place,))
+    raise FileNotFoundError(
+        f"{folder} has no class names: write {_NAME_FILES[0]} there with one name a line, or name a data.yaml."
+    )
+
+
+def _existing(entry: str, roots: Sequence[str], origin: str) -> str:
+    candidates = _candidates(entry, roots)
+    for candidate in candidates:
+        if os.path.exists(candidate):
+            return candidate
+    raise FileNotFoundError(f"{origin} is {entry!r}, but there is no {' or '.join(candidates)}. Correct the path.")
+
+
+def _candidates(entry: str, roots: Sequence[str]) -> list[str]:
+    """Where a path may lead: Roboflow writes ``../`` for the folder of the data.yaml, CVAT ``data/``."""
+    spellings = (entry.strip(), entry.strip().replace("\\", "/"))
+    paths = [path.removeprefix(prefix) for path in spellings for prefix in ("", "../", "data/")]
+    return list(dict.fromkeys(os.path.normpath(os.path.join(root, path)) for path in paths for root in roots))
+
+
+def _images_of(place: str, roots: Sequence[str]) -> list[str]:
+    if os.path.isdir(place):
+        images = [str(path) for path in Path(place).rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES]
+        if not images:
+            raise FileNotFoundError(f"{place} has no images ({', '.join(IMAGE_SUFFIXES)}). Correct the folder.")
+        return sorted(images)
+    found = []
+    for line in filter(str.strip, read_text(place).splitlines()):
+        candidates = _candidates(line, (os.path.dirname(place), *roots))
+        # An image that is nowhere is reported by the check of the data set.
+        found.append(next(filter(os.path.isfile, candidates), candidates[0]))
+    if not found:
+        raise ValueError(f"{place} lists no images. Write one path a line.")
+    return found
+
+
+def _label_file(image: str) -> str:
+    """The last folder ``images`` of the path exchanged for ``labels``; or beside the image, if it is only there."""
+    beside = Path(image).with_suffix(".txt")
+    parts = list(beside.parts)
+    positions = [i for i, part in enumerate(parts[:-1]) if part == "images"]
+    if positions:
+        parts[positions[-1]] = "labels"
+    usual = Path(*parts)
+    return str(beside if beside.is_file() and not usual.is_file() else usual)
+
+
+def _record(image: str, label_file: str, description: _Description, contiguous: dict[int, int]) -> Record:
+    size = _image_size(image)
+    width, height = size or (1, 1)
+    annotations = []
+    if size and os.path.isfile(label_file):
+        for number, line in enumerate(read_text(label_file).splitlines(), start=1):
+            if not line.strip():
+                continue
+            try:
+                class_number, box = _parse_line(line, description.has_keypoints)
+                if class_number not in contiguous:
+                    raise ValueError(f"names class {class_number}, which is not one of {sorted(contiguous)[:20]}")
+            except ValueError as error:
+                raise ValueError(f"{label_file}, line {number}, {error}: {line[:80]!r}. Correct it.") from None
+            scaled = [value * side for value, side in zip(box, (width, height, width, height), strict=True)]
+            bbox = {"bbox": scaled, "bbox_mode": BoxMode.XYXY_ABS}
+            annotations.append({**bbox, "category_id": contiguous[class_number]})
+    image_id = Path(os.path.relpath(image, description.roots[0] or ".")).as_posix()
+    return {"file_name": image, "image_id": image_id, "height": height, "width": width, "annotations": annotations}
+
+
+def _image_size(image: str) -> tuple[int, int] | None:
+    try:
+        with Image.open(image) as opened:
+            return rotated_size(opened, image)
+    except IMAGE_ERRORS:
+        return None
+
+
+def _parse_line(line: str, has_keypoints: bool) -> tuple[int, tuple[float, float, float, float]]:
+    """The class, and the normalized corners of a box or of the box around a polygon."""
+    try:
+        class_number, *values = map(float, line.split())
+    except ValueError:
+        raise ValueError("has values that are not numbers") from None
+    values = values[:4] if has_keypoints else values
+    if len(values) < 4 or len(values) % 2:
+        raise ValueError(f"has {len(values)} numbers after the class; a box needs 4, a polygon at least 3 points")
+    if not class_number.is_integer():
+        raise ValueError("has a class that is not an integer")
+    if not all(-_TOLERANCE <= value <= 1 + _TOLERANCE for value in values):
+        raise ValueError("has coordinates outside of 0 to 1; they must be normalized by the image size")
+    if len(values) == 4:
+        x, y, width, height = values
+        return int(class_number), (x - width / 2, y - height / 2, x + width / 2, y + height / 2)
+    return int(class_number), (min(values[::2]), min(values[1::2]), max(values[::2]), max(values[1::2]))
