@@ -1,6 +1,6 @@
 """A plain Sparse R-CNN, for comparison: written from its description (arXiv 2011.12450), one thing after the other.
 
-As public implementations work: every stage pools with detectron2's ``ROIPooler``, attention gives its weights too, each
+As public implementations work: attention gives its weights too, each
 stage and image has its own matching costs and its own copy to the host, each stage its own losses. It shares all
 weights with a detector of this project, whose losses and detections it therefore has.
 """
@@ -17,7 +17,6 @@ from fvcore.nn import giou_loss, sigmoid_focal_loss
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 from torchvision.ops import box_convert, generalized_box_iou
-from ways import roi_pooler_like
 
 from dynamic_sparse_rcnn import (
     DynamicHead,
@@ -52,7 +51,7 @@ class PlainHead(nn.Module):
         self.in_features = head.in_features
         self.stages = head.head_series
         self.box_transform = head.box_transform
-        self.pooler = roi_pooler_like(head)
+        self.pooler = head.box_pooler
 
     def forward(
         self, features: dict[str, Tensor], boxes: list[Tensor], proposal_features: Tensor

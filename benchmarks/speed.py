@@ -7,8 +7,8 @@ variant. Writes a table, ``speed.json`` and ``speed.png``. The cases:
     detector  training step, inference and peak memory of the detector ("ours"), beside those of
               plain_sparse_rcnn.py with the same weights ("plain")
     parts     of the training step of both
-    options   training step and its peak memory in other ways: RoIs pooled by detectron2's ROIPooler, the dynamic
-              convolutions' activations kept or recomputed, images and maps with channels last, GRAD_CHECKPOINTING
+    options   training step and its peak memory in other ways: the dynamic convolutions' activations kept or
+              recomputed, images and maps with channels last, GRAD_CHECKPOINTING
     method    training step and inference with dynamic label assignment (DLA) and proposals (DPG), beside neither
     scaling   the training step with the number of images, proposals and ground truths, and with the image's side
 
@@ -35,7 +35,6 @@ from ways import (
     activations_recomputed,
     grad_checkpointing,
     images_channels_last,
-    pooled_by_detectron2,
     unchanged,
 )
 from workloads import Subject, Workload, data_loading
@@ -171,7 +170,6 @@ def in_ms(
 
 WAYS: dict[str, Way] = {
     "ours": unchanged,
-    "ROIPooler": pooled_by_detectron2,
     "activations kept": activations_kept,
     "activations recomputed": activations_recomputed,
     "GRAD_CHECKPOINTING": grad_checkpointing,

@@ -7,34 +7,17 @@ from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import torch
-from detectron2.modeling.poolers import ROIPooler
 from detectron2.structures import ImageList
 
-from dynamic_sparse_rcnn import DynamicConv, DynamicHead, SparseRCNN
+from dynamic_sparse_rcnn import DynamicConv, SparseRCNN
 
 Way = Callable[[SparseRCNN], AbstractContextManager[None]]
-
-
-def roi_pooler_like(head: DynamicHead) -> ROIPooler:
-    """detectron2's own, of the same levels and cells as that of a head."""
-    levels = head.box_pooler.level_poolers
-    scales = [level.spatial_scale for level in levels]
-    return ROIPooler(levels[0].output_size, scales, levels[0].sampling_ratio, "ROIAlignV2")
 
 
 @contextmanager
 def unchanged(detector: SparseRCNN) -> Iterator[None]:
     """As it is."""
     yield
-
-
-@contextmanager
-def pooled_by_detectron2(detector: SparseRCNN) -> Iterator[None]:
-    """Each stage has RoIAlign backward passes of its own."""
-    ours = detector.head.box_pooler
-    detector.head.box_pooler = roi_pooler_like(detector.head)
-    yield
-    detector.head.box_pooler = ours
 
 
 def activations_kept(detector: SparseRCNN) -> AbstractContextManager[None]:

@@ -11,6 +11,7 @@ import pytest
 import torch
 from detectron2.config import CfgNode, get_cfg
 from detectron2.structures import Boxes, Instances
+from generated_boxes import random_boxes
 
 from dynamic_sparse_rcnn import StagePredictions, add_dynamic_sparse_rcnn_config
 
@@ -67,14 +68,6 @@ def tiny_dynamic_cfg(tiny_cfg: CfgNode) -> CfgNode:
     tiny_cfg.MODEL.SparseRCNN.DPG.HIDDEN_DIM = 16
     tiny_cfg.MODEL.SparseRCNN.DPG.POOL_SIZE = 6
     return tiny_cfg
-
-
-def random_boxes(number: int, height: int, width: int) -> torch.Tensor:
-    """(number, 4) float32 XYXY inside the image, at least 2 pixels wide and high."""
-    size = torch.tensor([width, height], dtype=torch.float32)
-    extent = 2 + torch.rand(number, 2) * (size / 2 - 2)
-    left_top = torch.rand(number, 2) * (size - extent)
-    return torch.cat([left_top, left_top + extent], dim=1)
 
 
 @pytest.fixture

@@ -10,8 +10,8 @@ from dynamic_sparse_rcnn import (
     SetCriterion,
     TemperatureSchedule,
     UnitSchedule,
+    feature_levels,
 )
-from dynamic_sparse_rcnn.modeling.lazy import feature_levels
 
 from .common import dataloader, multi_step, optimizer, train
 from .sparse_rcnn_R_50_FPN_300pro_3x import model, weights

@@ -6,17 +6,17 @@ from detectron2.config import LazyCall as L
 from detectron2.modeling.backbone import FPN, BasicStem, ResNet
 from detectron2.modeling.backbone.fpn import LastLevelMaxPool
 from detectron2.modeling.box_regression import Box2BoxTransform
+from detectron2.modeling.poolers import ROIPooler
 
 from dynamic_sparse_rcnn import (
-    CascadeROIPooler,
     DynamicHead,
     HungarianMatcher,
     LearnedProposalGenerator,
     MatchCostModel,
     SetCriterion,
     SparseRCNN,
+    build_stages,
 )
-from dynamic_sparse_rcnn.modeling.lazy import build_stages
 
 from .common import dataloader, lr_multiplier, optimizer, train
 
@@ -38,7 +38,7 @@ model = L(SparseRCNN)(
     proposal_generator=L(LearnedProposalGenerator)(num_proposals=300, channels=256),
     head=L(DynamicHead)(
         in_features=["p2", "p3", "p4", "p5"],
-        pooler=L(CascadeROIPooler)(
+        pooler=L(ROIPooler)(
             output_size=7, scales=[1 / 4, 1 / 8, 1 / 16, 1 / 32], sampling_ratio=2, pooler_type="ROIAlignV2"
         ),
         stages=L(build_stages)(

@@ -8,14 +8,14 @@ from .modeling.assignment.matchers import (
     HungarianMatcher,
     Matcher,
     OptimalTransportMatcher,
-    UnitSchedule,
     build_matcher,
 )
+from .modeling.assignment.units import UnitSchedule
 from .modeling.backbones import build_timm_fpn_backbone, build_vit_sfp_backbone
 from .modeling.detector import DynamicSparseRCNN, SparseRCNN
-from .modeling.head.head import DynamicHead, DynamicStage
+from .modeling.head.head import DynamicHead
 from .modeling.head.interaction import DynamicConv
-from .modeling.head.pooling import CascadeROIPooler
+from .modeling.head.stage import DynamicStage, build_stages
 from .modeling.losses.criterion import CRITERION_REGISTRY, SetCriterion, build_criterion
 from .modeling.proposals.dynamic import DynamicProposalGenerator, TemperatureSchedule
 from .modeling.proposals.learned import LearnedProposalGenerator
@@ -30,7 +30,6 @@ __all__ = [
     "MATCHER_REGISTRY",
     "Assignment",
     "BatchedTargets",
-    "CascadeROIPooler",
     "DetectorWithTTA",
     "DynamicConv",
     "DynamicHead",
@@ -54,6 +53,7 @@ __all__ = [
     "add_dynamic_sparse_rcnn_config",
     "build_criterion",
     "build_matcher",
+    "build_stages",
     "build_timm_fpn_backbone",
     "build_vit_sfp_backbone",
     "read_checkpoint",

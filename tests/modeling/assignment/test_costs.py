@@ -6,7 +6,7 @@ import math
 
 import pytest
 import torch
-from conftest import random_boxes
+from generated_boxes import random_boxes
 from torchvision.ops import box_iou, generalized_box_iou
 
 from dynamic_sparse_rcnn import BatchedTargets, MatchCostModel

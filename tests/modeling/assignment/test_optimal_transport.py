@@ -1,4 +1,4 @@
-"""Units, and the optimal transport matcher, against brute force, SciPy and POT."""
+"""The optimal transport matcher against brute force, SciPy and POT."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import numpy as np
 import ot
 import pytest
 import torch
+from transport_problems import make_costs, make_schedule
 
 from dynamic_sparse_rcnn import (
     BACKGROUND,
@@ -18,14 +19,9 @@ from dynamic_sparse_rcnn import (
     MatchCosts,
     OptimalTransportMatcher,
     StagePredictions,
-    UnitSchedule,
 )
 from dynamic_sparse_rcnn.modeling.assignment.matchers import _give_each_ground_truth_one
 from dynamic_sparse_rcnn.modeling.assignment.sinkhorn import sinkhorn
-
-
-def make_schedule(fixed_k: int = 0, top_q: int = 8, unit_step: float = 0.5, ratio: float = 0.8) -> UnitSchedule:
-    return UnitSchedule(fixed_k=fixed_k, top_q=top_q, unit_step=unit_step, max_positive_ratio=ratio)
 
 
 def make_matcher(solver: str, epsilon: float = 0.1, num_iters: int = 200, **schedule) -> OptimalTransportMatcher:
@@ -34,64 +30,9 @@ def make_matcher(solver: str, epsilon: float = 0.1, num_iters: int = 200, **sche
     )
 
 
-def make_costs(stages: int, counts: Sequence[int], proposals: int) -> MatchCosts:
-    """Random costs, as spread as real ones are; padding cheap, where it must not matter."""
-    columns = max(1, *counts)
-    valid = torch.arange(columns) < torch.tensor(counts)[:, None]
-    shape = (stages, len(counts), proposals, columns)
-    cost = torch.where(valid[None, :, None], 2 * torch.randn(shape), torch.tensor(-100.0))
-    return MatchCosts(cost, torch.rand(shape), valid)
-
-
 def counts_of(gt_index: torch.Tensor, ground_truths: int) -> torch.Tensor:
     """(..., P) indices to the (..., G) number of proposals of each ground truth."""
     return (gt_index[..., None] == torch.arange(ground_truths)).sum(-2)
-
-
-def test_dynamic_units_are_the_sum_of_the_best_ious_rounded_down_and_at_least_one():
-    iou = torch.zeros(1, 1, 20, 3)
-    iou[0, 0, :10, 0] = 0.5  # the best 8: 4.0
-    iou[0, 0, :3, 1] = torch.tensor([0.9, 0.8, 0.7])  # 2.4
-    costs = MatchCosts(torch.zeros_like(iou), iou, torch.ones(1, 3, dtype=torch.bool))
-    assert make_schedule()(costs).tolist() == [[[4, 2, 1]]]
-
-
-def test_units_grow_by_the_step_from_stage_to_stage_and_end_at_k():
-    costs = make_costs(6, [2], 50)
-    units = make_schedule(fixed_k=3)(costs)
-    assert units[:, 0, 0].tolist() == [1, 1, 1.5, 2, 2.5, 3]
-    same_iou = MatchCosts(costs.cost, costs.iou[:1].expand(6, -1, -1, -1), costs.valid)
-    assert (make_schedule()(same_iou).diff(dim=0) >= 0).all()
-
-
-@pytest.mark.parametrize(("ground_truths", "proposals"), [(40, 50), (50, 50), (51, 50), (150, 50)])
-def test_units_never_exceed_the_largest_share_of_the_proposals(ground_truths, proposals):
-    units = make_schedule(fixed_k=5)(make_costs(6, [ground_truths], proposals))
-    assert (units.sum(-1) <= 0.8 * proposals + 1e-3).all()
-    assert (units > 0).all()
-
-
-@pytest.mark.parametrize("ground_truths", [2, 5, 9, 16])
-def test_no_ground_truth_gets_less_than_one_unit_while_the_share_allows_it(ground_truths):
-    costs = make_costs(6, [ground_truths], 20)
-    units = make_schedule(top_q=8)(MatchCosts(costs.cost, 0.8 + 0.2 * costs.iou, costs.valid))
-    assert (units >= 1 - 1e-5).all()
-    assert (units.sum(-1) <= 16 + 1e-4).all()
-
-
-def test_padding_gets_no_units():
-    units = make_schedule()(make_costs(2, [1, 0, 4], 20))
-    assert (units > 0).sum(-1).tolist() == [[1, 0, 4]] * 2
-
-
-def test_fewer_proposals_than_top_q_are_enough():
-    assert make_schedule(top_q=8)(make_costs(2, [1], 3)).isfinite().all()
-
-
-@pytest.mark.parametrize("wrong", [{"fixed_k": -1}, {"top_q": 0}, {"unit_step": -0.5}, {"ratio": 0}, {"ratio": 1.5}])
-def test_a_schedule_that_makes_no_sense_is_refused(wrong):
-    with pytest.raises(ValueError, match=r"MODEL\.SparseRCNN\.DLA needs"):
-        make_schedule(**wrong)
 
 
 def cost_of(cost: torch.Tensor, gt_index: Sequence[int]) -> float:
@@ -181,10 +122,34 @@ def test_a_ground_truth_without_a_proposal_takes_the_one_that_raises_the_cost_le
     assert _give_each_ground_truth_one(torch.tensor([[[0, 0, 0, 0, 0]]]), costs).tolist() == [[[0, 0, 0, 1, 0]]]
 
 
-def test_of_ground_truths_that_want_the_same_proposal_the_cheapest_gets_it_and_the_next_the_next_best():
-    cost = torch.tensor([[1.0, 0.5, 0.8], [5, 3, 2], [5, 4, 9], [0, 9, 9]])[None, None]
-    costs = MatchCosts(cost, torch.zeros_like(cost), torch.ones(1, 3, dtype=torch.bool))
-    assert _give_each_ground_truth_one(torch.tensor([[[-1, -1, -1, 0]]]), costs).tolist() == [[[1, 2, -1, 0]]]
+@pytest.mark.parametrize(
+    ("spare", "from_spare", "from_background", "chosen"), [(-5.0, 0.5, 0.6, "background"), (0.3, 0.5, 0.4, "spare")]
+)
+def test_what_a_proposal_costs_already_counts(spare, from_spare, from_background, chosen):
+    cost = torch.tensor([[-9.0, 9.0], [spare, from_spare], [5.0, from_background]])[None, None]
+    costs = MatchCosts(cost, torch.zeros_like(cost), torch.ones(1, 2, dtype=torch.bool))
+    expected = [0, 1, BACKGROUND] if chosen == "spare" else [0, 0, 1]
+    assert _give_each_ground_truth_one(torch.tensor([[[0, 0, BACKGROUND]]]), costs).tolist() == [[expected]]
+
+
+def test_of_ground_truths_that_want_the_same_proposal_the_first_gets_it_and_the_others_the_next_best():
+    cost = torch.tensor([[1.0, 0.5, 0.4, 0.3], [5, 3, 2, 2], [5, 4, 9, 1], [0, 9, 9, 9], [7, 7, 7, 7]])[None, None]
+    costs = MatchCosts(cost, torch.zeros_like(cost), torch.ones(1, 4, dtype=torch.bool))
+    assert _give_each_ground_truth_one(torch.tensor([[[-1, -1, -1, 0, -1]]]), costs).tolist() == [[[1, 2, 3, 0, -1]]]
+
+
+@pytest.mark.parametrize(("fixed_k", "counts"), [(0, [1, 4, 7]), (4, [2, 1, 20])])
+def test_exact_and_sinkhorn_distribute_the_same_mean_supply(fixed_k, counts):
+    costs = make_costs(6, counts, 40)
+    sinkhorns = make_matcher("sinkhorn", fixed_k=fixed_k)(costs).supply
+    exact = make_matcher("exact", fixed_k=fixed_k)
+    rounded = torch.stack([exact(costs).supply for _ in range(200)])
+    assert torch.equal(rounded, rounded.round())
+    assert ((rounded - sinkhorns).abs() < 1).all()  # up or down
+    assert ((rounded.sum(-1) - sinkhorns.sum(-1)).abs() < 1 + 1e-5).all()
+    # Four standard deviations of the mean of 200 such choices.
+    assert (rounded.mean(0) - sinkhorns).abs().max() < 4 * 0.5 / 200**0.5
+    assert (sinkhorns % 1 == 0.5).any()
 
 
 @pytest.mark.parametrize(("ground_truths", "proposals"), [(3, 30), (12, 30), (29, 30), (30, 30), (33, 30)])
@@ -213,7 +178,7 @@ def test_ground_truth_comes_before_background_on_a_tie():
 
 @pytest.mark.parametrize("solver", ["sinkhorn", "exact"])
 def test_a_batch_equals_one_image_and_stage_at_a_time_and_padding_is_ignored(solver):
-    costs = make_costs(2, [5, 0, 2], 12)
+    costs = make_costs(2, [5, 0, 2], 16)
     matcher = make_matcher(solver, fixed_k=2, unit_step=0)
     together = matcher(costs)
     for stage, image in itertools.product(range(2), range(3)):

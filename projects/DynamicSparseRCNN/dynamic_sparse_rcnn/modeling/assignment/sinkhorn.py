@@ -30,9 +30,9 @@ class TransportPlan:
 
 @torch.no_grad()
 def sinkhorn(cost: Tensor, row_mass: Tensor, column_mass: Tensor, *, epsilon: float, num_iters: int) -> TransportPlan:
-    """Sinkhorn's iteration (Cuturi, arXiv 1306.0895) for N problems at once, stabilised in the log domain.
+    """Sinkhorn's iteration (Cuturi, arXiv 1306.0895) for N problems at once, stabilized in the log domain.
 
-    Potentials are kept as logarithms; blocks of iterations scale a plan made from them (as Schmitzer,
+    Potentials are kept as logarithms: blocks of iterations scale a plan made from them (as Schmitzer,
     arXiv 1610.06519), which takes one exponential a block instead of two an iteration.
 
     Always runs ``num_iters`` iterations: whether all problems have converged is known to the device alone.
@@ -63,14 +63,9 @@ def sinkhorn(cost: Tensor, row_mass: Tensor, column_mass: Tensor, *, epsilon: fl
 
 
 def _first_potentials(kernel: Tensor, row_mass: Tensor, column_mass: Tensor) -> tuple[Tensor, Tensor]:
-    """One iteration in the log domain, after which no row's sum is less than its mass / C.
-
-    Columns first: a constant in all costs of a column is gone before it can slow the convergence.
-    """
-    log_rows, log_columns = row_mass.log(), column_mass.log()
-    columns = log_columns - _log_sum(kernel.masked_fill(row_mass[:, :, None] == 0, -torch.inf), 1)
-    rows = log_rows - _log_sum(kernel + columns[:, None], 2)
-    return rows, log_columns - _log_sum(kernel + rows[:, :, None], 1)
+    """One iteration in the log domain, after which no row's sum is less than its mass / C."""
+    rows = row_mass.log() - _log_sum(kernel, 2)
+    return rows, column_mass.log() - _log_sum(kernel + rows[:, :, None], 1)
 
 
 def _log_sum(logs: Tensor, dim: int) -> Tensor:

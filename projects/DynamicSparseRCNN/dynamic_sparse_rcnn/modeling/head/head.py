@@ -1,13 +1,10 @@
-"""The dynamic head: a cascade of stages that refine proposals by attention and dynamic convolution."""
+"""The dynamic head: a cascade of stages that refine proposals."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from typing import Any
 
 import torch
-import torch.nn.functional as F
 from detectron2.config import CfgNode, configurable
 from detectron2.layers import ShapeSpec
 from detectron2.modeling.box_regression import Box2BoxTransform
@@ -17,89 +14,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from ..structures import StagePredictions
-from .interaction import DynamicConv
-from .pooling import CascadeROIPooler
-
-_ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"relu": F.relu, "gelu": F.gelu}
-
-
-class DynamicStage(nn.Module):
-    """One stage: self-attention among proposals, interaction with the RoIs, feed-forward, prediction."""
-
-    def __init__(
-        self,
-        *,
-        num_classes: int,
-        channels: int,
-        num_attention_heads: int,
-        feedforward_channels: int,
-        dynamic_channels: int,
-        pooler_resolution: int,
-        num_class_layers: int,
-        num_box_layers: int,
-        dropout: float,
-        activation: str,
-    ) -> None:
-        super().__init__()
-        self.self_attn = nn.MultiheadAttention(channels, num_attention_heads, dropout, batch_first=True)
-        self.inst_interact = DynamicConv(
-            channels=channels, dynamic_channels=dynamic_channels, pooler_resolution=pooler_resolution
-        )
-        self.linear1 = nn.Linear(channels, feedforward_channels)
-        self.linear2 = nn.Linear(feedforward_channels, channels)
-        self.norm1 = nn.LayerNorm(channels)
-        self.norm2 = nn.LayerNorm(channels)
-        self.norm3 = nn.LayerNorm(channels)
-        self.dropout = nn.Dropout(dropout)
-        self.activation = _ACTIVATIONS[activation]
-        self.cls_module = _prediction_layers(channels, num_class_layers)
-        self.reg_module = _prediction_layers(channels, num_box_layers)
-        self.class_logits = nn.Linear(channels, num_classes)
-        self.bboxes_delta = nn.Linear(channels, 4)
-
-    def forward(self, proposal_features: Tensor, roi_features: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """
-        Args:
-            proposal_features: (B, P, C).
-            roi_features: (B * P, R * R, C).
-
-        Returns:
-            Class logits (B, P, K), box deltas (B, P, 4) for ``Box2BoxTransform``, and the features
-            (B, P, C) for the next stage.
-        """
-        features = proposal_features
-        attended, _ = self.self_attn(features, features, features, need_weights=False)
-        features = self.norm1(features + self.dropout(attended))
-        interacted = self.inst_interact(features.flatten(0, 1), roi_features).view_as(features)
-        features = self.norm2(features + self.dropout(interacted))
-        transformed = self.linear2(self.dropout(self.activation(self.linear1(features))))
-        features = self.norm3(features + self.dropout(transformed))
-        logits = self.class_logits(_apply_layers(self.cls_module, features))
-        deltas = self.bboxes_delta(_apply_layers(self.reg_module, features))
-        return logits, deltas, features
-
-    def init_weights(self, prior_probability: float) -> None:
-        """Xavier for every weight matrix, and class biases that start at the prior probability."""
-        for module in self.modules():
-            if isinstance(module, nn.Linear):
-                nn.init.xavier_uniform_(module.weight)
-            elif isinstance(module, nn.MultiheadAttention):
-                nn.init.xavier_uniform_(module.in_proj_weight)
-        nn.init.constant_(self.class_logits.bias, -math.log((1 - prior_probability) / prior_probability))
-
-
-def _prediction_layers(channels: int, number: int) -> nn.ModuleList:
-    """A flat list, three modules a layer: public checkpoints number their parameters by it."""
-    layers = nn.ModuleList()
-    for _ in range(number):
-        layers.extend([nn.Linear(channels, channels, bias=False), nn.LayerNorm(channels), nn.ReLU()])
-    return layers
-
-
-def _apply_layers(layers: nn.ModuleList, features: Tensor) -> Tensor:
-    for layer in layers:
-        features = layer(features)
-    return features
+from .stage import ACTIVATIONS, DynamicStage, build_stages
 
 
 class DynamicHead(nn.Module):
@@ -119,7 +34,7 @@ class DynamicHead(nn.Module):
         """
         Args:
             in_features: names of the feature maps that ``pooler`` pools, finest first.
-            pooler: gives (B * P, C, R, R); a ``CascadeROIPooler`` computes the maps' gradients once for all stages.
+            pooler: gives (B * P, C, R, R).
             stages: the S stages, in order.
             box_transform: turns deltas and boxes into refined boxes.
             prior_probability: of an object, at the start of the training, per proposal and class.
@@ -152,16 +67,15 @@ class DynamicHead(nn.Module):
             "activation": node.ACTIVATION,
         }
         in_features = list(cfg.MODEL.ROI_HEADS.IN_FEATURES)
-        pooler_class = ROIPooler if cfg.MODEL.ROI_BOX_HEAD.POOLER_TYPE == "ROIPool" else CascadeROIPooler
         return {
             "in_features": in_features,
-            "pooler": pooler_class(
+            "pooler": ROIPooler(
                 output_size=cfg.MODEL.ROI_BOX_HEAD.POOLER_RESOLUTION,
                 scales=[1.0 / input_shape[name].stride for name in in_features],
                 sampling_ratio=cfg.MODEL.ROI_BOX_HEAD.POOLER_SAMPLING_RATIO,
                 pooler_type=cfg.MODEL.ROI_BOX_HEAD.POOLER_TYPE,
             ),
-            "stages": [DynamicStage(**stage_arguments) for _ in range(node.NUM_HEADS)],
+            "stages": build_stages(node.NUM_HEADS, **stage_arguments),
             "box_transform": Box2BoxTransform(weights=(2.0, 2.0, 1.0, 1.0), scale_clamp=math.log(100000.0 / 16)),
             "prior_probability": node.PRIOR_PROB,
             "grad_checkpointing": node.GRAD_CHECKPOINTING,
@@ -176,18 +90,14 @@ class DynamicHead(nn.Module):
             proposal_boxes: (B, P, 4) float32, absolute XYXY pixels of the network input.
             proposal_features: (B, P, C).
         """
-        maps = self._share([features[name] for name in self.in_features])
+        # In float32 under autocast too: RoIAlign takes boxes of the maps' type, and in half precision they lose pixels.
+        maps = [features[name].float() for name in self.in_features]
         boxes = proposal_boxes
         logits_by_stage: list[Tensor] = []
         boxes_by_stage: list[Tensor] = []
         for stage in self.head_series:
-            with torch.autocast(boxes.device.type, enabled=False):
-                roi_features = self.box_pooler(maps, [Boxes(image_boxes) for image_boxes in boxes])
-            if len(boxes_by_stage) == len(self.head_series) - 1:
-                del maps  # copies, in mixed precision: the memory is needed now that most activations are there
-            logits, deltas, proposal_features = self._run(
-                stage, proposal_features, roi_features.flatten(2).transpose(1, 2)
-            )
+            roi_features = self._pool(maps, boxes)
+            logits, deltas, proposal_features = self._run(stage, proposal_features, roi_features)
             refined = self._refine(boxes, deltas)
             logits_by_stage.append(logits)
             boxes_by_stage.append(refined)
@@ -195,12 +105,11 @@ class DynamicHead(nn.Module):
             boxes = refined.detach()
         return StagePredictions(torch.stack(logits_by_stage), torch.stack(boxes_by_stage))
 
-    def _share(self, maps: list[Tensor]) -> Any:
-        """What ``box_pooler`` takes as feature maps."""
-        if isinstance(self.box_pooler, CascadeROIPooler):
-            return self.box_pooler.share(maps)
-        # Under autocast this pooler would round the boxes to the features' half precision: pixels are lost.
-        return [x.float() for x in maps]
+    def _pool(self, maps: list[Tensor], boxes: Tensor) -> Tensor:
+        """(B * P, R * R, C) RoI features at (B, P, 4) boxes."""
+        with torch.autocast(boxes.device.type, enabled=False):
+            pooled: Tensor = self.box_pooler(maps, [Boxes(image_boxes) for image_boxes in boxes])
+        return pooled.flatten(2).transpose(1, 2)
 
     def _run(self, stage: nn.Module, *inputs: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         checkpointed = self.grad_checkpointing and self.training and torch.is_grad_enabled()
@@ -237,8 +146,8 @@ def _check_config(cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> None:
         raise ValueError("MODEL.SparseRCNN.USE_FOCAL False (softmax) is not supported: set it to True")
     if node.NUM_DYNAMIC != 2:
         raise ValueError(f"MODEL.SparseRCNN.NUM_DYNAMIC is {node.NUM_DYNAMIC}: only 2 is defined")
-    if node.ACTIVATION not in _ACTIVATIONS:
-        raise ValueError(f"MODEL.SparseRCNN.ACTIVATION is {node.ACTIVATION!r}: use one of {list(_ACTIVATIONS)}")
+    if node.ACTIVATION not in ACTIVATIONS:
+        raise ValueError(f"MODEL.SparseRCNN.ACTIVATION is {node.ACTIVATION!r}: use one of {list(ACTIVATIONS)}")
     for name in cfg.MODEL.ROI_HEADS.IN_FEATURES:
         if name not in input_shape:
             raise ValueError(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -223,6 +224,11 @@ class DynamicProposalGenerator(nn.Module):
         temperature = self.temperature(storage.iter)
         storage.put_scalar("dpg/temperature", temperature, smoothing_hint=False)
         return temperature
+
+
+def feature_levels(names: Sequence[str], strides: Sequence[int], channels: int) -> dict[str, ShapeSpec]:
+    """The feature maps of a pyramid, finest first, by name: what lazy configs give as ``levels``."""
+    return {name: ShapeSpec(channels=channels, stride=stride) for name, stride in zip(names, strides, strict=True)}
 
 
 def _router_levels(cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> list[str]:
