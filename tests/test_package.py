@@ -111,6 +111,8 @@ def test_a_wheel_has_the_package_and_all_configs(tmp_path):
     (wheel,) = tmp_path.glob("*.whl")
     with zipfile.ZipFile(wheel) as archive:
         names = set(archive.namelist())
+        (scripts,) = [archive.read(name).decode() for name in names if name.endswith("entry_points.txt")]
+    assert "dsrcnn = dynamic_sparse_rcnn.cli:main" in scripts
     assert f"dynamic_sparse_rcnn-{dynamic_sparse_rcnn.__version__}" in wheel.name
     assert {f"dynamic_sparse_rcnn/{config}" for config in CONFIGS} <= names
     assert {"dynamic_sparse_rcnn/modeling/detector.py", "dynamic_sparse_rcnn/engine/trainer.py"} <= names

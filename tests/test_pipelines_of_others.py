@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import analyze_model
 import numpy as np
 import pytest
 import torch
@@ -17,7 +16,9 @@ from torch import nn
 from torchvision.ops import box_iou
 
 from dynamic_sparse_rcnn import DetectorWithTTA
+from dynamic_sparse_rcnn.cli import main
 from dynamic_sparse_rcnn.engine.solver import build_optimizer
+from dynamic_sparse_rcnn.modeling.analysis import count_by_part
 
 
 def test_a_foreign_training_loop_learns(tiny_dynamic_cfg, make_inputs):
@@ -180,14 +181,14 @@ def test_test_time_augmentation_of_a_detector_keeps_its_contract(tiny_dynamic_cf
 
 def test_the_analysis_adds_up_and_counts_what_is_known(tiny_dynamic_cfg):
     model = build_model(tiny_dynamic_cfg)
-    counts = analyze_model.count_by_part(model, [{"image": torch.rand(3, 64, 96)}], depth=1)
+    counts = count_by_part(model, [{"image": torch.rand(3, 64, 96)}], depth=1)
     whole, parts = counts[0], {count.name: count for count in counts[1:]}
     assert set(parts) == {"backbone", "proposal_generator", "head"}
     assert whole.parameters == sum(parameter.numel() for parameter in model.parameters())
     for field in ("parameters", "flops", "activations"):
         total = sum(getattr(part, field) for part in parts.values())
         assert total == pytest.approx(getattr(whole, field), rel=0.01), field
-    stages = analyze_model.count_by_part(model, [{"image": torch.rand(3, 64, 96)}], depth=5)
+    stages = count_by_part(model, [{"image": torch.rand(3, 64, 96)}], depth=5)
     by_name = {count.name: count for count in stages}
     stage = "head.head_series.0"
     proposals, channels, hidden = 8, 32, 64
@@ -199,8 +200,7 @@ def test_the_analysis_adds_up_and_counts_what_is_known(tiny_dynamic_cfg):
 @pytest.mark.parametrize("config", ["shapes/sparse_rcnn_R_18_FPN_20pro.yaml", "lazy/sparse_rcnn_R_50_FPN_300pro_3x.py"])
 def test_the_analysis_prints_a_table_of_any_config(config, capsys):
     options = [] if config.endswith(".yaml") else ["model.proposal_generator.num_proposals=5"]
-    arguments = ["--config-file", config, "--size", "64", "64", "--depth", "1", *options]
-    analyze_model.main(analyze_model.parse_args(arguments))
+    main(["analyze", config, "--size", "64", "64", "--depth", "1", *options])
     printed = capsys.readouterr().out
     assert all(name in printed for name in ("SparseRCNN", "backbone", "head", "GFLOPs"))
 

@@ -14,7 +14,7 @@ from dynamic_sparse_rcnn.checkpoints.released import ReleasedCheckpoint, record_
 from dynamic_sparse_rcnn.prediction.loading import DEFAULT_CONFIG
 
 ROOT = Path(__file__).parents[1]
-RELEASED = model_zoo.released(DEFAULT_CONFIG)
+RELEASED = released.find_released(DEFAULT_CONFIG)
 
 
 @pytest.fixture
@@ -51,15 +51,3 @@ def test_the_detector_that_comes_with_the_package_finds_the_shapes():
     prediction = Predictor(device="cpu")(ROOT / "docs/shapes.png")
     # The first held-out image of the generated set.
     assert sorted(prediction.labels) == ["circle", "star", "triangle", "triangle"]
-
-
-def test_the_table_of_checkpoints_is_the_model_zoos():
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    for checkpoint in model_zoo.ELSEWHERE:
-        name = checkpoint.name
-        if checkpoint.project == "open-mmlab/mmdetection":
-            stem, tail = name.rsplit("_coco_", 1)
-            name = f"{stem}_coco_*-{tail.rsplit('-', 1)[1]}"
-        (row,) = [line for line in readme.splitlines() if f"| `{name}` |" in line]
-        assert row.endswith(f"| {checkpoint.project} | {checkpoint.box_ap} |")
-        assert f"`{checkpoint.config}`" in readme

@@ -12,16 +12,17 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import cv2
 import torch
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.detection_utils import annotations_to_instances, read_image
 
 from dynamic_sparse_rcnn import SparseRCNN
+from dynamic_sparse_rcnn.cli.running import summarize
 from dynamic_sparse_rcnn.data.mapper import DetectionMapper
 from dynamic_sparse_rcnn.data.shapes import ShapesConfig, generate_shapes
 from dynamic_sparse_rcnn.engine.trainer import Trainer, setup
+from dynamic_sparse_rcnn.file_io import write_image
 from dynamic_sparse_rcnn.visualization.figures import (
     Image,
     draw_detections_beside_ground_truth,
@@ -47,8 +48,7 @@ def main(args: argparse.Namespace) -> None:
     trainer.resume_or_load(resume=False)
     trainer.train()
     draw(cfg, trainer.model.eval())
-    result = trainer.last_results["bbox"]
-    print("bbox " + " ".join(f"{name} {result[name]:.1f}" for name in ("AP", "AP50", "AP75")))
+    print(*summarize(trainer.last_results), sep="\n")
 
 
 def draw(cfg: CfgNode, detector: SparseRCNN) -> None:
@@ -65,8 +65,7 @@ def draw(cfg: CfgNode, detector: SparseRCNN) -> None:
     }
     for file_name, picture in pictures.items():
         path = Path(cfg.OUTPUT_DIR) / file_name
-        if not cv2.imwrite(str(path), cv2.cvtColor(picture, cv2.COLOR_RGB2BGR)):
-            raise OSError(f"could not write {path}")
+        write_image(picture, path)
         print(f"Wrote {path}")
 
 

@@ -14,14 +14,15 @@ import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
-from convert_checkpoint import halved
 from detectron2.config import CfgNode
 from detectron2.modeling import build_model
 
 from dynamic_sparse_rcnn import model_zoo, read_checkpoint, write_checkpoint
 from dynamic_sparse_rcnn.checkpoints.classes import DetectorClasses
+from dynamic_sparse_rcnn.checkpoints.files import halved
 from dynamic_sparse_rcnn.checkpoints.loading import StrictCheckpointer
 from dynamic_sparse_rcnn.checkpoints.released import FOLDER, ReleasedCheckpoint, record_checkpoint, sha256_of
+from dynamic_sparse_rcnn.cli.running import summarize
 from dynamic_sparse_rcnn.data.shapes import ShapesConfig, generate_shapes
 from dynamic_sparse_rcnn.engine.trainer import Trainer, setup
 from dynamic_sparse_rcnn.prediction.loading import DEFAULT_CONFIG
@@ -75,9 +76,8 @@ def evaluate(cfg: CfgNode, file: Path, images: int) -> str:
     """What the written file, not the trained model, gives on the held-out images."""
     model = build_model(cfg)
     StrictCheckpointer(model).load(str(file))
-    result = Trainer.test(cfg, model)["bbox"]
-    numbers = " ".join(f"{name} {result[name]:.1f}" for name in ("AP", "AP50", "AP75"))
-    return f"bbox {numbers} on {images} held-out images, in half precision"
+    (numbers,) = summarize(Trainer.test(cfg, model))
+    return f"{numbers} on {images} held-out images, in half precision"
 
 
 def parse_args(arguments: Sequence[str] | None = None) -> argparse.Namespace:

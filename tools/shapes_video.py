@@ -20,6 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from dynamic_sparse_rcnn.data.shape_images import ShapesConfig, draw_image
+from dynamic_sparse_rcnn.file_io import write_image
 from dynamic_sparse_rcnn.prediction.sources import open_source
 from dynamic_sparse_rcnn.visualization.figures import image_grid
 
@@ -65,8 +66,7 @@ def write_sheet(path: Path, video: Path) -> None:
     """
     pictures = [frame.pixels for frame in open_source(video)]
     chosen = [pictures[round(index)] for index in np.linspace(0, len(pictures) - 1, min(COLUMNS, len(pictures)))]
-    if not cv2.imwrite(str(path), cv2.cvtColor(image_grid(chosen, COLUMNS), cv2.COLOR_RGB2BGR)):
-        raise OSError(f"{path} cannot be written: does its folder exist?")
+    write_image(image_grid(chosen, COLUMNS), path)
 
 
 def parse_args(arguments: Sequence[str] | None = None) -> argparse.Namespace:

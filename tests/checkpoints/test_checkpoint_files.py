@@ -16,8 +16,7 @@ import torch
 from detectron2.modeling import build_model
 
 from dynamic_sparse_rcnn import read_checkpoint, write_checkpoint
-from dynamic_sparse_rcnn.checkpoints.checkpointer import SafeCheckpointer
-from dynamic_sparse_rcnn.checkpoints.loading import StrictCheckpointer
+from dynamic_sparse_rcnn.checkpoints.loading import SafeCheckpointer, StrictCheckpointer
 
 ROOT = Path(__file__).parents[2]
 
@@ -137,7 +136,7 @@ def test_a_run_killed_while_it_writes_leaves_a_last_checkpoint_that_can_be_read(
     script = textwrap.dedent(
         """
         import itertools, sys, torch
-        from dynamic_sparse_rcnn.checkpoints.checkpointer import SafeCheckpointer
+        from dynamic_sparse_rcnn.checkpoints.loading import SafeCheckpointer
         model = torch.nn.Linear(1500, 1500)
         checkpointer = SafeCheckpointer(model, sys.argv[1])
         for number in itertools.count():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ import torch
 from detectron2.config import CfgNode
 from detectron2.modeling import build_model
 
+from dynamic_sparse_rcnn.checkpoints.classes import DetectorClasses
 from dynamic_sparse_rcnn.checkpoints.loading import Checkpointer, load_for_evaluation
 
 
@@ -89,3 +91,55 @@ def test_an_evaluation_takes_the_whole_model_or_none(tiny_cfg, weights, tmp_path
         load_for_evaluation(build_model(tiny_cfg), weights)
     with pytest.raises(FileNotFoundError, match=r"no checkpoint in .*nothing.*MODEL\.WEIGHTS"):
         load_for_evaluation(build_model(tiny_cfg), weights, str(tmp_path / "nothing"), resume=True)
+
+
+ORDERED, SWAPPED = DetectorClasses.named(["ant", "bee", "cat"]), DetectorClasses.named(["bee", "ant", "cat"])
+BOTH_LISTS = r"\['ant', 'bee', 'cat'\].*\['bee', 'ant', 'cat'\].*another order"
+
+
+@pytest.fixture
+def named_weights(tiny_cfg: CfgNode, tmp_path: Path) -> str:
+    Checkpointer(build_model(tiny_cfg), str(tmp_path), classes=ORDERED).save("trained", iteration=3)
+    return str(tmp_path / "trained.pth")
+
+
+def test_an_evaluation_on_other_classes_is_refused(tiny_cfg, named_weights) -> None:
+    model = build_model(tiny_cfg)
+    load_for_evaluation(model, named_weights, classes=ORDERED)
+    load_for_evaluation(model, named_weights)
+    with pytest.raises(ValueError, match=BOTH_LISTS):
+        load_for_evaluation(model, named_weights, classes=SWAPPED)
+
+
+def test_a_checkpoint_without_names_is_not_compared(tiny_cfg, weights) -> None:
+    load_for_evaluation(build_model(tiny_cfg), weights, classes=SWAPPED)
+
+
+def test_a_run_is_not_resumed_with_other_classes(tiny_cfg, named_weights, tmp_path) -> None:
+    with pytest.raises(ValueError, match=f"cannot be resumed.*{BOTH_LISTS}.*leave out --resume"):
+        Checkpointer(build_model(tiny_cfg), str(tmp_path), classes=SWAPPED).resume_or_load("", resume=True)
+
+
+def test_a_training_that_starts_from_other_classes_warns(tiny_cfg, named_weights, tmp_path, caplog) -> None:
+    checkpointer = Checkpointer(build_model(tiny_cfg), str(tmp_path / "new"), classes=SWAPPED)
+    checkpointer.resume_or_load(named_weights, resume=False)
+    (warning,) = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
+    assert re.search(BOTH_LISTS, warning)
+
+
+def test_the_number_of_classes_is_warned_of_once(tiny_cfg, named_weights, tmp_path, caplog) -> None:
+    tiny_cfg.MODEL.SparseRCNN.NUM_CLASSES = 2
+    classes = DetectorClasses.named(["ant", "bee"])
+    Checkpointer(build_model(tiny_cfg), str(tmp_path / "new"), classes=classes).resume_or_load(
+        named_weights, resume=False
+    )
+    (warning,) = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
+    assert "3 classes in the checkpoint, 2 in the model" in warning
+
+
+@pytest.mark.parametrize("strict", [False, True])
+def test_a_checkpoint_that_does_not_exist_is_named(tiny_cfg, tmp_path, strict) -> None:
+    load = load_for_evaluation if strict else lambda model, path: Checkpointer(model).load(path)
+    for path in (tmp_path / "nowhere.pth", tmp_path):
+        with pytest.raises(FileNotFoundError, match=f"no checkpoint file {path}"):
+            load(build_model(tiny_cfg), str(path))

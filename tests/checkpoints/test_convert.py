@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import convert_checkpoint
 import pytest
 import torch
 import torch.nn.functional as F
@@ -17,6 +16,7 @@ from torchvision.ops import FeaturePyramidNetwork, box_convert
 from dynamic_sparse_rcnn import read_checkpoint
 from dynamic_sparse_rcnn.checkpoints import convert_state_dict
 from dynamic_sparse_rcnn.checkpoints.loading import StrictCheckpointer
+from dynamic_sparse_rcnn.cli import main
 
 CHANNELS, HIDDEN, DYNAMIC, CLASSES, PROPOSALS, STAGES, HEADS = 32, 64, 16, 3, 8, 2, 4
 LAYER_CHANNELS = (64, 128, 256, 512)
@@ -244,14 +244,14 @@ def test_the_tool_writes_a_checkpoint_in_our_names(pytorch_style_cfg, resnet, tm
     config = tmp_path / "config.yaml"
     config.write_text(pytorch_style_cfg.dump())
     target = tmp_path / "ours.safetensors"
-    arguments = ["--config-file", str(config), str(tmp_path / "mmdetection.pth"), str(target)]
-    convert_checkpoint.main(convert_checkpoint.parse_args(arguments))
+    arguments = ["convert", "--config-file", str(config), str(tmp_path / "mmdetection.pth"), str(target)]
+    main(arguments)
     found = read_checkpoint(target)["model"]
     wanted = build_model(pytorch_style_cfg).state_dict()
     assert found.keys() == wanted.keys()
     assert torch.equal(found["init_proposal_boxes.weight"], state["rpn_head.init_proposal_bboxes.weight"])
     assert "mmdetection" in capsys.readouterr().out
-    convert_checkpoint.main(convert_checkpoint.parse_args([*arguments, "--half"]))
+    main([*arguments, "--half"])
     half = read_checkpoint(target)["model"]
     assert half["head.head_series.1.class_logits.weight"].dtype == torch.float16
     assert {value.dtype for name, value in half.items() if "running_" in name} == {torch.float32}
@@ -261,7 +261,8 @@ def test_the_tool_refuses_a_checkpoint_of_another_model(pytorch_style_cfg, resne
     torch.save(mmdetection_checkpoint(resnet.state_dict()), tmp_path / "mmdetection.pth")
     pytorch_style_cfg.MODEL.SparseRCNN.NUM_CLASSES = 7
     (tmp_path / "config.yaml").write_text(pytorch_style_cfg.dump())
-    arguments = ["--config-file", str(tmp_path / "config.yaml"), str(tmp_path / "mmdetection.pth"), "x.safetensors"]
-    with pytest.raises(SystemExit, match="is not of the model"):
-        convert_checkpoint.main(convert_checkpoint.parse_args(arguments))
-    assert "head.head_series.0.class_logits.weight" in capsys.readouterr().out
+    with pytest.raises(SystemExit):  # the config is that beside the checkpoint
+        main(["convert", str(tmp_path / "mmdetection.pth"), "x.safetensors"])
+    printed, error = capsys.readouterr()
+    assert "head.head_series.0.class_logits.weight" in printed
+    assert error.startswith("error: ") and "is not of the model that" in error and error.count("\n") == 1

@@ -30,8 +30,12 @@ def test_a_test_set_with_the_training_sets_classes_in_another_order_is_not_evalu
     other = ["DATASETS.TEST", f"('coco:{tmp_path}/other.json:{images}',)", "MODEL.SparseRCNN.NUM_CLASSES", "5"]
     with pytest.raises(ValueError, match=r"different classes.*same names, but in another order .* from class 0 on"):
         run(*weights, *other)
-    # What the model was not trained on says nothing of its classes.
-    run(*weights, *other, "DATASETS.TRAIN", "('coco_2017_train',)")
+    # Where the training set is not there, the checkpoint knows.
+    for train in ("('coco_2017_train',)", "()"):
+        with pytest.raises(
+            ValueError, match=r"model_final\.pth has learned other classes.*in another order .* class 0"
+        ):
+            run(*weights, *other, "DATASETS.TRAIN", train)
 
 
 def test_a_data_set_that_is_no_list_is_an_error_that_shows_the_list(run):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import json
+import logging
 from pathlib import Path
 
 import cv2
@@ -14,8 +16,7 @@ from PIL import Image
 from written_videos import write_video
 
 from dynamic_sparse_rcnn import Predictor, write_checkpoint
-from dynamic_sparse_rcnn.prediction.results import CocoResults
-from dynamic_sparse_rcnn.prediction.sources import from_array, open_source
+from dynamic_sparse_rcnn.prediction.sources import open_source, to_frame
 
 HEIGHT, WIDTH = 48, 64
 
@@ -105,7 +106,7 @@ def test_images_turned_by_exif_grey_and_of_16_bits_are_read_as_in_training(tmp_p
     ],
 )
 def test_arrays_of_all_usual_layouts_become_rgb(array, expected):
-    assert from_array(array, "x").pixels.tolist() == [[expected] * 3] * 2
+    assert to_frame(array, "x").pixels.tolist() == [[expected] * 3] * 2
 
 
 @pytest.mark.parametrize(
@@ -113,7 +114,7 @@ def test_arrays_of_all_usual_layouts_become_rgb(array, expected):
 )
 def test_arrays_that_are_no_images_are_refused(array):
     with pytest.raises(ValueError, match=r"x must be \(H,W,3\) BGR"):
-        from_array(array, "x")
+        to_frame(array, "x")
 
 
 def test_folders_and_patterns_give_their_images_in_order_and_count_what_cannot_be_read(predictor, picture, tmp_path):
@@ -213,23 +214,6 @@ def test_coco_entries_have_the_category_ids_of_the_training_set_and_xywh_boxes(p
     assert set(prediction.labels) <= {"ant", "bee", "cat"}
 
 
-@pytest.mark.parametrize(
-    ("names", "ids"),
-    [(["a.png", "b.png"], {1, 2}), (["000012.png", "000007.png"], {12, 7}), (["1.png", "1.jpg"], {1, 2})],
-)
-def test_result_files_call_images_by_number_where_they_have_one(predictor, picture, tmp_path, names, ids):
-    results = CocoResults()
-    for name in names:
-        Image.fromarray(picture).save(tmp_path / name)
-        results.add(predictor(tmp_path / name))
-    results.write(tmp_path / "detections.json")
-    (tmp_path / "ordinary").touch()
-    assert (tmp_path / "detections.json").stat().st_mode == (tmp_path / "ordinary").stat().st_mode
-    entries = json.loads((tmp_path / "detections.json").read_text())
-    assert {entry["image_id"] for entry in entries} == ids
-    assert {Path(entry["file_name"]).name for entry in entries} == set(names)
-
-
 def test_drawings_show_the_detections_and_small_images_enlarged(predictor, picture):
     prediction = predictor(np.zeros_like(picture))
     drawn = prediction.draw()
@@ -243,10 +227,18 @@ def test_strips_are_not_enlarged_beyond_measure(predictor):
     assert predictor(np.zeros((8, 512, 3), np.uint8)).draw().shape == (32, 2048, 3)
 
 
-def test_class_names_can_be_given_and_must_be_as_many_as_classes(tiny_cfg, tmp_path):
-    assert make_predictor(tiny_cfg, tmp_path, class_names=["x", "y", "z"]).classes.names == ("x", "y", "z")
+def test_class_names_can_be_given_to_a_checkpoint_that_has_none(tiny_cfg, tmp_path):
+    weights = str(tmp_path / "unnamed.pth")
+    write_checkpoint(weights, {"model": build_model(tiny_cfg).state_dict()})
+    assert Predictor(tiny_cfg, weights, class_names=["x", "y", "z"]).classes.names == ("x", "y", "z")
     with pytest.raises(ValueError, match="2 names, but the detector 3 classes"):
-        make_predictor(tiny_cfg, tmp_path, class_names=["x", "y"])
+        Predictor(tiny_cfg, weights, class_names=["x", "y"])
+
+
+def test_class_names_that_are_not_the_checkpoints_are_refused(tiny_cfg, tmp_path):
+    make_predictor(tiny_cfg, tmp_path, class_names=["ant", "bee", "cat"])
+    with pytest.raises(ValueError, match=r"\['ant', 'bee', 'cat'\].*\['bee', 'ant', 'cat'\].*another order"):
+        make_predictor(tiny_cfg, tmp_path, class_names=["bee", "ant", "cat"])
 
 
 def test_weights_alone_find_the_config_that_a_run_left_beside_them(tiny_cfg, tmp_path, picture):
@@ -263,7 +255,7 @@ def test_a_config_without_weights_is_refused(tiny_cfg):
     with pytest.raises(ValueError, match="untrained"):
         Predictor(tiny_cfg)
     for name in ("coco/sparse_rcnn_R_50_FPN_300pro_3x.yaml", "lazy/sparse_rcnn_R_50_FPN_300pro_3x.py"):
-        with pytest.raises(ValueError, match="model zoo says what can be had"):
+        with pytest.raises(ValueError, match="model zoo lists the checkpoints"):
             Predictor(name)
 
 
@@ -276,4 +268,109 @@ def test_the_number_of_classes_comes_from_the_weights_where_the_config_leaves_it
     expected = make_predictor(tiny_cfg, tmp_path)(picture)
     tiny_cfg.MODEL.SparseRCNN.NUM_CLASSES = 0
     found = Predictor(tiny_cfg, str(tmp_path / "detector.safetensors"), score_threshold=0)(picture)
+    assert torch.equal(found.instances.scores, expected.instances.scores)
+
+
+@pytest.mark.parametrize("count", [2, 5])
+def test_a_video_that_ends_early_is_warned_of_and_its_frames_are_used(picture, tmp_path, monkeypatch, caplog, count):
+    video = write_video(tmp_path / "clip.avi", [picture, picture])
+    source = open_source(video)
+    monkeypatch.setattr(source, "_length", count)
+    monkeypatch.setattr(logging.getLogger("dynamic_sparse_rcnn"), "propagate", True)
+    with caplog.at_level(logging.WARNING):
+        assert len(list(source)) == 2 and not source.unreadable
+    said = [record.getMessage() for record in caplog.records]
+    if count == 2:
+        assert not said
+    else:
+        assert len(said) == 1 and "ends after 2 of the 5 frames" in said[0] and "left out" not in said[0]
+
+
+def test_images_in_memory_of_all_libraries_are_the_file(predictor, picture, tmp_path):
+    Image.fromarray(picture).save(tmp_path / "picture.png")
+    expected = predictor(tmp_path / "picture.png").instances.pred_boxes.tensor
+    tensor = torch.from_numpy(picture).permute(2, 0, 1)
+    variants = [Image.fromarray(picture), tensor, tensor / 255, picture[..., ::-1]]
+    for image in variants:
+        assert torch.equal(predictor(image).instances.pred_boxes.tensor, expected)
+    mixed = list(predictor.stream([str(tmp_path / "picture.png"), *variants]))
+    assert len(mixed) == 5 and all(torch.equal(x.instances.pred_boxes.tensor, expected) for x in mixed)
+
+
+@pytest.mark.parametrize("mode", ["L", "P", "RGBA", "CMYK", "1", "LA"])
+def test_pil_images_of_all_modes_are_read_as_their_files(picture, tmp_path, mode):
+    image = Image.fromarray(picture).convert(mode)
+    image.save(tmp_path / "image.tiff")
+    (of_file,) = open_source(tmp_path / "image.tiff")
+    assert np.array_equal(to_frame(image, "x").pixels, of_file.pixels)
+
+
+def test_pil_images_are_turned_and_made_8_bit_as_files_are(picture, tmp_path):
+    deep = Image.fromarray(picture[..., 0].astype(np.uint16) * 256 + 200)
+    assert np.array_equal(to_frame(deep, "x").pixels, np.repeat(picture[..., :1], 3, axis=2))
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.fromarray(picture).save(tmp_path / "turned.png", exif=exif)
+    turned = Image.open(tmp_path / "turned.png")
+    assert np.array_equal(to_frame(turned, "x").pixels, np.rot90(picture, k=-1))
+    with pytest.raises(ValueError, match="PIL image of mode F"):
+        to_frame(Image.fromarray(np.zeros((2, 2), np.float32)), "x")
+
+
+@pytest.mark.parametrize(
+    "tensor",
+    [torch.zeros(2, 3, 3), torch.zeros(3, 2), torch.full((3, 2, 2), 1.5), torch.zeros(3, 2, 2, dtype=torch.int64)],
+)
+def test_tensors_that_are_no_images_are_refused(tensor):
+    with pytest.raises(ValueError, match=r"x must be a tensor \(3,H,W\)"):
+        to_frame(tensor, "x")
+
+
+@pytest.mark.parametrize("thing", [None, 1.5, b"bytes", {"image": 1}, io.BytesIO(), True, [None], ["a.png", 3]])
+def test_other_things_are_refused_by_name(predictor, thing, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Image.new("RGB", (8, 8)).save("a.png")
+    with pytest.raises(TypeError, match=r"image \d is a \w+: give the path or URL of an image"):
+        predictor(thing)
+
+
+@pytest.mark.parametrize("suffix", [".gif", ".tiff"])
+def test_a_file_of_several_images_gives_its_first_and_that_is_said_once(picture, tmp_path, suffix, caplog, monkeypatch):
+    monkeypatch.setattr(logging.getLogger("dynamic_sparse_rcnn"), "propagate", True)
+    pages = [Image.fromarray(picture), Image.fromarray(picture[::-1])]
+    for name in ("one", "two"):
+        pages[0].save(tmp_path / f"{name}{suffix}", save_all=True, append_images=pages[1:])
+    pages[0].save(tmp_path / f"single{suffix}")
+    with caplog.at_level(logging.WARNING):
+        assert len(list(open_source([tmp_path / f"{name}{suffix}" for name in ("single", "one", "two")]))) == 3
+    (record,) = caplog.records
+    assert f"one{suffix} holds several images" in record.getMessage()
+
+
+def test_a_prediction_is_told_in_plain_types(predictor, picture):
+    prediction = predictor(picture)
+    told = json.loads(json.dumps(prediction.to_dict()))
+    assert (told["width"], told["height"], len(told["detections"])) == (WIDTH, HEIGHT, len(prediction.instances))
+    for entry, box, label in zip(
+        told["detections"], prediction.instances.pred_boxes.tensor.tolist(), prediction.labels, strict=True
+    ):
+        assert entry["box"] == pytest.approx(box) and entry["label"] == label
+        assert ["ant", "bee", "cat"][entry["class"]] == label
+
+
+def test_supervision_gets_the_same_detections(predictor, picture):
+    pytest.importorskip("supervision")
+    prediction = predictor(picture)
+    found = prediction.to_supervision()
+    assert np.allclose(found.xyxy, prediction.instances.pred_boxes.tensor)
+    assert np.allclose(found.confidence, prediction.instances.scores)
+    assert found.class_id.tolist() == prediction.instances.pred_classes.tolist()
+    assert found.data["class_name"].tolist() == prediction.labels
+
+
+def test_the_folder_of_a_run_stands_for_its_checkpoint_and_config(tiny_cfg, tmp_path, picture):
+    expected = make_predictor(tiny_cfg, tmp_path)(picture)
+    (tmp_path / "config.yaml").write_text(tiny_cfg.dump())
+    (tmp_path / "last_checkpoint").write_text("detector.safetensors")
+    found = Predictor(weights=str(tmp_path), score_threshold=0)(picture)
     assert torch.equal(found.instances.scores, expected.instances.scores)

@@ -4,6 +4,7 @@ import torch
 from detectron2.structures import Boxes, Instances
 
 from dynamic_sparse_rcnn.visualization.figures import (
+    draw_annotations,
     draw_assignment,
     draw_detections_beside_ground_truth,
     draw_proposal_stages,
@@ -226,3 +227,23 @@ def test_grid_is_no_wider_than_its_images():
 def test_grid_refuses_what_is_not_a_list_of_images(images, columns):
     with pytest.raises(ValueError, match="image"):
         image_grid(images, columns)
+
+
+def test_annotations_are_drawn_in_the_color_of_their_class_and_crowds_in_grey() -> None:
+    annotations = Instances(
+        (60, 80),
+        gt_boxes=Boxes(torch.tensor([[10.0, 10, 30, 30], [40, 10, 70, 50]])),
+        gt_classes=torch.tensor([0, 1]),
+        gt_is_crowd=torch.tensor([False, True]),
+    )
+    picture = draw_annotations(np.zeros((60, 80, 3), np.uint8), annotations, ["a", "b"], "image", 320)
+    assert picture.shape[1] == 320 and picture.shape[0] > 240
+    panel = picture[-240:].astype(int)
+    # The lower edges, away from the labels: the first box's color is red, the second's is grey.
+    red, green, blue = panel[115:125, 60:100].reshape(-1, 3).max(0)
+    assert red > 150 > green + 50 and red > blue + 50
+    edge = panel[195:205, 200:260].reshape(-1, 3)
+    brightest = edge[edge.sum(1).argmax()]
+    assert brightest.min() > 100 and np.ptp(brightest) < 20
+    with pytest.raises(ValueError, match="have no name"):
+        draw_annotations(np.zeros((60, 80, 3), np.uint8), annotations, ["a"], "image", 320)

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
 import torch
-import visualize_assignment
 
+from dynamic_sparse_rcnn.cli import visualize
 from dynamic_sparse_rcnn.data.shapes import ShapesConfig, generate_shapes
 
 CONFIG = Path(__file__).parents[2] / "configs/shapes/sparse_rcnn_R_18_FPN_20pro.yaml"
@@ -25,9 +24,8 @@ def draw(tmp_path):
     def run(image: str | None, *options: str) -> np.ndarray:
         common = ["DATASETS.TRAIN", dataset, "DATASETS.TEST", dataset, "MODEL.DEVICE", "cpu", "INPUT.MIN_SIZE_TEST"]
         output = tmp_path / "new/assignment.png"
-        arguments = {"config_file": str(CONFIG), "image": image, "output": output, "opts": [*common, "64", *options]}
         torch.manual_seed(0)  # the untrained model is another each time
-        visualize_assignment.main(argparse.Namespace(**arguments))
+        visualize.draw("assignment", str(CONFIG), [*common, "64", *options], [image] if image else [], output)
         picture = cv2.imread(str(output))
         assert picture is not None
         return picture
@@ -49,7 +47,7 @@ def test_the_first_image_is_the_default(draw):
 
 
 def test_an_image_that_is_not_in_the_set_is_named(draw):
-    with pytest.raises(SystemExit, match=r"none of the 3 images of .* is 'missing'"):
+    with pytest.raises(ValueError, match=r"none of the 3 images of .* is 'missing'"):
         draw("missing")
 
 

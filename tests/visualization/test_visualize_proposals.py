@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
 import torch
-import visualize_proposals
 
+from dynamic_sparse_rcnn.cli import visualize
 from dynamic_sparse_rcnn.data.shapes import ShapesConfig, generate_shapes
 from dynamic_sparse_rcnn.visualization.figures import draw_expert_proposals
 
@@ -27,11 +26,7 @@ def draw(tmp_path):
         common = ["DATASETS.TRAIN", dataset, "DATASETS.TEST", dataset, "MODEL.DEVICE", "cpu", "INPUT.MIN_SIZE_TEST"]
         output = tmp_path / "new/proposals.png"
         torch.manual_seed(0)  # the untrained model is another each time
-        visualize_proposals.main(
-            argparse.Namespace(
-                config_file=str(CONFIG), image=list(images), proposals=4, output=output, opts=[*common, "64", *options]
-            )
-        )
+        visualize.draw("proposals", str(CONFIG), [*common, "64", *options], images, output, num_proposals=4)
         picture = cv2.imread(str(output))
         assert picture is not None
         return picture
@@ -53,7 +48,7 @@ def test_the_first_images_are_the_default(draw):
 
 
 def test_static_proposals_are_refused(draw):
-    with pytest.raises(SystemExit, match="static proposals"):
+    with pytest.raises(ValueError, match="static proposals"):
         draw(options=("MODEL.PROPOSAL_GENERATOR.NAME", "LearnedProposalGenerator"))
 
 

@@ -1,11 +1,14 @@
-"""Reads config files and the command line's changes to them, with one kind of error."""
+"""Finds and reads config files and the command line's changes to them, with one kind of error."""
 
 from __future__ import annotations
 
 import difflib
+import importlib
+import importlib.util
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import yaml
@@ -15,8 +18,50 @@ from detectron2.utils.file_io import PathManager
 from .config import add_dynamic_sparse_rcnn_config
 
 
-def is_lazy_config(file: str) -> bool:
-    """Whether a file is a lazy config: a ``.py``, or the ``config.yaml`` that the run of one leaves."""
+def config_folder() -> Path:
+    """The folder of this project's configs: installed a package of data, in a checkout ``configs/`` at its top."""
+    name = f"{__package__}.configs"
+    if importlib.util.find_spec(name) is not None:
+        module = importlib.import_module(name)
+        assert module.__file__ is not None
+        return Path(module.__file__).parent
+    return Path(__file__).resolve().parents[3] / "configs"
+
+
+def list_configs() -> list[str]:
+    """The names of all configs, relative to ``configs/``."""
+    folder = config_folder()
+    files = [file.relative_to(folder).as_posix() for file in (*folder.glob("*/*.yaml"), *folder.glob("lazy/*.py"))]
+    return sorted(file for file in files if not file.endswith(("__init__.py", "common.py")))
+
+
+def find_config(name: str) -> str:
+    """The file of a config.
+
+    Args:
+        name: a path, a URL, or a name in the model zoo such as ``coco/sparse_rcnn_R_50_FPN_300pro_3x.yaml``.
+
+    Raises:
+        FileNotFoundError: there is no such file, and no config of that name in the model zoo.
+    """
+    if "://" in name or PathManager.isfile(name):
+        return name
+    names = list_configs()
+    if name in names:
+        return str(config_folder() / name)
+    raise FileNotFoundError(f"There is no config file {name}; the model zoo has: {', '.join(names)}")
+
+
+def is_lazy_config(name: str) -> bool:
+    """Whether a config is lazy: a ``.py``, or the ``config.yaml`` that the run of one leaves.
+
+    Args:
+        name: see :func:`find_config`.
+
+    Raises:
+        FileNotFoundError: there is no such config.
+    """
+    file = find_config(name)
     if file.endswith(".py"):
         return True
     with PathManager.open(file) as opened:
@@ -27,18 +72,14 @@ def read_config(file: str, options: Sequence[str] = ()) -> Any:
     """The config of a file: a ``DictConfig`` of a lazy one, otherwise a ``CfgNode`` with all of this project's keys.
 
     Args:
-        file: of the config.
+        file: of the config, see :func:`find_config`.
         options: of the command line, which change it: ``key=value`` of a lazy one, otherwise keys and values in turn.
 
     Raises:
-        SystemExit: if no file is named.
-        FileNotFoundError: if there is no such file.
+        FileNotFoundError: if there is no such config.
         ConfigError: if a yaml file, or an option, cannot be read; names the key and, where there is one, the remedy.
     """
-    if not file:
-        raise SystemExit("error: --config-file is needed: see configs/")
-    if "://" not in file and not PathManager.isfile(file):
-        raise FileNotFoundError(f"There is no config file {file}: configs/ has those of this project")
+    file = find_config(file)
     if is_lazy_config(file):
         return LazyConfig.apply_overrides(LazyConfig.load(file), list(options))
     cfg = get_cfg()

@@ -8,10 +8,6 @@
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,79 +16,10 @@ from detectron2.modeling import build_model
 from torch import nn
 
 from .checkpoints.loading import Checkpointer, StrictCheckpointer
-from .checkpoints.released import ReleasedCheckpoint, released_checkpoints
-from .config_reading import read_config
+from .checkpoints.released import find_released
+from .config_reading import config_folder, list_configs, read_config
 
-__all__ = ["ELSEWHERE", "get", "get_checkpoint_url", "get_config", "get_config_file", "list_configs"]
-
-
-@dataclass(frozen=True)
-class ForeignCheckpoint:
-    """A checkpoint of another project that one of our configs can load, as it is, by its file as ``MODEL.WEIGHTS``.
-
-    Attributes:
-        config: ours, relative to ``configs/``.
-        project: where it can be had, a repository on GitHub.
-        name: the file, or what the project's table of models calls it.
-        box_ap: on COCO val, as the project states it.
-    """
-
-    config: str
-    project: str
-    name: str
-    box_ap: float
-
-
-_PUBLIC = "PeizeSun/SparseR-CNN"
-_MMDETECTION = "open-mmlab/mmdetection"
-#: What can be had elsewhere, until there are checkpoints of our own trained on COCO.
-ELSEWHERE: tuple[ForeignCheckpoint, ...] = (
-    ForeignCheckpoint("coco/sparse_rcnn_R_50_FPN_100pro_3x.yaml", _PUBLIC, "R50_100pro_3x", 42.8),
-    ForeignCheckpoint("coco/sparse_rcnn_R_50_FPN_300pro_3x.yaml", _PUBLIC, "R50_300pro_3x", 45.0),
-    ForeignCheckpoint("coco/sparse_rcnn_R_101_FPN_100pro_3x.yaml", _PUBLIC, "R101_100pro_3x", 44.1),
-    ForeignCheckpoint("coco/sparse_rcnn_R_101_FPN_300pro_3x.yaml", _PUBLIC, "R101_300pro_3x", 46.4),
-    ForeignCheckpoint(
-        "coco/sparse_rcnn_R_50_FPN_100pro_3x.yaml",
-        _MMDETECTION,
-        "sparse_rcnn_r50_fpn_mstrain_480-800_3x_coco_20201218_154234-7bc5c054.pth",
-        42.8,
-    ),
-    ForeignCheckpoint(
-        "coco/sparse_rcnn_R_50_FPN_300pro_3x.yaml",
-        _MMDETECTION,
-        "sparse_rcnn_r50_fpn_300_proposals_crop_mstrain_480-800_3x_coco_20201223_024605-9fe92701.pth",
-        45.0,
-    ),
-    ForeignCheckpoint(
-        "coco/sparse_rcnn_R_101_FPN_100pro_3x.yaml",
-        _MMDETECTION,
-        "sparse_rcnn_r101_fpn_mstrain_480-800_3x_coco_20201223_121552-6c46c9d6.pth",
-        44.2,
-    ),
-    ForeignCheckpoint(
-        "coco/sparse_rcnn_R_101_FPN_300pro_3x.yaml",
-        _MMDETECTION,
-        "sparse_rcnn_r101_fpn_300_proposals_crop_mstrain_480-800_3x_coco_20201223_023452-c23c3564.pth",
-        46.2,
-    ),
-)
-
-
-def _config_folder() -> Path:
-    """Installed they are a package of data; in a checkout, a folder at its top."""
-    name = f"{__package__}.configs"
-    if importlib.util.find_spec(name) is not None:
-        module = importlib.import_module(name)
-        assert module.__file__ is not None
-        return Path(module.__file__).parent
-    return Path(__file__).resolve().parents[3] / "configs"
-
-
-def list_configs() -> list[str]:
-    """The names of all configs."""
-    folder = _config_folder()
-    files = [file.relative_to(folder).as_posix() for file in (*folder.glob("*/*.yaml"), *folder.glob("lazy/*.py"))]
-    return sorted(file for file in files if not file.endswith(("__init__.py", "common.py")))
+__all__ = ["get", "get_checkpoint_url", "get_config", "get_config_file", "list_configs"]
 
 
 def get_config_file(config_path: str) -> str:
@@ -104,31 +31,24 @@ def get_config_file(config_path: str) -> str:
     Raises:
         RuntimeError: there is none of that name (as in detectron2).
     """
-    folder = _config_folder()
-    file = folder / config_path
-    inside = file.resolve().is_relative_to(folder.resolve())
-    if not (inside and config_path.endswith((".yaml", ".py")) and file.is_file()):
+    if config_path not in list_configs():
         raise RuntimeError(f"{config_path} is not in the model zoo; there are: {', '.join(list_configs())}")
-    return str(file)
-
-
-def released(config_path: str) -> ReleasedCheckpoint | None:
-    """The line of our table of checkpoints for a config; None where there is none."""
-    return next((entry for entry in released_checkpoints() if entry.config == config_path), None)
+    return str(config_folder() / config_path)
 
 
 def get_checkpoint_url(config_path: str) -> str:
     """What ``MODEL.WEIGHTS`` has to be for the trained model of a config.
 
     Raises:
-        RuntimeError: we have trained none; says what other projects have.
+        RuntimeError: this project has not trained that model.
     """
-    entry = released(config_path)
-    if entry is not None:
-        return entry.url
-    others = [f"{x.name} of https://github.com/{x.project}" for x in ELSEWHERE if x.config == config_path]
-    remedy = f" It can load {', or '.join(others)}, downloaded and named as MODEL.WEIGHTS." if others else ""
-    raise RuntimeError(f"There is no checkpoint of ours for {config_path}.{remedy}")
+    entry = find_released(config_path)
+    if entry is None:
+        raise RuntimeError(
+            f"This project has no checkpoint for {config_path}: the README's model zoo lists checkpoints of other "
+            "projects that it can load"
+        )
+    return entry.url
 
 
 def get_config(config_path: str, trained: bool = False) -> Any:

@@ -1,4 +1,4 @@
-"""What the classes of a detector are called."""
+"""The classes of a detector: their names, and what a checkpoint says of them."""
 
 from __future__ import annotations
 
@@ -8,7 +8,11 @@ from typing import Any
 
 from detectron2.data import MetadataCatalog
 
-from ..data.datasets import register_dataset
+from ..data.datasets import class_difference, register_dataset
+
+# Last parts of the names of the classification layer's bias, ours and mmdetection's.
+_CLASS_BIAS = ("class_logits.bias", ".fc_cls.bias")
+_MOST_NAMES = 20
 
 
 @dataclass(frozen=True)
@@ -16,8 +20,8 @@ class DetectorClasses:
     """The classes of a detector, in the order of its outputs.
 
     Attributes:
-        names: what people call them.
-        category_ids: what the files of the training set call them, in COCO's result files too.
+        names: of the classes.
+        category_ids: of the classes in the files of the training set, and in COCO's result files.
     """
 
     names: tuple[str, ...]
@@ -30,7 +34,7 @@ class DetectorClasses:
     @classmethod
     def numbered(cls, number: int) -> DetectorClasses:
         """Of a detector of which nothing else is known."""
-        return cls(tuple(f"class {index}" for index in range(number)), tuple(range(number)))
+        return cls.named([f"class {index}" for index in range(number)])
 
     @classmethod
     def named(cls, names: Sequence[str]) -> DetectorClasses:
@@ -61,3 +65,24 @@ class DetectorClasses:
     def to_checkpoint(self) -> dict[str, Any]:
         """What :meth:`from_checkpoint` finds."""
         return {"class_names": list(self.names), "category_ids": list(self.category_ids)}
+
+    def difference(self, names: Sequence[str]) -> str:
+        """In what a checkpoint of these classes differs from other class names; empty where it does not."""
+        if tuple(names) == self.names:
+            return ""
+        return (
+            f"the checkpoint's classes are {list(self.names[:_MOST_NAMES])}, but {list(names[:_MOST_NAMES])} are "
+            f"wanted: {class_difference(self.names, names)}"
+        )
+
+
+def number_of_classes(state_dict: Mapping[str, Any]) -> int:
+    """The number of classes of a Sparse R-CNN, from its weights in our names or in mmdetection's.
+
+    Raises:
+        ValueError: they are of something else.
+    """
+    for name, value in state_dict.items():
+        if name.endswith(_CLASS_BIAS):
+            return len(value)
+    raise ValueError("The checkpoint is not of a Sparse R-CNN: it has no class_logits")

@@ -188,3 +188,11 @@ def _write_safetensors(file: Path, content: Mapping[str, Any]) -> None:
 def as_tensor(value: Tensor | np.ndarray) -> Tensor:
     """The tensor of a weight, which detectron2's files hold as an array."""
     return value if isinstance(value, Tensor) else torch.from_numpy(np.ascontiguousarray(value))
+
+
+def halved(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Weights in half precision, but for the statistics of batch norms, which may be out of its range."""
+    return {
+        name: value.half() if value.is_floating_point() and "running_" not in name else value
+        for name, value in weights.items()
+    }

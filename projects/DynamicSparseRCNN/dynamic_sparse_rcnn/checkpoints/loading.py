@@ -1,16 +1,21 @@
-"""Loading checkpoints: one line on what was kept, an error where a run goes on, or is evaluated, with another model."""
+"""detectron2's checkpointer, reading safely, writing whole files, and saying what a model got from a checkpoint."""
 
 from __future__ import annotations
 
 import logging
+import os
 from collections import Counter
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
+from detectron2.checkpoint import DetectionCheckpointer
 from torch import nn
 
-from .checkpointer import SafeCheckpointer
-from .names import public_name
+from ..file_io import whole_file
+from .classes import DetectorClasses
+from .files import read_checkpoint, write_checkpoint
+from .names import convert_state_dict, public_name
 
 logger = logging.getLogger(__name__)
 
@@ -21,11 +26,103 @@ _MOST_PARTS = 8
 _COUNTER = "num_batches_tracked"
 
 
-class Checkpointer(SafeCheckpointer):
-    """``SafeCheckpointer`` that tells in one line what a model got from a checkpoint and what it did not.
+class SafeCheckpointer(DetectionCheckpointer):
+    """``DetectionCheckpointer`` for files of any origin.
 
-    Tensors of another shape start anew, such as the class layers where the number of classes differs. Not so in a run
-    that goes on: the optimiser's state is that of the old tensors, and would be written over other memory.
+    Reads ``.safetensors`` too, and runs no code of pickles unless it is told to (see :func:`.files.read_checkpoint`).
+    Weights of the projects that :func:`.names.convert_state_dict` knows are converted. A checkpoint takes its place
+    once it is written completely, and only then ``last_checkpoint`` points to it.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        save_dir: str = "",
+        *,
+        trust: bool = False,
+        classes: DetectorClasses | None = None,
+        **arguments: Any,
+    ) -> None:
+        """
+        Args:
+            model: whose weights are loaded and saved.
+            save_dir: where checkpoints are saved.
+            trust: whether pickles may run code.
+            classes: of the data that the model is trained or evaluated on. They are saved with the weights, and
+                compared with those of a checkpoint that is loaded.
+            arguments: those of ``DetectionCheckpointer``.
+        """
+        super().__init__(model, save_dir, **arguments)
+        self.trust = trust
+        self.classes = classes
+
+    def load(self, path: str, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """As ``DetectionCheckpointer.load``.
+
+        Raises:
+            FileNotFoundError: there is no such file.
+            ValueError: it cannot be read, or (see the subclasses) is not of the model or of its classes.
+        """
+        plain = path.partition("?")[0]  # newer versions of detectron2 know queries
+        if path and "://" not in path and not any(map(self.path_manager.isfile, (path, plain))):
+            raise FileNotFoundError(f"There is no checkpoint file {path}")
+        loaded: dict[str, Any] = super().load(path, *args, **kwargs)
+        return loaded
+
+    def _load_file(self, filename: str) -> dict[str, Any]:
+        checkpoint = read_checkpoint(filename, trust=self.trust)
+        if filename.endswith((".pkl", ".pyth")):
+            return _for_heuristics(checkpoint, filename)
+        if "matching_heuristics=True" in getattr(getattr(self, "_parsed_url_during_load", None), "query", ""):
+            return checkpoint | {"matching_heuristics": True}
+        known = DetectorClasses.from_checkpoint(checkpoint)
+        if known is not None and self.classes is not None and (difference := known.difference(self.classes.names)):
+            self._handle_other_classes(filename, difference, len(known.names) == len(self.classes.names))
+        conversion = convert_state_dict(checkpoint["model"], self.model.state_dict())
+        if conversion.source:
+            logger.info(f"{filename} is of {conversion.source}: {len(conversion.state_dict)} weights converted")
+        return checkpoint | {"model": conversion.state_dict}
+
+    def _handle_other_classes(self, filename: str, difference: str, same_number: bool) -> None:
+        """What to do about a checkpoint whose classes are not those of the data, be there as many or not."""
+
+    def save(self, name: str, **kwargs: Any) -> None:
+        """Saves the model and what is registered as ``<name>.pth`` in ``save_dir``, with ``kwargs``."""
+        if not self.save_dir or not self.save_to_disk:
+            return
+        kwargs = (self.classes.to_checkpoint() if self.classes is not None else {}) | kwargs
+        if self._is_remote:
+            super().save(name, **kwargs)
+            return
+        content = {"model": self.model.state_dict()}
+        content |= {key: part.state_dict() for key, part in self.checkpointables.items()}
+        for leftover in Path(self.save_dir).glob(".*.partial"):  # of a run that was killed
+            leftover.unlink()
+        file = os.path.join(self.save_dir, f"{name}.pth")
+        self.logger.info(f"Saving checkpoint to {file}")
+        write_checkpoint(file, content | kwargs)
+        self.tag_last_checkpoint(f"{name}.pth")
+
+    @property
+    def _is_remote(self) -> bool:
+        """Whether checkpoints go to one of iopath's stores, which take a file as a whole."""
+        return "://" in self.save_dir
+
+    def tag_last_checkpoint(self, last_filename_basename: str) -> None:
+        """Makes ``last_checkpoint`` point to a file of ``save_dir``."""
+        if self._is_remote:
+            super().tag_last_checkpoint(last_filename_basename)
+            return
+        with whole_file(os.path.join(self.save_dir, "last_checkpoint")) as file:
+            file.write(last_filename_basename.encode())
+
+
+class Checkpointer(SafeCheckpointer):
+    """``SafeCheckpointer`` for training: one line says what the model got from a checkpoint and what it did not.
+
+    At the start of a training, tensors of another shape start anew, such as the class layers where the number of
+    classes differs. Other classes of the same number are warned of: their rows are a start like any other. When a run
+    is resumed neither may differ: the optimizer's state belongs to the old tensors and classes.
     """
 
     _resumes = False
@@ -34,20 +131,29 @@ class Checkpointer(SafeCheckpointer):
         """As ``DetectionCheckpointer``.
 
         Raises:
-            ValueError: if the run goes on from a checkpoint of another model.
+            ValueError: a run is resumed with another model or other classes.
         """
         self._resumes = resume and self.has_checkpoint()
         loaded: dict[str, Any] = super().resume_or_load(path, resume=resume)
         return loaded
 
+    def _handle_other_classes(self, filename: str, difference: str, same_number: bool) -> None:
+        if self._resumes:
+            raise ValueError(f"{filename} cannot be resumed with other classes: {difference}. {self._remedy()}")
+        if same_number:  # otherwise the class layers start anew
+            logger.warning(
+                f"{filename} has class layers of other classes, which this training starts from: {difference}"
+            )
+
+    def _remedy(self) -> str:
+        return (
+            f"Resume with the data sets and the config.yaml of {self.save_dir}; or start a new run from these weights: "
+            "leave out --resume, name the checkpoint as MODEL.WEIGHTS and give another OUTPUT_DIR."
+        )
+
     def _log_incompatible_keys(self, incompatible: Any) -> None:
         if self._resumes:
-            _require_whole(
-                incompatible,
-                incompatible.unexpected_keys,
-                f"Go on with the config.yaml of {self.save_dir}; or start a new run from these weights: leave out "
-                "--resume, name the checkpoint as MODEL.WEIGHTS and give another OUTPUT_DIR.",
-            )
+            _require_whole(incompatible, incompatible.unexpected_keys, self._remedy())
         total = len(self.model.state_dict())
         anew = {name: f"{old} -> {new}" for name, old, new in incompatible.incorrect_shapes}
         missing = [name for name in map(public_name, incompatible.missing_keys) if name not in anew]
@@ -64,7 +170,13 @@ class Checkpointer(SafeCheckpointer):
 
 
 class StrictCheckpointer(SafeCheckpointer):
-    """``SafeCheckpointer`` for evaluations and predictions: all of the model has to come from the checkpoint."""
+    """``SafeCheckpointer`` for evaluation and prediction: all of the model comes from the checkpoint, or it fails."""
+
+    def _handle_other_classes(self, filename: str, difference: str, same_number: bool) -> None:
+        raise ValueError(
+            f"{filename} has learned other classes than those of the data: {difference}. Take data whose classes have "
+            "the same names in the same order (in a COCO file, the order of the category ids)."
+        )
 
     def _log_incompatible_keys(self, incompatible: Any) -> None:
         head = {name for name in self.model.state_dict() if name.startswith("head.")}
@@ -79,29 +191,29 @@ class StrictCheckpointer(SafeCheckpointer):
         super()._log_incompatible_keys(incompatible)
 
 
-def _require_whole(incompatible: Any, unexpected: Iterable[str], remedy: str) -> None:
-    wrong = [name for name, *_ in incompatible.incorrect_shapes]
-    wrong += [*map(public_name, incompatible.missing_keys), *unexpected]
-    wrong = [name for name in dict.fromkeys(wrong) if not name.endswith(_COUNTER)]
-    if wrong:
-        raise ValueError(
-            "The checkpoint does not have the model that the config describes; of another shape, or in one of them "
-            f"alone: {_group(wrong)}{_class_note(incompatible)}, {len(wrong)} tensors, the first {wrong[0]}. {remedy}"
-        )
-
-
 def load_for_evaluation(
-    model: nn.Module, weights: str, output_dir: str = "", resume: bool = False, trust: bool = False
+    model: nn.Module,
+    weights: str,
+    output_dir: str = "",
+    resume: bool = False,
+    trust: bool = False,
+    classes: DetectorClasses | None = None,
 ) -> None:
-    """Loads the checkpoint ``weights``, or with ``resume`` the last one of ``output_dir``.
+    """Loads a whole detector from a checkpoint.
 
-    ``trust``: whether a pickled one may run code.
+    Args:
+        model: the detector.
+        weights: the checkpoint.
+        output_dir: of a run.
+        resume: whether to load the last checkpoint of ``output_dir`` instead of ``weights``.
+        trust: whether a pickled checkpoint may run code.
+        classes: of the data that it is evaluated on.
 
     Raises:
-        FileNotFoundError: if there is none to resume.
-        ValueError: if none is named, or part of the model is not in it.
+        FileNotFoundError: there is no such checkpoint, or none to resume.
+        ValueError: none is named, part of the model is not in it, or it is of other classes.
     """
-    checkpointer = StrictCheckpointer(model, output_dir, trust=trust)
+    checkpointer = StrictCheckpointer(model, output_dir, trust=trust, classes=classes)
     if resume and not checkpointer.has_checkpoint():
         raise FileNotFoundError(
             f"--eval-only --resume finds no checkpoint in {output_dir}. Correct the output folder, or name a "
@@ -113,6 +225,28 @@ def load_for_evaluation(
             "or --resume for the last one of the output folder"
         )
     checkpointer.resume_or_load(weights, resume=resume)
+
+
+def _for_heuristics(checkpoint: dict[str, Any], filename: str) -> dict[str, Any]:
+    """Checkpoints of detectron2 itself, and of those whose names its own heuristics know."""
+    if "__author__" in checkpoint:
+        return checkpoint
+    weights = checkpoint["model"].get("blobs", checkpoint["model"])
+    author = "pycls" if filename.endswith(".pyth") else "Caffe2"
+    left_out = ("num_batches_tracked",) if author == "pycls" else ("_momentum",)
+    kept = {name: value for name, value in weights.items() if not name.endswith(left_out)}
+    return {"model": kept, "__author__": author, "matching_heuristics": True}
+
+
+def _require_whole(incompatible: Any, unexpected: Iterable[str], remedy: str) -> None:
+    wrong = [name for name, *_ in incompatible.incorrect_shapes]
+    wrong += [*map(public_name, incompatible.missing_keys), *unexpected]
+    wrong = [name for name in dict.fromkeys(wrong) if not name.endswith(_COUNTER)]
+    if wrong:
+        raise ValueError(
+            "The checkpoint does not have the model that the config describes; of another shape, or in one of them "
+            f"alone: {_group(wrong)}{_class_note(incompatible)}, {len(wrong)} tensors, the first {wrong[0]}. {remedy}"
+        )
 
 
 def _group(names: Iterable[str]) -> str:

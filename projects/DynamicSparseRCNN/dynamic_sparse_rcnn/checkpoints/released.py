@@ -57,6 +57,11 @@ def released_checkpoints(folder: Path | None = None) -> tuple[ReleasedCheckpoint
     return tuple(ReleasedCheckpoint(**entry) for entry in entries)
 
 
+def find_released(name: str) -> ReleasedCheckpoint | None:
+    """The line of the table for a config or for a URL; None where there is none."""
+    return next((entry for entry in released_checkpoints() if name in (entry.config, entry.url)), None)
+
+
 def record_checkpoint(checkpoint: ReleasedCheckpoint, folder: Path | None = None) -> None:
     """Puts a checkpoint into the table, in the place of one of the same config."""
     folder = folder or FOLDER

@@ -66,12 +66,12 @@ def check_same_classes(names: Sequence[str]) -> None:
         if list(classes) != first[1]:
             raise ValueError(
                 f"The data sets have different classes: {first[0]}: {first[1][:20]}; {name}: {list(classes)[:20]}; "
-                f"{_difference(first[1], list(classes))}. Give all the same names in the same order (in a COCO file, "
-                "the order of the category ids)."
+                f"{class_difference(first[1], list(classes))}. Give all the same names in the same order (in a COCO "
+                "file, the order of the category ids)."
             )
 
 
-def _difference(first: Sequence[str], second: Sequence[str]) -> str:
+def class_difference(first: Sequence[str], second: Sequence[str]) -> str:
     """What long lists differ in."""
     only_first, only_second = ([n for n in a if n not in b] for a, b in ((first, second), (second, first)))
     if only_first or only_second:

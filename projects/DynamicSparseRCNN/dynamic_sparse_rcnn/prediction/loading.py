@@ -1,4 +1,4 @@
-"""A detector ready for inference, from any kind of config, with all of its weights."""
+"""Detectors from any kind of config: ready for inference with all of their weights, or untrained."""
 
 from __future__ import annotations
 
@@ -15,10 +15,11 @@ from detectron2.modeling import build_model
 from detectron2.utils.file_io import PathManager
 from torch import nn
 
-from .. import model_zoo
 from ..checkpoints import read_checkpoint
-from ..checkpoints.classes import DetectorClasses
+from ..checkpoints.classes import DetectorClasses, number_of_classes
 from ..checkpoints.loading import StrictCheckpointer
+from ..checkpoints.released import find_released
+from ..checkpoints.runs import find_run
 from ..config_reading import read_config
 from ..data.mapper import DetectionMapper
 
@@ -26,8 +27,7 @@ logger = logging.getLogger(__name__)
 
 #: The config of the small detector that comes with the package.
 DEFAULT_CONFIG = "shapes/dynamic_sparse_rcnn_slim_R_50_FPN_20pro.yaml"
-_CLASS_BIAS = "class_logits.bias"
-# Part of the addresses of detectron2's backbones, which trainings start from.
+# Part of the URLs of detectron2's backbones, which trainings start from.
 _BACKBONES = "ImageNetPretrained"
 
 
@@ -48,19 +48,20 @@ class LoadedDetector:
     classes: DetectorClasses
 
 
-def load_detector(config: Any, weights: str | None, device: str | None, trust: bool) -> LoadedDetector:
+def load_detector(
+    config: Any, weights: str | None, device: str | None, trust: bool, class_names: Sequence[str] | None = None
+) -> LoadedDetector:
     """Builds and loads a detector; see :class:`.Predictor` for the arguments.
 
     Raises:
         FileNotFoundError: there is no such config, or no such checkpoint.
-        ValueError: no weights are given, or they are not those of the whole model.
+        ValueError: no weights are given, they are not those of the whole model, or it has other classes.
     """
-    cfg = resolve_config(config, weights)
-    weights = str(weights or (cfg.MODEL.WEIGHTS if isinstance(cfg, CfgNode) else cfg.train.init_checkpoint))
+    cfg, weights = _find(config, weights)
     if not weights or _BACKBONES in weights:
         raise ValueError(
             "No weights are given, and the config names none, or those of a backbone: an untrained detector finds "
-            "nothing. The README's model zoo says what can be had for which config."
+            "nothing. The README's model zoo lists the checkpoints for each config."
         )
     if isinstance(cfg, CfgNode):
         model, mapper, datasets = _build_from_yaml(cfg, weights, device, trust)
@@ -71,36 +72,43 @@ def load_detector(config: Any, weights: str | None, device: str | None, trust: b
     if mapper.image_format not in ("RGB", "BGR"):
         raise ValueError(f"INPUT.FORMAT is {mapper.image_format}: predictions need RGB or BGR")
     rest = StrictCheckpointer(model, trust=trust).load(weights)
-    classes = DetectorClasses.from_checkpoint(rest) or DetectorClasses.from_datasets(datasets)
-    number = number_of_classes(model.state_dict())
-    if classes is None or len(classes.names) != number:
-        logger.warning(f"Nothing says what the {number} classes are called: they are given by their numbers")
-        classes = DetectorClasses.numbered(number)
+    classes = _name_classes(DetectorClasses.from_checkpoint(rest), datasets, number_of_classes(model.state_dict()))
+    if class_names is not None:
+        classes = _with_given_names(classes, class_names, DetectorClasses.from_checkpoint(rest))
     return LoadedDetector(model.eval(), mapper.augmentations, mapper.image_format, classes)
 
 
-def resolve_config(config: Any, weights: str | None) -> Any:
-    """The config that is meant: itself, of a file, of the model zoo, beside the weights, or that of the package."""
+def build_untrained(config: str, options: Sequence[str] = (), num_classes: int = 80) -> nn.Module:
+    """The model of a config, with random weights, on the CPU.
+
+    Args:
+        config: a path, or a name in the model zoo.
+        options: that change it, see :func:`.config_reading.read_config`.
+        num_classes: where the config leaves them to the data.
+    """
+    cfg = read_config(config, options)
+    if not isinstance(cfg, CfgNode):
+        model: nn.Module = instantiate(cfg.model)
+        return model
+    cfg.MODEL.DEVICE, cfg.MODEL.WEIGHTS = "cpu", ""
+    cfg.MODEL.TIMM.PRETRAINED, cfg.MODEL.TIMM.CHECKPOINT = False, ""
+    cfg.MODEL.SparseRCNN.NUM_CLASSES = cfg.MODEL.SparseRCNN.NUM_CLASSES or num_classes
+    return build_model(cfg)
+
+
+def _find(config: Any, weights: str | None) -> tuple[Any, str]:
+    """The config that is meant, and the weights: those given, of a run, the released ones, or the config's own."""
+    if config is None:
+        run = find_run(weights or DEFAULT_CONFIG)
+        return read_config(run.config_file), run.checkpoint
     if isinstance(config, (str, Path)):
-        return _read_config(str(config), weights)
-    if config is not None:
-        return config.clone() if isinstance(config, CfgNode) else config
-    if weights is None:
-        return model_zoo.get_config(DEFAULT_CONFIG, trained=True)
-    beside = Path(weights).parent / "config.yaml"
-    if not beside.is_file():
-        raise FileNotFoundError(f"{weights} needs a config: there is none beside it ({beside}), so name one")
-    return _read_config(str(beside), weights)
-
-
-def _read_config(config: str, weights: str | None) -> Any:
-    if not Path(config).is_file():
-        has_own = weights is None and model_zoo.released(config) is not None
-        try:
-            return model_zoo.get_config(config, trained=has_own)
-        except RuntimeError as error:
-            raise FileNotFoundError(f"There is no file {config}, and {error}") from error
-    return read_config(config)
+        released, cfg = find_released(str(config)), read_config(str(config))
+    else:
+        released, cfg = None, config.clone() if isinstance(config, CfgNode) else config
+    if weights is not None and Path(weights).is_dir():
+        weights = find_run(weights).checkpoint
+    named = cfg.MODEL.WEIGHTS if isinstance(cfg, CfgNode) else cfg.train.init_checkpoint
+    return cfg, str(weights or (released.url if released else named))
 
 
 def _build_from_yaml(
@@ -116,16 +124,21 @@ def _build_from_yaml(
     return build_model(cfg), DetectionMapper(cfg, is_train=False), (*cfg.DATASETS.TEST, *cfg.DATASETS.TRAIN)
 
 
-def number_of_classes(state_dict: dict[str, Any]) -> int:
-    """The number of classes of a Sparse R-CNN, from its weights in our names or in mmdetection's.
+def _name_classes(known: DetectorClasses | None, datasets: Sequence[str], number: int) -> DetectorClasses:
+    """What the checkpoint says, else the config's data sets."""
+    classes = known or DetectorClasses.from_datasets(datasets)
+    if classes is None or len(classes.names) != number:
+        logger.warning(f"Nothing says what the {number} classes are called: they are given by their numbers")
+        return DetectorClasses.numbered(number)
+    return classes
 
-    Raises:
-        ValueError: they are of something else.
-    """
-    for name, value in state_dict.items():
-        if name.endswith((_CLASS_BIAS, ".fc_cls.bias")):
-            return len(value)
-    raise ValueError("The checkpoint is not of a Sparse R-CNN: it has no class_logits")
+
+def _with_given_names(classes: DetectorClasses, names: Sequence[str], known: DetectorClasses | None) -> DetectorClasses:
+    if len(names) != len(classes.names):
+        raise ValueError(f"class_names has {len(names)} names, but the detector {len(classes.names)} classes")
+    if known is not None and (difference := known.difference(names)):
+        raise ValueError(f"class_names are for checkpoints that do not name their classes: {difference}")
+    return DetectorClasses(tuple(names), classes.category_ids)
 
 
 def _usable(device: str) -> str:

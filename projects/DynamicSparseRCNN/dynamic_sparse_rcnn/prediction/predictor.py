@@ -7,16 +7,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from detectron2.config import CfgNode
 from detectron2.data import transforms as T
+from detectron2.structures import Instances
 
-from ..checkpoints.classes import DetectorClasses
 from ..engine.precision import autocast, autocast_dtype
 from .loading import load_detector
 from .results import Prediction
-from .sources import Frame, FrameSource, open_source
+from .sources import Frame, FrameSource, InMemory, open_source
+from .tiles import merge, split
 
 
 class Predictor:
@@ -31,6 +31,7 @@ class Predictor:
         score_threshold: detections with a lower score are left out.
         batch_size: images that are run at once. Images of a batch are padded to a common size, which changes their
             detections a little if sizes differ.
+        tiles: sides of tiles in pixels, or None.
     """
 
     def __init__(
@@ -42,6 +43,7 @@ class Predictor:
         score_threshold: float = 0.5,
         batch_size: int = 1,
         precision: str | None = None,
+        tiles: int | None = None,
         class_names: Sequence[str] | None = None,
         trust_checkpoint: bool = False,
     ) -> None:
@@ -50,43 +52,50 @@ class Predictor:
             config: a ``.yaml`` or a lazy ``.py`` by its path or its name in the model zoo, or such a config itself.
                 Default: ``config.yaml`` beside ``weights``, where runs write it; without ``weights`` the detector
                 that comes with the package.
-            weights: anything that ``MODEL.WEIGHTS`` can be. Default: the config's, or our released checkpoint of it.
+            weights: anything that ``MODEL.WEIGHTS`` can be, or the folder of a run. Default: the config's, or our
+                released checkpoint of it.
             device: of the model. Default: the config's, or the CPU where there is no GPU.
             score_threshold: in [0, 1].
             batch_size: at least 1.
             precision: ``float16`` or ``bfloat16``, mixed with float32 (on the CPU it is bfloat16 in any case).
                 Default: float32.
-            class_names: of all classes. Default: what the checkpoint says, or the config's data sets.
+            tiles: sides, in pixels, of the tiles in which large images are looked at too, one after the other, for
+                small objects in them. Default: images are looked at as a whole alone.
+            class_names: of all classes, for a checkpoint that does not name its classes. Default: what the checkpoint
+                says, or the config's data sets.
             trust_checkpoint: whether a pickled checkpoint may hold code, which is then run.
 
         Raises:
             FileNotFoundError: there is no such config or checkpoint.
-            ValueError: an argument is out of its range, or the weights are not those of the model.
+            ValueError: an argument is out of its range, or the weights are not those of the model or of the classes.
         """
-        if not 0 <= score_threshold <= 1 or batch_size < 1:
+        if not 0 <= score_threshold <= 1 or batch_size < 1 or (tiles is not None and tiles < 32):
             raise ValueError(
-                f"score_threshold must lie in [0, 1] and batch_size be at least 1, got {score_threshold}, {batch_size}"
+                "score_threshold must lie in [0, 1], batch_size be at least 1 and tiles at least 32, got "
+                f"{score_threshold}, {batch_size} and {tiles}"
             )
-        loaded = load_detector(config, weights, device, trust_checkpoint)
+        loaded = load_detector(config, weights, device, trust_checkpoint, class_names)
         self.model = loaded.model
-        self.classes = _with_names(loaded.classes, class_names)
+        self.classes = loaded.classes
         self.score_threshold = score_threshold
         self.batch_size = batch_size
+        self.tiles = tiles
         self._device = next(self.model.parameters()).device
         self._dtype = None if precision is None else autocast_dtype(precision, self._device, "precision")
         self._augmentations = loaded.augmentations
         self._image_format = loaded.image_format
 
-    def __call__(self, image: str | Path | npt.NDArray) -> Prediction:
+    def __call__(self, image: str | Path | InMemory) -> Prediction:
         """The detections in one image.
 
         Args:
-            image: a path, an address, or an array as :func:`.sources.from_array` takes it (BGR).
+            image: a path, a URL, or an image in memory, see :func:`.sources.to_frame`: a NumPy array (BGR), a PyTorch
+                tensor (RGB) or a PIL image.
 
         Raises:
             FileNotFoundError: there is no such file.
             OSError: it cannot be read.
-            ValueError: it is not one image: see :meth:`stream`.
+            TypeError, ValueError: it is not one image: see :meth:`stream`.
         """
         source = open_source(image)
         if source.length != 1 or source.frames_per_second is not None:
@@ -96,7 +105,9 @@ class Predictor:
             raise OSError(": ".join(source.unreadable[0]))
         return self.predict(frames)[0]
 
-    def stream(self, source: FrameSource | str | Path | int | npt.NDArray | Sequence) -> Iterator[Prediction]:
+    def stream(
+        self, source: FrameSource | str | Path | int | InMemory | Sequence[str | Path | InMemory]
+    ) -> Iterator[Prediction]:
         """The detections in many images, one after the other, each as it is read.
 
         Images that cannot be read are left out, with a warning each; a ``FrameSource`` counts them.
@@ -108,19 +119,28 @@ class Predictor:
         for frames in batches(source, self.batch_size):
             yield from self.predict(frames)
 
-    @torch.no_grad()
     def predict(self, frames: Sequence[Frame]) -> list[Prediction]:
-        """The detections in some images, run as one batch."""
+        """The detections in some images, run as one batch, or in tiles."""
+        if self.tiles is None:
+            found = self._detect(frames)
+        else:
+            found = [self._detect_in_tiles(frame, self.tiles) for frame in frames]
+        return [
+            Prediction(frame.name, frame.pixels, instances, self.classes.names, self.classes.category_ids)
+            for frame, instances in zip(frames, found, strict=True)
+        ]
+
+    def _detect_in_tiles(self, frame: Frame, side: int) -> Instances:
+        parts = split(frame, side)
+        found = [x for batch in batches((tile for tile, _ in parts), self.batch_size) for x in self._detect(batch)]
+        return merge(found, parts)
+
+    @torch.no_grad()
+    def _detect(self, frames: Sequence[Frame]) -> list[Instances]:
         with autocast(self._dtype, self._device):
             outputs = self.model([self._to_input(frame) for frame in frames]) if frames else []
-        predictions = []
-        for frame, output in zip(frames, outputs, strict=True):
-            found = output["instances"].to("cpu")
-            found = found[found.scores >= self.score_threshold]
-            predictions.append(
-                Prediction(frame.name, frame.pixels, found, self.classes.names, self.classes.category_ids)
-            )
-        return predictions
+        found = [output["instances"].to("cpu") for output in outputs]
+        return [instances[instances.scores >= self.score_threshold] for instances in found]
 
     def _to_input(self, frame: Frame) -> dict[str, Any]:
         pixels = frame.pixels if self._image_format == "RGB" else frame.pixels[..., ::-1]
@@ -141,11 +161,3 @@ def batches(frames: Iterable[Frame], size: int) -> Iterator[list[Frame]]:
             batch = []
     if batch:
         yield batch
-
-
-def _with_names(classes: DetectorClasses, names: Sequence[str] | None) -> DetectorClasses:
-    if names is None:
-        return classes
-    if len(names) != len(classes.names):
-        raise ValueError(f"class_names has {len(names)} names, but the detector {len(classes.names)} classes")
-    return DetectorClasses(tuple(names), classes.category_ids)

@@ -5,15 +5,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 from detectron2.evaluation.coco_evaluation import instances_to_coco_json
 from detectron2.structures import Instances
 
-from ..file_io import write_image, write_json
+from ..file_io import write_image
 from ..visualization.figures import draw_detections
+
+if TYPE_CHECKING:
+    import supervision
 
 
 @dataclass(frozen=True)
@@ -43,12 +46,36 @@ class Prediction:
 
     def to_coco(self, image_id: int = 0) -> list[dict[str, Any]]:
         """An entry of a COCO result file for each detection: ``image_id``, ``category_id``, ``bbox`` (absolute xywh
-        pixels) and ``score``; and ``file_name``, which COCO's tools pass over."""
+        pixels) and ``score``; ``file_name`` and, of tracked ones, ``track_id``, which COCO's tools pass over."""
         entries: list[dict[str, Any]] = instances_to_coco_json(self.instances, image_id)
+        tracks = self.instances.track_ids.tolist() if self.instances.has("track_ids") else [None] * len(entries)
         return [
-            entry | {"category_id": self.category_ids[entry["category_id"]], "file_name": self.name}
-            for entry in entries
+            entry
+            | {"category_id": self.category_ids[entry["category_id"]], "file_name": self.name}
+            | ({} if track is None else {"track_id": track})
+            for entry, track in zip(entries, tracks, strict=True)
         ]
+
+    def to_dict(self) -> dict[str, Any]:
+        """What was found, in types that JSON has: ``image``, ``width``, ``height``, and ``detections``, each with
+        ``label``, ``class`` (its index), ``score``, ``box`` (absolute xyxy pixels) and, of a tracked one, ``track``."""
+        found = self.instances
+        tracks = found.track_ids.tolist() if found.has("track_ids") else [None] * len(found)
+        columns = (self.labels, found.pred_classes.tolist(), found.scores.tolist(), found.pred_boxes.tensor.tolist())
+        detections = [
+            {"label": label, "class": index, "score": score, "box": box} | ({} if track is None else {"track": track})
+            for label, index, score, box, track in zip(*columns, tracks, strict=True)
+        ]
+        height, width = self.image.shape[:2]
+        return {"image": self.name, "width": width, "height": height, "detections": detections}
+
+    def to_supervision(self) -> supervision.Detections:
+        """The detections as supervision has them, with ``data["class_name"]``.
+
+        Raises:
+            ImportError: supervision is not installed.
+        """
+        return to_supervision(self.instances, self.labels)
 
     def draw(self, scale: float | None = None) -> npt.NDArray[np.uint8]:
         """(H', W', 3) uint8 RGB: the image with its detections; small images are enlarged, by ``scale`` if given."""
@@ -63,33 +90,20 @@ class Prediction:
         write_image(self.draw(), path)
 
 
-class CocoResults:
-    """Collects the detections in many images for one COCO result file."""
+def to_supervision(instances: Instances, labels: Sequence[str]) -> supervision.Detections:
+    """Detections on the CPU as supervision has them.
 
-    def __init__(self) -> None:
-        self._predictions: list[tuple[str, list[dict[str, Any]]]] = []
+    Raises:
+        ImportError: supervision is not installed.
+    """
+    import supervision
 
-    def add(self, prediction: Prediction) -> None:
-        """Takes the detections in one image."""
-        self._predictions.append((prediction.name, prediction.to_coco()))
-
-    def write(self, path: str | Path) -> None:
-        """Writes the file: a list of entries, see :meth:`Prediction.to_coco`.
-
-        An image's id is its file name where that is a number for all of them (as COCO's own images have it), and its
-        position otherwise, from 1.
-        """
-        ids = _image_ids([name for name, _ in self._predictions])
-        entries = [
-            entry | {"image_id": image_id}
-            for image_id, (_, found) in zip(ids, self._predictions, strict=True)
-            for entry in found
-        ]
-        write_json(entries, path)
-
-
-def _image_ids(names: Sequence[str]) -> list[int]:
-    stems = [Path(name).stem for name in names]
-    if all(stem.isdecimal() for stem in stems) and len({int(stem) for stem in stems}) == len(stems):
-        return [int(stem) for stem in stems]
-    return list(range(1, len(names) + 1))
+    found = supervision.Detections(
+        xyxy=instances.pred_boxes.tensor.float().numpy(),
+        confidence=instances.scores.float().numpy(),
+        class_id=instances.pred_classes.numpy(),
+        data={"class_name": np.array(labels, dtype=str)},
+    )
+    if instances.has("track_ids"):
+        found.tracker_id = instances.track_ids.numpy()
+    return found

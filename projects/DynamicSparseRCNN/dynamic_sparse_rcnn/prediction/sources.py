@@ -1,27 +1,37 @@
-"""Where images come from: files, folders, glob patterns, arrays, video files and cameras."""
+"""Where images come from: files, folders, glob patterns, images in memory, video files and cameras."""
 
 from __future__ import annotations
 
 import glob
 import logging
+import math
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, TypeAlias
 
 import cv2
 import numpy as np
 import numpy.typing as npt
+import torch
+from detectron2.data.detection_utils import convert_PIL_to_numpy
 from detectron2.utils.file_io import PathManager
+from PIL import Image, ImageOps
 
-from ..data.images import IMAGE_ERRORS, read_image
+from ..data.images import DEEP_MODES, IMAGE_ERRORS, UNBOUNDED_MODES, read_image
 
 logger = logging.getLogger(__name__)
 
+#: An image in memory, see :func:`to_frame`.
+InMemory: TypeAlias = "npt.NDArray[Any] | torch.Tensor | Image.Image"
+
 IMAGE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".jp2", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
 VIDEO_SUFFIXES = (".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm")
-_DEFAULT_FPS = 25.0
+_DEFAULT_FPS, _MOST_FPS = 25.0, 1000.0
+# Of these, phones write previews and depth maps as further frames, which nobody means.
+_SINGLE_FORMATS = ("MPO",)
 
 
 @dataclass(frozen=True)
@@ -41,7 +51,7 @@ class FrameSource(ABC):
     """Images one after the other. What cannot be read is warned about, and counted in ``unreadable``.
 
     Attributes:
-        unreadable: file and reason of each image that could not be read so far.
+        unreadable: name and reason of each image or video that could not be read so far.
         frames_per_second: of a video; None for images.
         files: that it reads.
     """
@@ -64,44 +74,49 @@ class FrameSource(ABC):
         logger.warning(f"{name} cannot be read and is left out ({len(self.unreadable)} so far): {reason}")
 
 
-class ImageFiles(FrameSource):
-    """Image files, read as in training: turned as their EXIF data say, grey in colour, 16 bits as 8."""
+class Images(FrameSource):
+    """Image files, read as in training (turned as their EXIF data say, grey in color, 16 bits as 8), and images in
+    memory. Of files with several images, such as an animated GIF, the first is read, and that is warned of once."""
 
-    def __init__(self, files: Sequence[str]) -> None:
+    def __init__(self, items: Sequence[str | InMemory]) -> None:
         super().__init__()
-        self.files = list(files)
+        self._items = [x if isinstance(x, str) else to_frame(x, f"image {i}") for i, x in enumerate(items)]
+        self.files = [item for item in self._items if isinstance(item, str)]
+        self._told_of_several = False
 
     def __iter__(self) -> Iterator[Frame]:
-        for file in self.files:
+        for item in self._items:
+            if isinstance(item, Frame):
+                yield item
+                continue
             try:
-                pixels = read_image(file, "RGB")
+                frame = Frame(item, read_image(item, "RGB"))
+                self._tell_of_several(item)
             except IMAGE_ERRORS as error:
-                self._report(file, str(error) or type(error).__name__)
+                self._report(item, str(error) or type(error).__name__)
             else:
-                yield Frame(file, pixels)
+                yield frame
 
     @property
     def length(self) -> int:
-        return len(self.files)
+        return len(self._items)
 
-
-class Arrays(FrameSource):
-    """Images in memory, see :func:`from_array`."""
-
-    def __init__(self, arrays: Sequence[npt.NDArray]) -> None:
-        super().__init__()
-        self._frames = [from_array(array, f"array {number}") for number, array in enumerate(arrays)]
-
-    def __iter__(self) -> Iterator[Frame]:
-        yield from self._frames
-
-    @property
-    def length(self) -> int:
-        return len(self._frames)
+    def _tell_of_several(self, file: str) -> None:
+        if self._told_of_several:
+            return
+        with PathManager.open(file, "rb") as opened, Image.open(opened) as image:
+            if getattr(image, "is_animated", False) and image.format not in _SINGLE_FORMATS:
+                self._told_of_several = True
+                logger.warning(
+                    f"{file} holds several images (pages, or frames of an animation), of which the first is read; "
+                    "so it is with any further such file. Save each as a file of its own, or an animation as a video"
+                )
 
 
 class Video(FrameSource):
-    """The frames of a video file, or of a camera by its number.
+    """The frames of a video file, or of a camera by its number. A video that ends early is warned of.
+
+    (supervision's readers know no cameras and do not tell whether a video ended early.)
 
     Raises:
         OSError: it cannot be opened.
@@ -116,7 +131,8 @@ class Video(FrameSource):
         if not self._capture.isOpened():
             remedy = "is another program using it?" if isinstance(source, int) else "is it a video OpenCV can decode?"
             raise OSError(f"{self.name} cannot be opened: {remedy}")
-        self.frames_per_second = self._capture.get(cv2.CAP_PROP_FPS) or _DEFAULT_FPS
+        rate = self._capture.get(cv2.CAP_PROP_FPS)
+        self.frames_per_second = rate if math.isfinite(rate) and 0 < rate <= _MOST_FPS else _DEFAULT_FPS
         count = 0 if isinstance(source, int) else int(self._capture.get(cv2.CAP_PROP_FRAME_COUNT))
         self._length = count if count > 0 else None
 
@@ -133,48 +149,50 @@ class Video(FrameSource):
                 number += 1
         finally:
             self._capture.release()
-        if self._length is not None and number < self._length:
-            self._report(self.name, f"it ends after {number} of {self._length} frames")
+        if number == 0:
+            self._report(self.name, "it has no frame that can be decoded")
+        elif self._length is None:
+            logger.info(f"{self.name} ended after {number} frames")
+        elif number < self._length:
+            logger.warning(
+                f"{self.name} ends after {number} of the {self._length} frames that it should have: it may be cut. The "
+                "frames until there are used"
+            )
 
     @property
     def length(self) -> int | None:
         return self._length
 
 
-def open_source(source: str | Path | int | npt.NDArray | Sequence) -> FrameSource:
+def open_source(source: str | Path | int | InMemory | Sequence[str | Path | InMemory]) -> FrameSource:
     """The images of anything that holds some.
 
     Args:
-        source: the path of an image, a video or a folder; a glob pattern (``**`` goes down into folders); an address
-            (``https://...``) of an image; the number of a camera; an array, see :func:`from_array`; or a list of
-            image files or arrays.
+        source: the path of an image, a video or a folder; a glob pattern (``**`` goes down into folders); a URL
+            (``https://...``) of an image; the number of a camera; an image in memory, see :func:`to_frame`; or a list
+            of image files and images in memory.
 
     Raises:
         FileNotFoundError: there is no such file, or a folder or pattern has no image.
         OSError: a video or camera cannot be opened.
-        ValueError: an array is no image.
+        TypeError: it is none of these.
+        ValueError: an array or tensor is no image.
     """
-    if isinstance(source, np.ndarray):
-        return Arrays([source])
-    if isinstance(source, int):
+    if isinstance(source, int) and not isinstance(source, bool):
         return Video(source)
     if isinstance(source, (str, Path)):
         return _open_path(os.path.expanduser(source))
-    items = list(source)
-    if all(isinstance(item, np.ndarray) for item in items):
-        return Arrays(items)
-    return ImageFiles([_existing(os.path.expanduser(item)) for item in items])
+    items: list[Any] = list(source) if isinstance(source, (list, tuple)) else [source]
+    return Images([_existing(os.path.expanduser(x)) if isinstance(x, (str, Path)) else x for x in items])
 
 
 def _open_path(path: str) -> FrameSource:
     if os.path.isdir(path):
-        return ImageFiles(_images_among([entry.path for entry in os.scandir(path) if entry.is_file()], path))
+        return Images(_images_among([entry.path for entry in os.scandir(path) if entry.is_file()], path))
     if "://" not in path and glob.has_magic(path) and not os.path.exists(path):
-        return ImageFiles(
-            _images_among([file for file in glob.glob(path, recursive=True) if os.path.isfile(file)], path)
-        )
+        return Images(_images_among([file for file in glob.glob(path, recursive=True) if os.path.isfile(file)], path))
     _existing(path)
-    return Video(path) if path.lower().endswith(VIDEO_SUFFIXES) else ImageFiles([path])
+    return Video(path) if path.lower().endswith(VIDEO_SUFFIXES) else Images([path])
 
 
 def _images_among(files: list[str], place: str) -> list[str]:
@@ -192,17 +210,33 @@ def _existing(path: str) -> str:
     return path
 
 
-def from_array(array: npt.NDArray, name: str) -> Frame:
+def to_frame(image: InMemory, name: str) -> Frame:
     """An image in memory.
 
     Args:
-        array: (H, W, 3) BGR, as ``cv2.imread`` gives it and detectron2's ``DefaultPredictor`` takes it; or BGRA, or
-            grey (H, W) or (H, W, 1). uint8, or uint16, which is divided by 256.
+        image: as its library has it. A NumPy array: (H, W, 3) BGR, as ``cv2.imread`` gives it and detectron2's
+            ``DefaultPredictor`` takes it; or BGRA, or grey (H, W) or (H, W, 1); uint8, or uint16, which is divided by
+            256. A PyTorch tensor: (3, H, W) RGB or (1, H, W) grey; uint8, or floating-point in [0, 1]. A PIL image of
+            any mode but F, turned as its EXIF data say.
         name: of the frame.
 
     Raises:
+        TypeError: it is none of these.
         ValueError: it has another shape or type, or no pixel.
     """
+    if isinstance(image, np.ndarray):
+        return Frame(name, _array_to_rgb(image, name))
+    if isinstance(image, torch.Tensor):
+        return Frame(name, _tensor_to_rgb(image, name))
+    if isinstance(image, Image.Image):
+        return Frame(name, _pil_to_rgb(image, name))
+    raise TypeError(
+        f"{name} is a {type(image).__name__}: give the path or URL of an image, a NumPy array (H,W,3) BGR, a PyTorch "
+        "tensor (3,H,W) RGB or a PIL image"
+    )
+
+
+def _array_to_rgb(array: npt.NDArray[Any], name: str) -> npt.NDArray[np.uint8]:
     channels = array.shape[2] if array.ndim == 3 else 1
     usual = array.ndim in (2, 3) and channels in (1, 3, 4) and array.dtype in (np.uint8, np.uint16)
     if not usual or not array.size:
@@ -214,4 +248,29 @@ def from_array(array: npt.NDArray, name: str) -> Frame:
         array = array >> 8
     pixels = array.astype(np.uint8).reshape(*array.shape[:2], channels)
     rgb = np.repeat(pixels, 3, axis=2) if channels == 1 else pixels[..., 2::-1]
-    return Frame(name, np.ascontiguousarray(rgb))
+    return np.ascontiguousarray(rgb)
+
+
+def _tensor_to_rgb(tensor: torch.Tensor, name: str) -> npt.NDArray[np.uint8]:
+    tensor = tensor.detach().cpu()
+    usual = tensor.ndim == 3 and tensor.shape[0] in (1, 3) and tensor.numel() > 0
+    if usual and tensor.is_floating_point() and tensor.min() >= 0 and tensor.max() <= 1:
+        tensor = (tensor.float() * 255).round().to(torch.uint8)
+    if not usual or tensor.dtype != torch.uint8:
+        raise ValueError(
+            f"{name} must be a tensor (3,H,W) RGB or (1,H,W) grey, of uint8 or of floating-point values in [0, 1], "
+            f"got {tuple(tensor.shape)} {tensor.dtype}"
+        )
+    return np.ascontiguousarray(tensor.expand(3, -1, -1).permute(1, 2, 0).numpy())
+
+
+def _pil_to_rgb(image: Image.Image, name: str) -> npt.NDArray[np.uint8]:
+    if image.mode in UNBOUNDED_MODES or not (image.width and image.height):
+        raise ValueError(f"{name} is a PIL image of mode {image.mode} and size {image.size}: convert it to RGB")
+    turned = ImageOps.exif_transpose(image)
+    if turned.mode in DEEP_MODES:  # of 16 bits, which Pillow would clip at 8
+        return np.repeat(
+            (np.asarray(turned).astype(np.int64) // 256).clip(0, 255).astype(np.uint8)[..., None], 3, axis=2
+        )
+    pixels: npt.NDArray[np.uint8] = convert_PIL_to_numpy(turned, "RGB")
+    return pixels

@@ -1,7 +1,8 @@
-"""Drawn predictions as image files, or as a video where they are the frames of one."""
+"""Drawn predictions as image files, and as videos where they are the frames of one."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 
@@ -9,63 +10,88 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from .results import Prediction
-from .sources import FrameSource, Video
+from ..file_io import write_image
+
+# Rates that mp4 cannot express to the third decimal are rounded to fewer.
+_DECIMALS = (3, 1, 0)
 
 
-class PictureWriter:
-    """Writes what one source's predictions look like, into a folder.
+def picture_names(sources: Sequence[str], suffix: str, taken: Sequence[str] = ()) -> dict[str, str]:
+    """The names of the pictures of images or videos: as their files are called; a second of a name gets a number.
 
-    Images are called as their files are, with ``.png``; of two with one name the second gets a number. The frames of
-    a video become ``<its name>.mp4``.
+    Args:
+        sources: files, or ``camera N``.
+        suffix: of the pictures.
+        taken: names that are used already.
+    """
+    used, names = set(taken), {}
+    for source in sources:
+        stem, number = Path(source).stem, 1
+        name = f"{stem}{suffix}"
+        while name in used:
+            number += 1
+            name = f"{stem}_{number}{suffix}"
+        used.add(name)
+        names[source] = name
+    return names
+
+
+class VideoWriter:
+    """Writes an mp4, which takes its place when it is closed. The first frame decides the size.
+
+    (supervision's ``VideoSink`` has to know the size before, and refuses rates that mp4 cannot express.)
     """
 
-    def __init__(self, folder: Path, source: FrameSource, written: set[Path]) -> None:
+    def __init__(self, path: Path, frames_per_second: float) -> None:
         """
         Args:
-            folder: that exists.
-            source: of the predictions.
-            written: the files of this run so far, to which this writer's are added; earlier runs' are replaced.
+            path: of the video, in a folder that exists.
+            frames_per_second: rounded where mp4 cannot express it.
         """
-        self._folder = folder
-        self._source = source
-        self._written = written
-        self._video: cv2.VideoWriter | None = None
+        self._path = path
+        self._partial = path.with_name(f".{path.stem}.partial{path.suffix}")
+        self._rate = frames_per_second
+        self._writer: cv2.VideoWriter | None = None
 
-    def __enter__(self) -> PictureWriter:
+    def __enter__(self) -> VideoWriter:
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        if self._video is not None:
-            self._video.release()
+        if self._writer is not None:
+            self._writer.release()
+            self._partial.replace(self._path)
 
-    def write(self, prediction: Prediction) -> None:
-        """Draws and writes one prediction.
+    def write(self, picture: npt.NDArray[np.uint8]) -> None:
+        """Adds a frame, (H, W, 3) uint8 RGB.
 
         Raises:
-            OSError: the file cannot be written.
+            OSError: the video cannot be written.
         """
-        if isinstance(self._source, Video):
-            self._write_frame(prediction.draw())
-        else:
-            prediction.save(self._unused(Path(prediction.name).stem, ".png"))
+        if self._writer is None:
+            self._writer = self._open(picture.shape[1], picture.shape[0])
+        self._writer.write(cv2.cvtColor(picture, cv2.COLOR_RGB2BGR))
 
-    def _write_frame(self, picture: npt.NDArray[np.uint8]) -> None:
-        height, width = picture.shape[:2]
-        if self._video is None:
-            path = self._unused(Path(self._source.name if isinstance(self._source, Video) else "video").stem, ".mp4")
-            rate = self._source.frames_per_second or 1
-            self._video = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*"mp4v"), rate, (width, height))
-            if not self._video.isOpened():
-                raise OSError(f"{path} cannot be written: this OpenCV cannot encode mp4, use --no-draw")
-        self._video.write(cv2.cvtColor(picture, cv2.COLOR_RGB2BGR))
+    def _open(self, width: int, height: int) -> cv2.VideoWriter:
+        for decimals in _DECIMALS:
+            rate = max(1.0, round(self._rate, decimals))
+            writer = cv2.VideoWriter(str(self._partial), cv2.VideoWriter.fourcc(*"mp4v"), rate, (width, height))
+            if writer.isOpened():
+                return writer
+        raise OSError(
+            f"{self._path} cannot be written: its folder is not writable, or this OpenCV cannot encode mp4 of "
+            f"{width}x{height} pixels at {self._rate:g} frames a second. --no-draw leaves pictures out"
+        )
 
-    def _unused(self, stem: str, suffix: str) -> Path:
-        path, number = self._folder / f"{stem}{suffix}", 1
-        while path in self._written:
-            number += 1
-            path = self._folder / f"{stem}_{number}{suffix}"
-        self._written.add(path)
-        return path
+
+def write_picture(picture: npt.NDArray[np.uint8], path: Path, video: VideoWriter | None) -> None:
+    """Writes a frame to its video, or an image to its file.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    if video is not None:
+        video.write(picture)
+    else:
+        write_image(picture, path)

@@ -23,7 +23,8 @@ def draw_detections(
 
     Args:
         image_rgb: (H, W, 3) uint8.
-        detections: ``pred_boxes`` (absolute xyxy pixels of this image), ``scores`` and ``pred_classes``.
+        detections: ``pred_boxes`` (absolute xyxy pixels of this image), ``scores`` and ``pred_classes``,
+            perhaps ``track_ids`` (-1: none).
         class_names: the name of every class.
         scale: size of the figure relative to the image; by default small images are enlarged.
 
@@ -37,6 +38,9 @@ def draw_detections(
     classes = detections.pred_classes.tolist()
     names = _names_of(classes, class_names)
     labels = [f"{name} {score:.0%}" for name, score in zip(names, detections.scores.tolist(), strict=True)]
+    if detections.has("track_ids"):
+        tracks = detections.track_ids.tolist()
+        labels = [f"#{t} {label}" if t >= 0 else label for t, label in zip(tracks, labels, strict=True)]
     return _draw(image_rgb, detections.pred_boxes.tensor, _colors_of(classes, class_names), labels, scale)
 
 

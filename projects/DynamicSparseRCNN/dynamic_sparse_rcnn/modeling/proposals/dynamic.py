@@ -16,11 +16,11 @@ from detectron2.utils.logger import log_first_n
 from torch import Tensor, nn
 from torchvision.ops import box_convert
 
-from ...checkpoints.names import start_experts_from_static_checkpoints
 from ..events import current_event_storage
 from ..structures import image_sizes_to_whwh
 from .learned import initial_boxes
 from .router import ExpertRouter, ImageSizes
+from .static_start import start_from_static_checkpoints
 
 # The share of the schedule in which the temperature falls, where the config does not say how long.
 _ANNEALED_SHARE = 10 / 36
@@ -111,7 +111,7 @@ class DynamicProposalGenerator(nn.Module):
                 hidden_channels=hidden_channels,
                 pool_size=pool_size,
             )
-            start_experts_from_static_checkpoints(self)
+            start_from_static_checkpoints(self)
 
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> dict[str, object]:

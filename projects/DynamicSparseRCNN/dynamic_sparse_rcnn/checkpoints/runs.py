@@ -1,0 +1,77 @@
+"""What stands for a trained detector on a command line: a run's folder, a checkpoint, or a name in the model zoo."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from .released import find_released
+
+BEST, LAST, FINAL = "model_best.pth", "last_checkpoint", "model_final.pth"
+
+
+@dataclass(frozen=True)
+class Run:
+    """A trained detector.
+
+    Attributes:
+        config_file: its config, a path or a name in the model zoo.
+        checkpoint: its weights, as ``MODEL.WEIGHTS`` names them.
+    """
+
+    config_file: str
+    checkpoint: str
+
+
+def find_run(name: str | Path, config_file: str | None = None) -> Run:
+    """The config and the checkpoint that a name stands for.
+
+    Args:
+        name: the folder of a run, which stands for its best checkpoint, or its last where there is no best one; a
+            checkpoint, a path or a URL; or a config of the model zoo that has a released checkpoint.
+        config_file: in place of the ``config.yaml`` beside the checkpoint.
+
+    Raises:
+        FileNotFoundError: there is no such run or checkpoint, or no config beside it.
+    """
+    checkpoint = find_checkpoint(name)
+    released = find_released(checkpoint)
+    if config_file is None and released is not None:
+        config_file = released.config
+    elif config_file is None:
+        beside = Path(checkpoint).parent / "config.yaml"
+        if not beside.is_file():
+            raise FileNotFoundError(f"{checkpoint} needs a config, and there is no {beside}: name one (--config-file)")
+        config_file = str(beside)
+    return Run(config_file, checkpoint)
+
+
+def find_checkpoint(name: str | Path) -> str:
+    """The checkpoint that a name stands for, see :func:`find_run`.
+
+    Raises:
+        FileNotFoundError: there is no such run or checkpoint.
+    """
+    name = str(name)
+    released = find_released(name)
+    if released is not None:
+        return released.url
+    path = Path(name).expanduser()
+    if "://" in name or path.is_file():
+        return name if "://" in name else str(path)
+    if path.is_dir():
+        return str(_checkpoint_of(path))
+    raise FileNotFoundError(f"There is no run's folder, no checkpoint and no released model of the name {name}")
+
+
+def _checkpoint_of(folder: Path) -> Path:
+    if (folder / BEST).is_file():
+        return folder / BEST
+    if (folder / LAST).is_file():
+        last = folder / (folder / LAST).read_text().strip()
+        if not last.is_file():
+            raise FileNotFoundError(f"{folder / LAST} names {last.name}, which is not in {folder}: name a checkpoint")
+        return last
+    if (folder / FINAL).is_file():
+        return folder / FINAL
+    raise FileNotFoundError(f"{folder} has no checkpoint ({BEST}, {LAST} or {FINAL}): has its run saved one yet?")

@@ -1,0 +1,64 @@
+"""``dsrcnn eval``."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .options import DATA_HELP, add_command, add_run_options, detectron2_arguments, run_options
+
+if TYPE_CHECKING:
+    from ..checkpoints.runs import Run
+
+_DESCRIPTION = """Evaluate a run or checkpoint.
+RUN_OR_CHECKPOINT is a run's folder, which stands for its best or last
+checkpoint, a checkpoint, or a name in the model zoo.
+Detections go to --output, in COCO's result format.
+The last line is "bbox AP .. AP50 .. AP75 ..".
+KEY VALUE pairs change the config (of a lazy config: KEY=VALUE)."""
+
+
+def add_parser(subparsers: Any) -> None:
+    """Adds the sub-command."""
+    parser = add_command(subparsers, "eval", "RUN_OR_CHECKPOINT --data NAME [OPTION ..] [KEY VALUE ..]", _DESCRIPTION)
+    parser.add_argument("source", help=argparse.SUPPRESS)
+    parser.add_argument("--data", action="append", required=True, metavar="NAME", help=DATA_HELP)
+    parser.add_argument("--output", metavar="DIR", help="default: eval/ beside the checkpoint")
+    add_run_options(parser)
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> None:
+    """Evaluates, in as many processes as are asked for."""
+    from ..checkpoints.runs import find_run
+    from ..engine.launch import launch
+    from .running import run_process
+
+    found = find_run(args.source, args.config_file)
+    beside = Path("output") if "://" in found.checkpoint else Path(found.checkpoint).parent
+    output = str(Path(args.output).expanduser() if args.output else beside / "eval")
+    options = run_options(found.config_file, output, test=args.data, weights=found.checkpoint)
+    options += class_options(found, args.trust_checkpoint)
+    launch(run_process, detectron2_arguments(args, found.config_file, options, eval_only=True))
+
+
+def class_options(found: Run, trust: bool) -> list[str]:
+    """Options for what the config leaves to its training set, which an evaluation need not have."""
+    from detectron2.config import CfgNode
+    from detectron2.utils.file_io import PathManager
+
+    from ..checkpoints.classes import DetectorClasses, number_of_classes
+    from ..checkpoints.files import read_checkpoint
+    from ..config_reading import read_config
+
+    cfg = read_config(found.config_file)
+    if not isinstance(cfg, CfgNode):
+        return []
+    content = read_checkpoint(PathManager.get_local_path(found.checkpoint), trust=trust)
+    options = []
+    if cfg.MODEL.SparseRCNN.NUM_CLASSES == 0:
+        options += ["MODEL.SparseRCNN.NUM_CLASSES", str(number_of_classes(content["model"]))]
+    if DetectorClasses.from_checkpoint(content) is not None:  # which are compared with those of the data
+        options += ["DATASETS.TRAIN", "()"]
+    return options

@@ -1,0 +1,132 @@
+"""Figures of the method at work on images of a data set: label assignment and dynamic proposals."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from detectron2.config import CfgNode
+from detectron2.data import DatasetCatalog
+from detectron2.data.detection_utils import convert_image_to_rgb
+from detectron2.modeling import build_model
+from detectron2.structures import Instances
+from torchvision.ops import box_convert
+
+from ..checkpoints.classes import DetectorClasses
+from ..checkpoints.loading import load_for_evaluation
+from ..data.mapper import DetectionMapper
+from ..engine.trainer import prepare_config
+from ..modeling.assignment.costs import MatchCostModel
+from ..modeling.assignment.matchers import HungarianMatcher, OptimalTransportMatcher
+from ..modeling.detector import SparseRCNN
+from ..modeling.proposals.dynamic import DynamicProposalGenerator
+from ..modeling.structures import BatchedTargets
+from .drawing import Image
+from .figures import draw_assignment, draw_expert_proposals, image_grid
+
+
+def build_detector(cfg: CfgNode, trust: bool = False) -> SparseRCNN:
+    """The detector of a config, for the images of ``DATASETS.TEST``; untrained if ``MODEL.WEIGHTS`` is empty.
+
+    Args:
+        cfg: completed in place.
+        trust: whether a pickled checkpoint may run code.
+    """
+    prepare_config(cfg, is_train=False)
+    detector = build_model(cfg).eval()
+    if cfg.MODEL.WEIGHTS:
+        classes = DetectorClasses.from_datasets(cfg.DATASETS.TEST)
+        load_for_evaluation(detector, cfg.MODEL.WEIGHTS, trust=trust, classes=classes)
+    return detector
+
+
+def find_records(cfg: CfgNode, images: Sequence[str], default: int) -> list[dict[str, Any]]:
+    """Records of ``DATASETS.TEST``: those of the named images, or the first ones.
+
+    Args:
+        cfg: whose data sets are registered.
+        images: file names, with or without suffix.
+        default: how many to take where none is named.
+
+    Raises:
+        ValueError: an image is in no data set.
+    """
+    records = [record for name in cfg.DATASETS.TEST for record in DatasetCatalog.get(name)]
+    if not images:
+        return records[:default]
+    by_name = {name: r for r in reversed(records) for name in (Path(r["file_name"]).stem, Path(r["file_name"]).name)}
+    missing = [image for image in images if image not in by_name]
+    if missing:
+        raise ValueError(f"none of the {len(records)} images of {', '.join(cfg.DATASETS.TEST)} is {missing[0]!r}")
+    return [by_name[image] for image in images]
+
+
+@torch.no_grad()
+def visualize_assignment(cfg: CfgNode, detector: SparseRCNN, record: dict[str, Any]) -> Image:
+    """The assignments of Hungarian matching and of optimal transport for one image: a row each, a panel a stage."""
+    mapper = DetectionMapper(cfg, is_train=False)
+    mapper.is_train = True  # keeps the annotations
+    inputs = mapper(record)
+    predictions = detector.predict(detector.preprocess_image([inputs]))
+    costs = MatchCostModel(cfg)(predictions, BatchedTargets.from_instances([inputs["instances"]], detector.device))
+    image, gt_boxes = _to_rgb(cfg, inputs), inputs["instances"].gt_boxes.tensor
+    rows = [
+        draw_assignment(image, gt_boxes, predictions.boxes[:, 0], matcher(costs).gt_index[:, 0], caption)
+        for caption, matcher in (("Hungarian", HungarianMatcher(cfg)), ("DLA", OptimalTransportMatcher(cfg)))
+    ]
+    return image_grid(rows, columns=1)
+
+
+@torch.no_grad()
+def visualize_proposals(
+    cfg: CfgNode, detector: SparseRCNN, records: Sequence[dict[str, Any]], num_drawn: int
+) -> tuple[Image, float]:
+    """Each expert's boxes beside the boxes that are mixed from them, a row an image.
+
+    Args:
+        cfg: of the detector.
+        detector: whose proposals are dynamic.
+        records: of the images; each is run alone, as in evaluation.
+        num_drawn: how many proposals to draw: those whose weights vary most among the images.
+
+    Returns:
+        The figure, and the variance of the experts' weights over the images.
+
+    Raises:
+        ValueError: the detector's proposals are the same for every image.
+    """
+    generator = detector.proposal_generator
+    if not isinstance(generator, DynamicProposalGenerator):
+        raise ValueError("The detector has static proposals, the same for every image: take one with dynamic proposals")
+    mapper = DetectionMapper(cfg, is_train=False)
+    batch = [mapper(record) for record in records]
+    proposals = [_propose(detector, inputs) for inputs in batch]
+    spread = torch.stack([x.expert_weights for x in proposals]).var(0, unbiased=False).mean(1)
+    drawn = spread.topk(min(num_drawn, len(spread))).indices.sort().values
+    experts = box_convert(generator.expert_boxes, "cxcywh", "xyxy")[:, drawn]
+    rows = []
+    for inputs, mixed in zip(batch, proposals, strict=True):
+        height, width = mixed.image_size
+        rows.append(
+            draw_expert_proposals(
+                _to_rgb(cfg, inputs),
+                experts * experts.new_tensor([width, height, width, height]),
+                mixed.proposal_boxes.tensor[drawn],
+                mixed.expert_weights[drawn],
+                f"mixed for {Path(inputs['file_name']).stem}",
+            )
+        )
+    return image_grid(rows, columns=1), float(spread.mean())
+
+
+def _propose(detector: SparseRCNN, inputs: dict[str, Any]) -> Instances:
+    images = detector.preprocess_image([inputs])
+    (proposals,), _ = detector.proposal_generator(images, detector.backbone(images.tensor))
+    return proposals
+
+
+def _to_rgb(cfg: CfgNode, inputs: dict[str, Any]) -> Image:
+    image: Image = convert_image_to_rgb(inputs["image"].permute(1, 2, 0), cfg.INPUT.FORMAT)
+    return image

@@ -1,0 +1,238 @@
+"""Predictions to files: what is written, what is said, and what an interruption leaves."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import re
+from pathlib import Path
+
+import cv2
+import demo
+import numpy as np
+import pytest
+import shapes_video
+from detectron2.modeling import build_model
+from PIL import Image
+from written_videos import write_video
+
+from dynamic_sparse_rcnn import Predictor, write_checkpoint
+from dynamic_sparse_rcnn.cli import predict
+from dynamic_sparse_rcnn.prediction.sources import open_source
+
+PICTURE = np.random.default_rng(0).integers(0, 256, (48, 64, 3), dtype=np.uint8)
+
+
+@pytest.fixture
+def run(tiny_cfg, tmp_path):
+    """Runs ``tools/demo.py`` with an untrained detector, whose detections all count; gives its output folder."""
+    tiny_cfg.INPUT.MIN_SIZE_TEST, tiny_cfg.INPUT.MAX_SIZE_TEST = 64, 96
+    (tmp_path / "config.yaml").write_text(tiny_cfg.dump())
+    weights = tmp_path / "model.safetensors"
+    write_checkpoint(weights, {"model": build_model(tiny_cfg).state_dict()})
+
+    def run_main(*options: str) -> Path:
+        output = tmp_path / "output"
+        fixed = ["--weights", str(weights), "--output", str(output), "--score-threshold", "0"]
+        predict.run(demo.parse_args([*fixed, *options]))
+        return output
+
+    return run_main
+
+
+def test_images_are_drawn_and_their_detections_written(run, tmp_path, capsys):
+    for folder in ("one", "two"):
+        (tmp_path / folder).mkdir()
+        Image.fromarray(PICTURE).save(tmp_path / folder / "picture.png")
+    (tmp_path / "two/broken.jpg").write_bytes(b"nothing")
+    output = run("--input", str(tmp_path / "one"), str(tmp_path / "two" / "*"))
+    assert {path.name for path in output.iterdir()} == {"detections.json", "picture.png", "picture_2.png"}
+    assert cv2.imread(str(output / "picture.png")).shape == (384, 512, 3)
+    entries = json.loads((output / "detections.json").read_text())
+    assert {entry["image_id"] for entry in entries} == {1, 2}
+    said = capsys.readouterr().out
+    assert f"{len(entries)} detections in 2 images" in said
+    assert re.search(r"1 could not be read: \S*broken\.jpg", said)
+
+
+def test_decoding_inference_and_drawing_are_timed_apart(run, tmp_path, capsys):
+    Image.fromarray(PICTURE).save(tmp_path / "picture.png")
+    run("--input", str(tmp_path / "picture.png"))
+    times = re.search(r"decode (\S+) s, infer (\S+) s, draw (\S+) s", capsys.readouterr().out)
+    assert times and all(float(seconds) >= 0 for seconds in times.groups())
+    assert float(times[2]) > 0 and float(times[3]) > 0
+
+
+def test_without_drawing_only_the_detections_are_written(run, tmp_path, capsys):
+    Image.fromarray(PICTURE).save(tmp_path / "picture.png")
+    output = run("--input", str(tmp_path / "picture.png"), "--no-draw")
+    assert [path.name for path in output.iterdir()] == ["detections.json"]
+    assert "draw 0.00 s" in capsys.readouterr().out
+
+
+def test_pictures_never_take_the_place_of_what_they_are_made_from(run, tmp_path):
+    (tmp_path / "output").mkdir()
+    path = tmp_path / "output" / "picture.png"
+    Image.fromarray(PICTURE).save(path)
+    video = write_video(tmp_path / "output" / "clip.avi", [PICTURE])
+    for place in (path, path.parent, video):
+        with pytest.raises(ValueError, match="give another one"):
+            run("--input", str(place))
+    run("--input", str(path), "--no-draw")
+    assert np.array_equal(np.asarray(Image.open(path)), PICTURE)
+
+
+@pytest.fixture
+def three_images(tmp_path) -> list[str]:
+    for name in ("a.png", "b.png", "c.png"):
+        Image.fromarray(PICTURE).save(tmp_path / name)
+    return [str(tmp_path / name) for name in ("a.png", "b.png", "c.png")]
+
+
+def fail_at(monkeypatch, name: str, error: BaseException) -> list[str]:
+    """Makes predictions of one image fail; gives the names of the others as they are predicted."""
+    original, predicted = Predictor.predict, []
+
+    def failing(self, frames):
+        if any(name in frame.name for frame in frames):
+            raise error
+        predicted.extend(Path(frame.name).name for frame in frames)
+        return original(self, frames)
+
+    monkeypatch.setattr(Predictor, "predict", failing)
+    return predicted
+
+
+def found_in(output: Path) -> set[str]:
+    return {Path(x["file_name"]).name for x in json.loads((output / "detections.json").read_text())}
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), OSError("no space left on device")])
+def test_a_job_that_ends_early_keeps_what_it_has_found_and_goes_on_from_there(
+    run, tmp_path, monkeypatch, error, three_images
+):
+    output = tmp_path / "output"
+    with monkeypatch.context() as context:
+        fail_at(context, "b.png", error)
+        if isinstance(error, KeyboardInterrupt):
+            run("--input", *three_images)
+        else:
+            with pytest.raises(OSError, match="no space left"):
+                run("--input", *three_images)
+    assert {path.name for path in output.iterdir()} == {"detections.json", "a.png", "detections.partial"}
+    assert found_in(output) == {"a.png"}
+    with monkeypatch.context() as context:
+        predicted = fail_at(context, "none", error)
+        run("--input", *three_images)
+        assert predicted == ["b.png", "c.png"]
+    assert {path.name for path in output.iterdir()} == {"detections.json", "a.png", "b.png", "c.png"}
+    resumed = (output / "detections.json").read_text()
+    run("--input", *three_images)
+    assert (output / "detections.json").read_text() == resumed
+
+
+def test_a_line_that_was_cut_is_predicted_again(run, tmp_path, monkeypatch, three_images):
+    with monkeypatch.context() as context:
+        fail_at(context, "c.png", KeyboardInterrupt())
+        run("--input", *three_images)
+    file = tmp_path / "output/detections.partial/process-0.jsonl"
+    file.write_bytes(file.read_bytes()[:-20])
+    predicted = fail_at(monkeypatch, "none", KeyboardInterrupt())
+    run("--input", *three_images)
+    assert predicted == ["b.png", "c.png"]
+    assert found_in(tmp_path / "output") == {"a.png", "b.png", "c.png"}
+
+
+def test_an_interrupted_job_is_not_continued_with_other_settings(run, tmp_path, monkeypatch, three_images):
+    with monkeypatch.context() as context:
+        fail_at(context, "b.png", KeyboardInterrupt())
+        run("--input", *three_images)
+    with pytest.raises(ValueError, match=r"with another tiles: remove that folder .* another --output"):
+        run("--input", *three_images, "--tiles", "64")
+
+
+def test_a_video_that_was_interrupted_starts_anew(run, tmp_path, monkeypatch):
+    video = write_video(tmp_path / "clip.avi", [PICTURE, PICTURE[::-1], PICTURE[:, ::-1]])
+    with monkeypatch.context() as context:
+        fail_at(context, "clip.avi:000002", KeyboardInterrupt())
+        output = run("--input", str(video))
+    assert found_in(output) == {"clip.avi:000000", "clip.avi:000001"}
+    assert int(cv2.VideoCapture(str(output / "clip.mp4")).get(cv2.CAP_PROP_FRAME_COUNT)) == 2
+    predicted = fail_at(monkeypatch, "none", KeyboardInterrupt())
+    run("--input", str(video))
+    assert len(predicted) == 3
+    assert {x["image_id"] for x in json.loads((output / "detections.json").read_text())} == {1, 2, 3}
+    assert {path.name for path in output.iterdir()} == {"detections.json", "clip.mp4"}
+
+
+@pytest.mark.parametrize(
+    ("names", "ids"),
+    [(["a.png", "b.png"], {1, 2}), (["000012.png", "000007.png"], {12, 7}), (["1.png", "1.jpg"], {1, 2})],
+)
+def test_result_files_call_images_by_number_where_they_have_one(run, tmp_path, names, ids):
+    for name in names:
+        Image.fromarray(PICTURE).save(tmp_path / name)
+    output = run("--input", *(str(tmp_path / name) for name in names))
+    (tmp_path / "ordinary").touch()
+    assert (output / "detections.json").stat().st_mode == (tmp_path / "ordinary").stat().st_mode
+    entries = json.loads((output / "detections.json").read_text())
+    assert {entry["image_id"] for entry in entries} == ids
+    assert {Path(entry["file_name"]).name for entry in entries} == set(names)
+
+
+@pytest.mark.parametrize("rate", [211.222, 1e6, 29.97])
+def test_a_video_of_any_frame_rate_is_written(run, tmp_path, monkeypatch, rate):
+    video = write_video(tmp_path / "clip.avi", [PICTURE, PICTURE])
+    capture_class = cv2.VideoCapture
+
+    class Capture:
+        """Reads the file, with another rate."""
+
+        def __init__(self, source):
+            self._capture = capture_class(source)
+
+        def __getattr__(self, name):
+            return getattr(self._capture, name)
+
+        def get(self, key):
+            return rate if key == cv2.CAP_PROP_FPS else self._capture.get(key)
+
+    with monkeypatch.context() as context:
+        context.setattr(cv2, "VideoCapture", Capture)
+        output = run("--input", str(video))
+    written = cv2.VideoCapture(str(output / "clip.mp4"))
+    assert int(written.get(cv2.CAP_PROP_FRAME_COUNT)) == 2
+    assert written.get(cv2.CAP_PROP_FPS) == pytest.approx(25 if rate > 1000 else rate, abs=0.05)
+
+
+def test_a_job_that_can_read_nothing_fails(run, tmp_path):
+    (tmp_path / "broken.jpg").write_bytes(b"nothing")
+    with pytest.raises(OSError, match="Nothing that was given could be read"):
+        run("--input", str(tmp_path / "broken.jpg"))
+
+
+@pytest.mark.parametrize("options", [[], ["--max-frames", "2"], ["--batch-size", "2"]])
+def test_videos_become_videos_of_as_many_frames(run, tmp_path, options):
+    video = write_video(tmp_path / "clip.avi", [PICTURE, PICTURE[::-1], PICTURE[:, ::-1]])
+    output = run("--input", str(video), *options)
+    capture = cv2.VideoCapture(str(output / "clip.mp4"))
+    expected = 2 if "--max-frames" in options else 3
+    assert int(capture.get(cv2.CAP_PROP_FRAME_COUNT)) == expected
+    assert capture.get(cv2.CAP_PROP_FPS) == pytest.approx(10)
+    assert {x["image_id"] for x in json.loads((output / "detections.json").read_text())} == set(range(1, expected + 1))
+
+
+def test_a_demo_without_input_is_an_error(capsys):
+    with pytest.raises(SystemExit):
+        demo.parse_args([])
+    assert "--input or --camera" in capsys.readouterr().err
+
+
+def test_the_video_for_the_demo_shows_shapes_that_move(tmp_path, capsys):
+    shapes_video.main(shapes_video.parse_args([str(tmp_path / "x.avi"), "--frames", "6"]))
+    frames = [frame.pixels.astype(float) for frame in open_source(tmp_path / "x.avi")]
+    assert [frame.shape for frame in frames] == [(128, 128, 3)] * 6
+    assert all(abs(one - other).mean() > 5 for one, other in itertools.pairwise(frames))
+    shapes_video.main(shapes_video.parse_args([str(tmp_path / "x.png"), "--sheet-of", str(tmp_path / "x.avi")]))
+    sheet = cv2.imread(str(tmp_path / "x.png"))
+    assert sheet.shape[0] == 128 and sheet.shape[1] > 4 * 128
