@@ -28,7 +28,7 @@ def pad(images: list[torch.Tensor]) -> torch.Tensor:
 @torch.no_grad()
 def test_finds_what_the_detector_finds(fixture, nms_threshold, request):
     cfg = request.getfixturevalue(fixture)
-    cfg.MODEL.SparseRCNN.NMS_THRESHOLD = nms_threshold
+    cfg.MODEL.SparseRCNN.MATCHER, cfg.MODEL.SparseRCNN.NMS_THRESHOLD = "HungarianMatcher", nms_threshold
     cfg.TEST.DETECTIONS_PER_IMAGE = 10
     detector = build_model(cfg).eval()
     images = [torch.randint(0, 256, (3, *size), dtype=torch.uint8) for size in SIZES]

@@ -17,7 +17,7 @@ from .modeling.head.head import DynamicHead
 from .modeling.head.interaction import DynamicConv
 from .modeling.head.stage import DynamicStage, build_stages
 from .modeling.losses.criterion import CRITERION_REGISTRY, SetCriterion, build_criterion
-from .modeling.proposals.dynamic import DynamicProposalGenerator, TemperatureSchedule
+from .modeling.proposals.dynamic import DynamicProposalGenerator, TemperatureSchedule, feature_levels
 from .modeling.proposals.learned import LearnedProposalGenerator
 from .modeling.proposals.router import ExpertRouter
 from .modeling.structures import BACKGROUND, Assignment, BatchedTargets, MatchCosts, StagePredictions
@@ -56,6 +56,7 @@ __all__ = [
     "build_stages",
     "build_timm_fpn_backbone",
     "build_vit_sfp_backbone",
+    "feature_levels",
     "read_checkpoint",
     "resolve_config",
     "write_checkpoint",

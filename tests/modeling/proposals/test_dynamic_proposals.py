@@ -103,7 +103,7 @@ def test_the_experts_come_apart_and_the_weights_follow_the_image_in_training(tin
         return torch.stack([x.expert_weights for x in proposals]).var(0).mean().item()
 
     before = variance_over_images()
-    for _ in range(60):
+    for _ in range(100):
         optimizer.zero_grad()
         sum(model(inputs).values()).backward()
         optimizer.step()
