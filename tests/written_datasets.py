@@ -47,7 +47,7 @@ def table(name: str) -> dict[str, Counter]:
         Path(record["file_name"]).stem: Counter(
             (
                 names[obj["category_id"]],
-                tuple(BoxMode.convert(list(obj["bbox"]), obj["bbox_mode"], BoxMode.XYXY_ABS)),
+                tuple(xyxy(obj).tolist()),
             )
             for obj in record["annotations"]
         )
@@ -130,6 +130,12 @@ def registered(name: str) -> str:
     return name
 
 
+def xyxy(annotation: dict[str, Any]) -> np.ndarray:
+    box = np.array([annotation["bbox"]], dtype=np.float64)
+    corners: np.ndarray = BoxMode.convert(box, annotation["bbox_mode"], BoxMode.XYXY_ABS)[0]
+    return corners
+
+
 def detect(name: str, seed: int = 0) -> list[tuple[dict[str, Any], dict[str, Any]]]:
     """Inputs and detections: the ground truth of ``name`` moved at random, some missing, some of another class.
 
@@ -140,14 +146,15 @@ def detect(name: str, seed: int = 0) -> list[tuple[dict[str, Any], dict[str, Any
     for record in DatasetCatalog.get(name):
         random = np.random.default_rng([seed, *Path(record["file_name"]).stem.encode()])
         found = []
-        objects = [
-            (BoxMode.convert(list(o["bbox"]), o["bbox_mode"], BoxMode.XYXY_ABS), o["category_id"])
+        objects = sorted(
+            # Rounded, since formats differ in the last digits.
+            (np.round(xyxy(o), 6).tolist(), classes[o["category_id"]])
             for o in record["annotations"]
-        ]
-        for box, category in sorted(objects, key=lambda o: (o[0], classes[o[1]])):
+        )
+        for box, class_name in objects:
             shift, score, lost, confused = random.normal(0, 4, 4), random.random(), random.random(), random.random()
             if lost > 0.2:
-                category = (category + (confused < 0.1)) % len(classes)
+                category = (classes.index(class_name) + (confused < 0.1)) % len(classes)
                 found.append((np.add(box, shift), score, category))
         boxes, scores, categories = zip(*found, strict=True) if found else ([], [], [])
         instances = Instances(
@@ -192,7 +199,7 @@ def ap_of_ground_truth(name: str, output_dir: Path) -> float:
 
 
 def _visible_xywh(obj: dict[str, Any], record: dict[str, Any]) -> list[float] | None:
-    x1, y1, third, fourth = map(float, obj["bbox"])
-    x2, y2 = (third, fourth) if obj["bbox_mode"] == BoxMode.XYXY_ABS else (x1 + third, y1 + fourth)
+    with np.errstate(over="ignore", invalid="ignore"):
+        x1, y1, x2, y2 = xyxy(obj).tolist()
     visible = x1 < x2 and y1 < y2 and x2 > 0 and y2 > 0 and x1 < record["width"] and y1 < record["height"]
     return [x1, y1, x2 - x1, y2 - y1] if visible and math.isfinite(x2 - x1 + y2 - y1) else None

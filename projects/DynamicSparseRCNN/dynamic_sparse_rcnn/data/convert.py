@@ -1,0 +1,195 @@
+"""Converting a data set to another format, images included."""
+
+from __future__ import annotations
+
+import filecmp
+import logging
+import os
+import shutil
+import xml.etree.ElementTree as ElementTree
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import yaml
+from detectron2.data import DatasetCatalog, MetadataCatalog
+
+from ..file_io import whole_file, write_json
+from .datasets import register_dataset
+from .formats import Classes
+from .formats.reading import IMAGE_SUFFIXES, read_text
+from .ground_truth import coco_content
+from .records import BoxProblem, BoxTable, Record
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class _Object:
+    """One annotation: the name and number of its class, and absolute xyxy pixels."""
+
+    name: str
+    number: int
+    box: tuple[float, float, float, float]
+    is_difficult: bool
+
+
+@dataclass(frozen=True)
+class _Image:
+    """One image: its record, its path in the new data set, and its objects."""
+
+    record: Record
+    path: Path
+    objects: list[_Object]
+
+
+def convert_dataset(name: str, prefix: str, folder: str | Path, split: str) -> str:
+    """Writes a data set in another format. Several splits may go to one folder, one after the other.
+
+    What the new format does not know is left out, with a warning that counts it: crowds and boxes that no detection
+    could match. Areas that are not those of the boxes stay in COCO files only. VOC has its classes sorted by name, and
+    only those that have objects.
+
+    Args:
+        name: of the data set.
+        prefix: of the new format: coco, voc or yolo.
+        folder: to write to.
+        split: what the images are called there: train, val, ...
+
+    Returns:
+        The name of the new data set.
+
+    Raises:
+        FileExistsError: if the folder has another image of a name, or other classes.
+        OSError, KeyError, ValueError: if the data set cannot be read or the format is unknown; or if two images differ
+            in their suffix only, which VOC and YOLO cannot tell apart.
+    """
+    if prefix not in _WRITERS:
+        raise ValueError(f"Data sets can be converted to {', '.join(_WRITERS)}, not to {prefix!r}.")
+    register_dataset(name)
+    records: list[Record] = DatasetCatalog.get(name)
+    metadata = MetadataCatalog.get(name)
+    names = tuple(metadata.thing_classes)
+    ids = metadata.get("thing_dataset_id_to_contiguous_id") or range(len(names))
+    return _WRITERS[prefix](records, Classes(names, tuple(ids)), Path(folder), split)
+
+
+def _write_coco(records: list[Record], classes: Classes, folder: Path, split: str) -> str:
+    paths = _relative_paths(records)
+    content = coco_content(records, classes)
+    _warn(sum(len(record["annotations"]) for record in records) - len(content["annotations"]), "boxes cannot be used")
+    for image, record, path in zip(content["images"], records, paths, strict=True):
+        _copy(record["file_name"], folder / "images" / path)
+        image["file_name"] = path.as_posix()
+    json_file = folder / "annotations" / f"{split}.json"
+    write_json(content, json_file)
+    return f"coco:{json_file}"
+
+
+def _write_voc(records: list[Record], classes: Classes, folder: Path, split: str) -> str:
+    images = _without_crowds(records, classes)
+    for image in images:
+        root = ElementTree.Element("annotation")
+        ElementTree.SubElement(root, "filename").text = image.path.name
+        size = {"width": image.record["width"], "height": image.record["height"], "depth": 3}
+        _add(root, "size", size)
+        for obj in image.objects:
+            element = _add(root, "object", {"name": obj.name, "difficult": int(obj.is_difficult)})
+            x1, y1, x2, y2 = obj.box
+            _add(element, "bndbox", {"xmin": x1 + 1, "ymin": y1 + 1, "xmax": x2, "ymax": y2})
+        ElementTree.indent(root)
+        _copy(image.record["file_name"], folder / "JPEGImages" / image.path)
+        file = (folder / "Annotations" / image.path).with_suffix(".xml")
+        _write_text(file, ElementTree.tostring(root, encoding="unicode"))
+    stems = [image.path.with_suffix("").as_posix() for image in images]
+    _write_text(folder / "ImageSets/Main" / f"{split}.txt", "".join(f"{stem}\n" for stem in stems))
+    return f"voc:{folder}:{split}"
+
+
+def _add(parent: ElementTree.Element, tag: str, values: dict[str, str | float]) -> ElementTree.Element:
+    element = ElementTree.SubElement(parent, tag)
+    for name, value in values.items():
+        is_whole = isinstance(value, float) and value.is_integer()
+        ElementTree.SubElement(element, name).text = str(int(value) if is_whole else value)
+    return element
+
+
+def _write_yolo(records: list[Record], classes: Classes, folder: Path, split: str) -> str:
+    images = _without_crowds(records, classes)
+    file = folder / "data.yaml"
+    description: dict[str, object] = {"names": dict(enumerate(classes.names))}
+    if file.is_file():
+        old = yaml.safe_load(read_text(str(file)))
+        if not isinstance(old, dict) or old.get("names") != description["names"]:
+            raise FileExistsError(f"{file} has other classes than {', '.join(classes.names)}. Name another folder.")
+        description = old
+    clipped = 0
+    for image in images:
+        sides = np.array([image.record["width"], image.record["height"]])
+        lines = []
+        for obj in image.objects:
+            corners = np.clip(np.array(obj.box).reshape(2, 2) / sides, 0, 1)
+            clipped += not np.allclose(corners * sides, np.array(obj.box).reshape(2, 2))
+            numbers = np.concatenate([corners.mean(0), corners[1] - corners[0]]).tolist()
+            lines.append(" ".join([str(obj.number), *map(repr, numbers)]) + "\n")
+        _copy(image.record["file_name"], folder / "images" / split / image.path)
+        _write_text((folder / "labels" / split / image.path).with_suffix(".txt"), "".join(lines))
+    _warn(clipped, "boxes reach beyond their image, which YOLO does not allow: they are clipped")
+    description[split] = f"images/{split}"
+    _write_text(file, yaml.safe_dump(description, allow_unicode=True, sort_keys=False))
+    return f"yolo:{file}:{split}"
+
+
+_WRITERS: dict[str, Callable[[list[Record], Classes, Path, str], str]] = {
+    "coco": _write_coco,
+    "voc": _write_voc,
+    "yolo": _write_yolo,
+}
+
+
+def _without_crowds(records: list[Record], classes: Classes) -> list[_Image]:
+    paths = _relative_paths(records)
+    repeated = [stem for stem, count in Counter(path.with_suffix("") for path in paths).items() if count > 1]
+    unknown = [path for path in paths if path.suffix.lower() not in IMAGE_SUFFIXES]
+    if repeated or unknown:
+        reason = f"{repeated[0]}.* are several images" if repeated else f"{unknown[0]} has none of the image suffixes"
+        raise ValueError(f"VOC and YOLO know images by their names without suffix, but {reason}. Rename them.")
+    table = BoxTable.from_records(records)
+    usable = table.find_problems(max_point_side=0.0) == BoxProblem.NONE
+    _warn(int((~usable).sum()), "boxes cannot be used")
+    _warn(int((usable & table.crowd).sum()), "boxes are crowds, which this format does not know")
+    images = [_Image(record, path, []) for record, path in zip(records, paths, strict=True)]
+    annotations = [annotation for record in records for annotation in record["annotations"]]
+    for i in np.flatnonzero(usable & ~table.crowd):
+        x1, y1, x2, y2 = table.boxes[i].tolist()
+        number = int(table.classes[i])
+        is_difficult = bool(annotations[i].get("difficult", 0))
+        images[table.image[i]].objects.append(_Object(classes.names[number], number, (x1, y1, x2, y2), is_difficult))
+    return images
+
+
+def _relative_paths(records: Sequence[Record]) -> list[Path]:
+    """Paths of the images below the folder that has all of them."""
+    files = [os.path.abspath(record["file_name"]) for record in records]
+    common = os.path.commonpath([os.path.dirname(file) for file in files])
+    return [Path(os.path.relpath(file, common)) for file in files]
+
+
+def _copy(source: str, target: Path) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    if not target.exists():
+        shutil.copyfile(source, target)
+    elif not filecmp.cmp(source, target, shallow=False):
+        raise FileExistsError(f"{target} is another image than {source}. Name another folder.")
+
+
+def _write_text(file: Path, text: str) -> None:
+    with whole_file(file, sync=False) as opened:
+        opened.write(text.encode())
+
+
+def _warn(count: int, reason: str) -> None:
+    if count:
+        logger.warning("%d %s.", count, reason)

@@ -1,0 +1,168 @@
+"""Data sets converted to other formats stay the same data set."""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import os
+from pathlib import Path
+
+import pytest
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from written_datasets import (
+    CONTENT,
+    ap_of_ground_truth,
+    coco_content,
+    detect,
+    evaluate,
+    registered,
+    table,
+    write_coco,
+    write_images,
+    write_split,
+    write_voc,
+    write_yolo,
+)
+
+from dynamic_sparse_rcnn.data.convert import convert_dataset
+
+BCCD = Path(os.environ.get("BCCD_FOLDER", "-"))
+FORMATS = ("coco", "voc", "yolo")
+
+
+@pytest.fixture
+def log(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> pytest.LogCaptureFixture:
+    monkeypatch.setattr(logging.getLogger("dynamic_sparse_rcnn"), "propagate", True)
+    caplog.set_level(logging.WARNING)
+    return caplog
+
+
+def write(folder: Path, prefix: str) -> str:
+    """The same set in a format; returns its name."""
+    if prefix == "yolo":
+        return write_yolo(folder, CONTENT)
+    write_images(folder / "images", CONTENT)
+    if prefix == "coco":
+        return write_coco(folder, coco_content(CONTENT))
+    write_voc(folder, CONTENT)
+    write_images(folder / "JPEGImages", CONTENT)
+    return f"voc:{folder}:train"
+
+
+def assert_same(first: str, second: str) -> None:
+    one, other = table(registered(first)), table(registered(second))
+    assert one.keys() == other.keys()
+    for stem in one:
+        assert sorted(one[stem].elements()) == [
+            (name, pytest.approx(corners, abs=1e-9)) for name, corners in sorted(other[stem].elements())
+        ]
+
+
+@pytest.mark.parametrize(("source", "target"), list(itertools.product(FORMATS, FORMATS)))
+def test_boxes_classes_and_images_survive_a_conversion(tmp_path: Path, source: str, target: str) -> None:
+    original = write(tmp_path / "original", source)
+    converted = convert_dataset(original, target, tmp_path / "converted", "train")
+    assert converted.startswith(f"{target}:{tmp_path}/converted")
+    assert_same(original, converted)
+    if target != "voc":
+        assert MetadataCatalog.get(converted).thing_classes == MetadataCatalog.get(original).thing_classes
+    for record, old in zip(DatasetCatalog.get(converted), DatasetCatalog.get(original), strict=True):
+        assert (record["width"], record["height"]) == (old["width"], old["height"])
+        assert Path(record["file_name"]).read_bytes() == Path(old["file_name"]).read_bytes()
+    assert ap_of_ground_truth(converted, tmp_path / "output") == pytest.approx(100)
+
+
+def test_difficult_objects_and_category_ids_are_kept_where_the_format_has_them(tmp_path: Path) -> None:
+    voc = registered(convert_dataset(write(tmp_path / "a", "voc"), "voc", tmp_path / "voc", "val"))
+    assert [o["difficult"] for record in DatasetCatalog.get(voc) for o in record["annotations"]] == [0, 0, 0, 0, 1]
+    coco = registered(convert_dataset(write(tmp_path / "b", "coco"), "coco", tmp_path / "coco", "val"))
+    assert list(MetadataCatalog.get(coco).thing_dataset_id_to_contiguous_id) == [2, 7, 9]
+
+
+@pytest.mark.parametrize("target", ["voc", "yolo"])
+def test_what_a_format_does_not_know_is_left_out_and_counted(
+    tmp_path: Path, target: str, log: pytest.LogCaptureFixture
+) -> None:
+    coco = coco_content(CONTENT)
+    coco["annotations"][0]["iscrowd"] = 1
+    coco["annotations"][1]["bbox"] = [500, 0, 9, 9]
+    coco["annotations"][2]["bbox"] = [-10, 10, 40, 20]
+    write_images(tmp_path / "images", CONTENT)
+    converted = registered(convert_dataset(write_coco(tmp_path, coco), target, tmp_path / "converted", "train"))
+    warnings = [record.getMessage() for record in log.records]
+    assert warnings[:2] == ["1 boxes cannot be used.", "1 boxes are crowds, which this format does not know."]
+    (annotation,) = DatasetCatalog.get(converted)[0]["annotations"]
+    assert annotation["bbox"] == pytest.approx([0 if target == "yolo" else -10, 10, 30, 30])
+    assert any("1 boxes reach beyond their image" in warning for warning in warnings) == (target == "yolo")
+
+
+def test_splits_go_to_one_folder_one_after_the_other(tmp_path: Path) -> None:
+    write(tmp_path / "a", "voc")
+    write_split(tmp_path / "a", "val", ["b"])
+    for target in FORMATS:
+        for split in ("train", "val"):
+            original = f"voc:{tmp_path}/a:{split}"
+            assert_same(original, convert_dataset(original, target, tmp_path / target, split))
+        assert_same(
+            f"voc:{tmp_path}/a:train", convert_dataset(f"voc:{tmp_path}/a:train", target, tmp_path / target, "train")
+        )
+
+
+def test_other_images_or_classes_in_the_folder_are_not_overwritten(tmp_path: Path) -> None:
+    original = write(tmp_path / "a", "coco")
+    for target in FORMATS:
+        convert_dataset(original, target, tmp_path / target, "train")
+    for file in (tmp_path / "coco/images/b.jpg", tmp_path / "voc/JPEGImages/b.jpg", tmp_path / "yolo/images/val/b.jpg"):
+        target = file.relative_to(tmp_path).parts[0]
+        file.parent.mkdir(exist_ok=True)
+        file.write_bytes(b"other")
+        with pytest.raises(FileExistsError, match=rf"{file} is another image than .*a/images/b\.jpg"):
+            convert_dataset(
+                original, file.relative_to(tmp_path).parts[0], tmp_path / file.relative_to(tmp_path).parts[0], "val"
+            )
+    content = coco_content(CONTENT)
+    content["categories"][0]["name"] = "other"
+    with pytest.raises(FileExistsError, match=r"data\.yaml has other classes than ant, other, bee"):
+        convert_dataset(write_coco(tmp_path / "b", content), "yolo", tmp_path / "yolo", "test")
+
+
+def test_images_in_folders_keep_them_and_those_that_cannot_be_told_apart_are_an_error(tmp_path: Path) -> None:
+    coco = coco_content(CONTENT)
+    for folder, image in zip(("1", "2", "1"), coco["images"], strict=True):
+        write_images(tmp_path / "images" / folder, [Path(image["file_name"]).stem])
+        image["file_name"] = f"{folder}/{image['file_name']}"
+    (tmp_path / "images/2/b.jpg").rename(tmp_path / "images/2/a.jpg")
+    coco["images"][1]["file_name"] = "2/a.jpg"
+    original = write_coco(tmp_path, coco)
+    for target in FORMATS:
+        records = DatasetCatalog.get(registered(convert_dataset(original, target, tmp_path / target, "train")))
+        found = sorted((Path(*Path(r["file_name"]).parts[-2:]).as_posix(), len(r["annotations"])) for r in records)
+        assert found == [("1/a.jpg", 3), ("1/c.jpg", 0), ("2/a.jpg", 2)]
+    (tmp_path / "images/2/a.jpg").rename(tmp_path / "images/1/a.png")
+    coco["images"][1]["file_name"] = "1/a.png"
+    original = write_coco(tmp_path, coco)
+    for target in ("voc", "yolo"):
+        with pytest.raises(ValueError, match=r"without suffix, but .*a\.\* are several images\. Rename"):
+            convert_dataset(original, target, tmp_path / "again", "train")
+
+
+def test_an_unknown_format_is_named_with_those_that_are_known(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="converted to coco, voc, yolo, not to 'kitti'"):
+        convert_dataset("coco:a.json", "kitti", tmp_path, "train")
+
+
+@pytest.mark.skipif(not BCCD.is_dir(), reason="BCCD_FOLDER does not name the folder of the BCCD data set")
+def test_real_annotations_have_the_same_metrics_in_all_formats(tmp_path: Path) -> None:
+    from detectron2.evaluation import COCOEvaluator
+
+    original = f"coco:{BCCD}/annotations_coco/val.json:{BCCD}/JPEGImages"
+    names = [original, *(convert_dataset(original, prefix, tmp_path / prefix, "val") for prefix in FORMATS)]
+    results = []
+    for name in names:
+        ap = ap_of_ground_truth(registered(name), tmp_path / "output")
+        metrics = evaluate(COCOEvaluator(name, ("bbox",), False, output_dir=None), detect(name))["bbox"]
+        results.append([ap, metrics["AP"], metrics["AP50"], metrics["APs"], metrics["AP-RBC"]])
+    assert results[0][0] == pytest.approx(100)
+    assert 5 < results[0][1] < 95
+    for other in results[1:]:
+        assert other == pytest.approx(results[0], abs=1e-9)
