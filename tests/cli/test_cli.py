@@ -56,6 +56,7 @@ def test_a_command_that_does_not_exist_is_an_error_of_usage(capsys):
         (["predict", "nowhere.jpg"], "no file or folder nowhere.jpg"),
         (["visualize", "proposals", "nowhere", "--data", "x"], "no released model of the name nowhere"),
         (["convert", "nowhere.pth", "x.pth", "--config-file", "y"], "no released model of the name nowhere.pth"),
+        (["convert-data", "coco:no.json", "voc", "x"], "no.json does not exist"),
         (["analyze", "nowhere.yaml"], "no config file nowhere.yaml"),
     ],
 )

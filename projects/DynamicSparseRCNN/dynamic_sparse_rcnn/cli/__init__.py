@@ -15,7 +15,7 @@ from ..errors import add_traceback_option, one_line_errors
 from .options import HelpFormatter
 
 #: The modules, in the order of ``dsrcnn --help``.
-COMMANDS = ("train", "eval", "predict", "inspect", "visualize", "convert", "analyze")
+COMMANDS = ("train", "eval", "predict", "inspect", "visualize", "convert", "convert-data", "analyze")
 
 _DESCRIPTION = """Trains, evaluates and applies Sparse R-CNN and Dynamic Sparse R-CNN.
 
@@ -44,7 +44,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     subparsers = parser.add_subparsers(metavar="COMMAND", required=True)
     for name in COMMANDS:
-        importlib.import_module(f".{name}", __name__).add_parser(subparsers)
+        importlib.import_module(f".{name.replace('-', '_')}", __name__).add_parser(subparsers)
         add_traceback_option(subparsers.choices[name])
     if arguments and arguments[0] in subparsers.choices:
         # Options may stand before, between and behind the positional arguments.

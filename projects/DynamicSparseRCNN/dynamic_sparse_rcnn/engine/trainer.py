@@ -49,8 +49,7 @@ _SPARE_IMAGES = 16
 class Trainer(DefaultTrainer):
     """``DefaultTrainer`` with checked data sets, AdamW with full-model clipping and COCO evaluation.
 
-    Data set names of the forms ``coco:<json>:<image folder>`` and ``voc:<folder>:<split>`` need no
-    registration.
+    Data sets that are named by their files, ``coco:<json>:<image folder>`` say, need no registration.
     """
 
     _trainer: SimpleTrainer

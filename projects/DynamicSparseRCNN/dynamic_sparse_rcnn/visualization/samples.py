@@ -8,13 +8,13 @@ from typing import Any
 import numpy as np
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
-from detectron2.data.detection_utils import convert_image_to_rgb
+from detectron2.data.detection_utils import build_augmentation, convert_image_to_rgb
 from detectron2.utils.env import seed_all_rng
 
 from ..data.checks import inspect_dataset as look_at
 from ..data.checks.statistics import measure_boxes
 from ..data.datasets import register_dataset
-from ..data.mapper import DetectionMapper
+from ..data.mapper import DetectionMapper, Resize
 from .drawing import Image
 from .figures import draw_annotations
 
@@ -40,7 +40,8 @@ def inspect_dataset(cfg: CfgNode, name: str, num_samples: int) -> tuple[str, lis
     class_names = MetadataCatalog.get(name).get("thing_classes") or ()
     num_classes = len(class_names) or cfg.MODEL.SparseRCNN.NUM_CLASSES
     num_proposals = cfg.MODEL.SparseRCNN.NUM_PROPOSALS
-    found = look_at(name, num_classes=num_classes, num_proposals=num_proposals)
+    resize = Resize.of(build_augmentation(cfg, is_train=True))
+    found = look_at(name, num_classes=num_classes, num_proposals=num_proposals, resize=resize)
     seed_all_rng(cfg.SEED if cfg.SEED >= 0 else 0)
     mapper = DetectionMapper(cfg, is_train=True, spares=found.records[:1])
     chosen = np.random.permutation(len(found.records))[:num_samples]
