@@ -22,6 +22,7 @@ from dynamic_sparse_rcnn.cli.running import summarize
 from dynamic_sparse_rcnn.data.mapper import DetectionMapper
 from dynamic_sparse_rcnn.data.shapes import ShapesConfig, generate_shapes
 from dynamic_sparse_rcnn.engine.trainer import Trainer, setup
+from dynamic_sparse_rcnn.errors import add_traceback_option, one_line_errors
 from dynamic_sparse_rcnn.file_io import write_image
 from dynamic_sparse_rcnn.visualization.figures import (
     Image,
@@ -100,10 +101,13 @@ def parse_args(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """The command line's options, as :func:`setup` wants them."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.set_defaults(eval_only=False)
+    add_traceback_option(parser)
     parser.add_argument("--config-file", default=str(CONFIG), metavar="FILE")
     parser.add_argument("opts", nargs=argparse.REMAINDER, help="KEY VALUE pairs that override the config")
     return parser.parse_args(arguments)
 
 
 if __name__ == "__main__":
-    main(parse_args())
+    options = parse_args()
+    with one_line_errors(options.traceback):
+        main(options)

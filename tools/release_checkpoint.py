@@ -25,6 +25,7 @@ from dynamic_sparse_rcnn.checkpoints.released import FOLDER, ReleasedCheckpoint,
 from dynamic_sparse_rcnn.cli.running import summarize
 from dynamic_sparse_rcnn.data.shapes import ShapesConfig, generate_shapes
 from dynamic_sparse_rcnn.engine.trainer import Trainer, setup
+from dynamic_sparse_rcnn.errors import add_traceback_option, one_line_errors
 from dynamic_sparse_rcnn.prediction.loading import DEFAULT_CONFIG
 
 SHAPES_FOLDER = Path("output/shapes_large")
@@ -49,9 +50,7 @@ def main(args: argparse.Namespace) -> None:
     assert classes is not None  # generated just now
     write_checkpoint(file, {"model": halved(read_checkpoint(weights)["model"]), **classes.to_checkpoint()})
     if file.stat().st_size > MOST_BYTES:
-        raise SystemExit(
-            f"error: {file} has {file.stat().st_size} bytes, more than {MOST_BYTES}: make the model smaller"
-        )
+        raise ValueError(f"{file} has {file.stat().st_size} bytes, more than {MOST_BYTES}: make the model smaller")
     options = f" {shlex.join(args.opts)}" if args.opts else ""
     entry = ReleasedCheckpoint(
         config=DEFAULT_CONFIG,
@@ -84,6 +83,7 @@ def parse_args(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """The command line's options, as ``setup`` wants them."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.set_defaults(eval_only=False, config_file=model_zoo.get_config_file(DEFAULT_CONFIG))
+    add_traceback_option(parser)
     parser.add_argument("--images", type=int, default=10000, metavar="N", help="to train on")
     parser.add_argument("--held-out", type=int, default=500, metavar="N", help="to evaluate on")
     parser.add_argument("--folder", type=Path, default=FOLDER, help="of the table; default: the package's own")
@@ -94,4 +94,6 @@ def parse_args(arguments: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 if __name__ == "__main__":
-    main(parse_args())
+    options = parse_args()
+    with one_line_errors(options.traceback):
+        main(options)

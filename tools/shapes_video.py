@@ -20,6 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from dynamic_sparse_rcnn.data.shape_images import ShapesConfig, draw_image
+from dynamic_sparse_rcnn.errors import add_traceback_option, one_line_errors
 from dynamic_sparse_rcnn.file_io import write_image
 from dynamic_sparse_rcnn.prediction.sources import open_source
 from dynamic_sparse_rcnn.visualization.figures import image_grid
@@ -72,6 +73,7 @@ def write_sheet(path: Path, video: Path) -> None:
 def parse_args(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """The command line's options."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add_traceback_option(parser)
     parser.add_argument("output", type=Path, help="the video (.avi), or the picture")
     parser.add_argument("--frames", type=int, default=75)
     parser.add_argument("--sheet-of", type=Path, metavar="VIDEO", help="make a picture of this video instead")
@@ -88,7 +90,6 @@ def main(args: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main(parse_args())
-    except OSError as error:
-        raise SystemExit(f"error: {error}") from error
+    options = parse_args()
+    with one_line_errors(options.traceback):
+        main(options)

@@ -57,5 +57,5 @@ def test_released_models_are_found_by_config_and_by_url():
 
 
 def test_names_of_nothing_are_errors(tmp_path):
-    with pytest.raises(FileNotFoundError, match="no released model of the name coco/sparse"):
+    with pytest.raises(FileNotFoundError, match=r"300pro_3x\.yaml is neither"):
         find_run("coco/sparse_rcnn_R_50_FPN_300pro_3x.yaml")

@@ -33,7 +33,7 @@ def test_a_test_set_with_the_training_sets_classes_in_another_order_is_not_evalu
     # Where the training set is not there, the checkpoint knows.
     for train in ("('coco_2017_train',)", "()"):
         with pytest.raises(
-            ValueError, match=r"model_final\.pth has learned other classes.*in another order .* class 0"
+            ValueError, match=r"model_final\.pth was trained on other classes.*in another order .* class 0"
         ):
             run(*weights, *other, "DATASETS.TRAIN", train)
 

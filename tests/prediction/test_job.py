@@ -76,7 +76,7 @@ def test_pictures_never_take_the_place_of_what_they_are_made_from(run, tmp_path)
     Image.fromarray(PICTURE).save(path)
     video = write_video(tmp_path / "output" / "clip.avi", [PICTURE])
     for place in (path, path.parent, video):
-        with pytest.raises(ValueError, match="give another one"):
+        with pytest.raises(ValueError, match="give another folder"):
             run("--input", str(place))
     run("--input", str(path), "--no-draw")
     assert np.array_equal(np.asarray(Image.open(path)), PICTURE)
@@ -147,7 +147,7 @@ def test_an_interrupted_job_is_not_continued_with_other_settings(run, tmp_path, 
     with monkeypatch.context() as context:
         fail_at(context, "b.png", KeyboardInterrupt())
         run("--input", *three_images)
-    with pytest.raises(ValueError, match=r"with another tiles: remove that folder .* another --output"):
+    with pytest.raises(ValueError, match=r"job with another tiles: remove it .* another --output"):
         run("--input", *three_images, "--tiles", "64")
 
 
@@ -207,7 +207,7 @@ def test_a_video_of_any_frame_rate_is_written(run, tmp_path, monkeypatch, rate):
 
 def test_a_job_that_can_read_nothing_fails(run, tmp_path):
     (tmp_path / "broken.jpg").write_bytes(b"nothing")
-    with pytest.raises(OSError, match="Nothing that was given could be read"):
+    with pytest.raises(OSError, match="None of the inputs could be read"):
         run("--input", str(tmp_path / "broken.jpg"))
 
 

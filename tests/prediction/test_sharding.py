@@ -81,7 +81,7 @@ def test_processes_share_images_and_a_killed_job_goes_on(command, tmp_path, caps
         [*torchrun, "-m", "dynamic_sparse_rcnn.cli", *command, str(output)], capture_output=True, text=True
     )
     assert again.returncode == 0, again.stderr
-    assert "images and videos were done before" in again.stdout + again.stderr
+    assert "images and videos are done already" in again.stdout + again.stderr
     assert "1 could not be read" in again.stdout and f"in {NUMBER} images" in again.stdout
     assert {path.name for path in output.iterdir()} == {path.name for path in (tmp_path / "alone").iterdir()}
     untouched = [name for name, time_written in kept.items() if (output / name).stat().st_mtime_ns == time_written]

@@ -128,6 +128,6 @@ def _leaves(node: CfgNode, prefix: str = "") -> Iterator[str]:
 def _check_options(options: Sequence[str]) -> None:
     misplaced = [key for key in options[::2] if str(key).startswith("--")]
     if misplaced:
-        raise ValueError(f"{misplaced[0]} stands behind keys and values: put all that begins with -- before them")
+        raise ValueError(f"{misplaced[0]} follows KEY VALUE pairs: put options before them")
     if len(options) % 2:
-        raise ValueError(f"keys and values in turn are needed (SOLVER.MAX_ITER 1000), and {options[-1]} has no value")
+        raise ValueError(f"{options[-1]} has no value: KEY VALUE pairs are needed, such as SOLVER.MAX_ITER 1000")

@@ -75,7 +75,7 @@ def read_checkpoint(path: str | Path, *, trust: bool = False) -> dict[str, Any]:
     if file.suffix == ".safetensors":
         return _read_safetensors(file)
     if file.suffix not in SUFFIXES:
-        raise ValueError(f"{path} is no checkpoint: {', '.join(SUFFIXES)} can be read")
+        raise ValueError(f"{path} is no checkpoint: its suffix is none of {', '.join(SUFFIXES)}")
     safe, trusting = (_read_torch, _read_torch_trusting) if file.suffix in _TORCH else (_read_pickle, _trusting_pickle)
     try:
         content = safe(file)
@@ -83,9 +83,9 @@ def read_checkpoint(path: str | Path, *, trust: bool = False) -> dict[str, Any]:
         if trust:
             return _with_model(_trusted(trusting, file), file)
         raise ValueError(
-            f"{path} cannot be read as tensors and plain containers alone ({_first_line(error)}). It is damaged, or it "
-            "holds objects, whose code would be run: save its state dict by itself or, if it is a detector's and you "
-            "trust where it comes from, use --trust-checkpoint"
+            f"{path} is damaged, or holds other objects than tensors and plain containers ({_first_line(error)}), and "
+            "loading these runs code. Save the state dict alone; or, if you trust the origin of a detector's file, use "
+            "--trust-checkpoint"
         ) from error
     return _with_model(content, file)
 
@@ -110,7 +110,7 @@ def _read_safetensors(file: Path) -> dict[str, Any]:
             extras = json.loads((opened.metadata() or {}).get(_EXTRAS, "{}"))
             return {"model": {name: opened.get_tensor(name) for name in opened.keys()}, **extras}  # noqa: SIM118
     except (SafetensorError, json.JSONDecodeError) as error:
-        raise ValueError(f"{file} is damaged, or no safetensors file: {_first_line(error)}") from error
+        raise ValueError(f"{file} is damaged, or is not a safetensors file: {_first_line(error)}") from error
 
 
 def _read_torch(file: Path) -> Any:
@@ -140,7 +140,7 @@ def _trusted(read: Callable[[Path], Any], file: Path) -> Any:
     except ImportError as error:
         raise ValueError(
             f"{file} holds objects of a library that is not installed ({error}): install it, or save the state dict "
-            "by itself where it is"
+            "alone where it is"
         ) from error
     except _DAMAGED as error:
         raise ValueError(f"{file} is damaged: {_first_line(error)}") from error
@@ -177,7 +177,7 @@ def _write_safetensors(file: Path, content: Mapping[str, Any]) -> None:
         extras = json.dumps({name: value for name, value in content.items() if name != "model"})
     except TypeError as error:
         raise ValueError(
-            f"{file}: besides the weights, safetensors hold what JSON can hold alone ({error}); write a .pth instead"
+            f"{file}: besides weights, a .safetensors file can only hold what JSON can ({error}). Write a .pth instead"
         ) from error
     # Copies, since tensors that share their memory are refused.
     weights = {name: as_tensor(value).detach().cpu().clone().contiguous() for name, value in content["model"].items()}

@@ -141,9 +141,7 @@ class Checkpointer(SafeCheckpointer):
         if self._resumes:
             raise ValueError(f"{filename} cannot be resumed with other classes: {difference}. {self._remedy()}")
         if same_number:  # otherwise the class layers start anew
-            logger.warning(
-                f"{filename} has class layers of other classes, which this training starts from: {difference}"
-            )
+            logger.warning(f"{filename} was trained on other classes, and its class layers are the start: {difference}")
 
     def _remedy(self) -> str:
         return (
@@ -174,7 +172,7 @@ class StrictCheckpointer(SafeCheckpointer):
 
     def _handle_other_classes(self, filename: str, difference: str, same_number: bool) -> None:
         raise ValueError(
-            f"{filename} has learned other classes than those of the data: {difference}. Take data whose classes have "
+            f"{filename} was trained on other classes than the data have: {difference}. Take data whose classes have "
             "the same names in the same order (in a COCO file, the order of the category ids)."
         )
 
@@ -244,8 +242,9 @@ def _require_whole(incompatible: Any, unexpected: Iterable[str], remedy: str) ->
     wrong = [name for name in dict.fromkeys(wrong) if not name.endswith(_COUNTER)]
     if wrong:
         raise ValueError(
-            "The checkpoint does not have the model that the config describes; of another shape, or in one of them "
-            f"alone: {_group(wrong)}{_class_note(incompatible)}, {len(wrong)} tensors, the first {wrong[0]}. {remedy}"
+            f"The checkpoint does not have the model that the config describes: {len(wrong)} tensors, the first "
+            f"{wrong[0]}, have another shape or are missing on one side: {_group(wrong)}{_class_note(incompatible)}. "
+            f"{remedy}"
         )
 
 

@@ -61,7 +61,7 @@ def find_checkpoint(name: str | Path) -> str:
         return name if "://" in name else str(path)
     if path.is_dir():
         return str(_checkpoint_of(path))
-    raise FileNotFoundError(f"There is no run's folder, no checkpoint and no released model of the name {name}")
+    raise FileNotFoundError(f"{name} is neither the folder of a run, nor a checkpoint, nor a released model")
 
 
 def _checkpoint_of(folder: Path) -> Path:
@@ -74,4 +74,6 @@ def _checkpoint_of(folder: Path) -> Path:
         return last
     if (folder / FINAL).is_file():
         return folder / FINAL
-    raise FileNotFoundError(f"{folder} has no checkpoint ({BEST}, {LAST} or {FINAL}): has its run saved one yet?")
+    raise FileNotFoundError(
+        f"{folder} has no checkpoint ({BEST}, {LAST} or {FINAL}). Name one, or wait until its run saves one"
+    )

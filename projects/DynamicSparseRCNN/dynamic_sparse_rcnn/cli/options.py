@@ -108,7 +108,7 @@ def run_options(
     lazy: dict[str, object] = {"train.output_dir": output}
     for kind, names in (("train", train), ("test", test)):
         if names and len(names) > 1:
-            raise ValueError(f"a lazy config has one data set to {kind} on, and there are {', '.join(names)}")
+            raise ValueError(f"A lazy config takes one data set to {kind} on, not {len(names)} ({', '.join(names)})")
         if names:
             lazy[f"dataloader.{kind}.dataset.name"] = names[0]
     if test is not None and not test:

@@ -76,13 +76,13 @@ def predict_to_files(
     """
     units = _units(sources, options.max_frames)
     if options.track and not any(units.values()):
-        raise ValueError("Objects are followed through videos, and there is none: leave out --track")
+        raise ValueError("--track follows objects through videos, and there is no video among the inputs: leave it out")
     if options.draw:
         _check_apart(sources, options.output)
     log = ResultLog(options.output / "detections.partial")
     done = _in_main_process(lambda: log.start(dict(settings) | {"draw": options.draw}))
     if done:
-        logger.info(f"{len(done)} of {len(units)} images and videos were done before and are not done again")
+        logger.info(f"{len(done)} of {len(units)} images and videos are done already: the interrupted job continues")
     job = _Job(predictor, options, units, log.open(comm.get_rank()))
     stopped = False
     try:
@@ -94,7 +94,7 @@ def predict_to_files(
         # Whatever happened: of one process, what was found is in the result file too.
         merged = _write_results(log, list(units), options.output) if comm.get_world_size() == 1 else None
     if stopped:
-        logger.warning("Stopped; what has been found so far is kept. The same command goes on from there")
+        logger.warning("Stopped. Detections so far are kept; the same command continues from there")
     comm.synchronize()
     if comm.is_main_process():
         merged = merged or _write_results(log, list(units), options.output)
@@ -134,9 +134,7 @@ def _check_apart(sources: Sequence[FrameSource], output: Path) -> None:
     """Pictures are called as their inputs are, and must not take their place."""
     for file in itertools.chain.from_iterable(source.files for source in sources):
         if Path(file).resolve().parent == output.resolve():
-            raise ValueError(
-                f"{file} lies in the folder of --output, where pictures could replace it: give another one"
-            )
+            raise ValueError(f"{file} is in the folder --output, where pictures could replace it: give another folder")
 
 
 def _write_results(log: ResultLog, sources: Sequence[str], output: Path) -> MergedResults:
@@ -152,7 +150,7 @@ def _tell(merged: MergedResults, output: Path, watches: Stopwatches, images: int
     print(f"{len(merged.entries)} detections in {merged.images} images, in {output}")
     print(watches.report(images))
     if merged.unreadable and not merged.images:
-        raise OSError("Nothing that was given could be read")
+        raise OSError("None of the inputs could be read")
 
 
 class _Job:

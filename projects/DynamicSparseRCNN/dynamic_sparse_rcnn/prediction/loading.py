@@ -60,8 +60,8 @@ def load_detector(
     cfg, weights = _find(config, weights)
     if not weights or _BACKBONES in weights:
         raise ValueError(
-            "No weights are given, and the config names none, or those of a backbone: an untrained detector finds "
-            "nothing. The README's model zoo lists the checkpoints for each config."
+            "No weights are given, and the config names those of a backbone or none: the detector is untrained. The "
+            "README's model zoo lists the checkpoints for each config."
         )
     if isinstance(cfg, CfgNode):
         model, mapper, datasets = _build_from_yaml(cfg, weights, device, trust)
@@ -128,7 +128,9 @@ def _name_classes(known: DetectorClasses | None, datasets: Sequence[str], number
     """What the checkpoint says, else the config's data sets."""
     classes = known or DetectorClasses.from_datasets(datasets)
     if classes is None or len(classes.names) != number:
-        logger.warning(f"Nothing says what the {number} classes are called: they are given by their numbers")
+        logger.warning(
+            f"The checkpoint and the config do not name the {number} classes: they are called class 0, class 1, .."
+        )
         return DetectorClasses.numbered(number)
     return classes
 

@@ -63,8 +63,8 @@ class ResultLog:
             different = [key for key in {**before, **settings} if before.get(key) != settings.get(key)]
             if different:
                 raise ValueError(
-                    f"{self.folder} holds what an interrupted prediction found with another {' and '.join(different)}: "
-                    "remove that folder to start anew, or give another --output"
+                    f"{self.folder} is of an interrupted job with another {' and another '.join(different)}: remove it "
+                    "to start over, or give another --output"
                 )
         lines = list(self._lines())
         done = {line["source"] for line in lines if line.get("complete")}
@@ -110,7 +110,7 @@ class ResultLog:
                     yield json.loads(line)
                 except json.JSONDecodeError as error:
                     raise ValueError(
-                        f"{file}, line {number}, is damaged: remove {self.folder} to start anew"
+                        f"{file}, line {number}, is damaged: remove {self.folder} to start over"
                     ) from error
 
 

@@ -71,7 +71,7 @@ class FrameSource(ABC):
 
     def _report(self, name: str, reason: str) -> None:
         self.unreadable.append((name, reason))
-        logger.warning(f"{name} cannot be read and is left out ({len(self.unreadable)} so far): {reason}")
+        logger.warning(f"{name} cannot be read and is skipped ({len(self.unreadable)} so far): {reason}")
 
 
 class Images(FrameSource):
@@ -108,8 +108,8 @@ class Images(FrameSource):
             if getattr(image, "is_animated", False) and image.format not in _SINGLE_FORMATS:
                 self._told_of_several = True
                 logger.warning(
-                    f"{file} holds several images (pages, or frames of an animation), of which the first is read; "
-                    "so it is with any further such file. Save each as a file of its own, or an animation as a video"
+                    f"{file} holds several images (pages, or frames of an animation): only the first is read, here and "
+                    "in other such files. Save pages as files of their own, and an animation as a video"
                 )
 
 
@@ -155,8 +155,8 @@ class Video(FrameSource):
             logger.info(f"{self.name} ended after {number} frames")
         elif number < self._length:
             logger.warning(
-                f"{self.name} ends after {number} of the {self._length} frames that it should have: it may be cut. The "
-                "frames until there are used"
+                f"{self.name} ends after {number} of the {self._length} frames that its header states: it may have "
+                "been cut off. The frames that are there are used"
             )
 
     @property
@@ -198,9 +198,9 @@ def _open_path(path: str) -> FrameSource:
 def _images_among(files: list[str], place: str) -> list[str]:
     images = sorted(file for file in files if file.lower().endswith(IMAGE_SUFFIXES))
     if not images:
-        raise FileNotFoundError(f"{place} has no image ({', '.join(IMAGE_SUFFIXES)}) among its {len(files)} files")
+        raise FileNotFoundError(f"{place} contains no image ({', '.join(IMAGE_SUFFIXES)}) among its {len(files)} files")
     if len(images) < len(files):
-        logger.warning(f"{place}: {len(files) - len(images)} of {len(files)} files are no images and are left out")
+        logger.warning(f"{place}: {len(files) - len(images)} of {len(files)} files are not images and are skipped")
     return images
 
 
