@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import html
+import io
 import re
 import sys
 from pathlib import Path
@@ -11,6 +13,8 @@ from latex2mathml.converter import convert
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import Files
 from mkdocs.structure.pages import Page
+
+from dynamic_sparse_rcnn.cli import COMMANDS, main
 
 sys.path.insert(0, str(Path(__file__).parent))
 
@@ -25,7 +29,17 @@ def on_page_markdown(markdown: str, *, page: Page, config: MkDocsConfig, files: 
     if "{{ config_keys }}" in markdown:
         keys = read_config_keys(CONFIG_FILE.read_text(encoding="utf-8"))
         markdown = markdown.replace("{{ config_keys }}", render_config_reference(keys))
+    if "{{ commands }}" in markdown:
+        helps = [f"## {name} {{ #{name} }}\n\n```text\n{_help_of(name)}\n```" for name in COMMANDS]
+        markdown = markdown.replace("{{ commands }}", "\n\n".join(helps))
     return markdown
+
+
+def _help_of(command: str) -> str:
+    """What ``dsrcnn COMMAND --help`` prints."""
+    with contextlib.redirect_stdout(io.StringIO()) as printed, contextlib.suppress(SystemExit):
+        main([command, "--help"])
+    return printed.getvalue().strip()
 
 
 def on_page_content(content: str, *, page: Page, config: MkDocsConfig, files: Files) -> str:
