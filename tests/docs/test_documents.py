@@ -53,7 +53,8 @@ def known_keys() -> set[str]:
 @each_document
 def test_commands_have_the_options_that_they_are_given(name, monkeypatch, capsys):
     for command in cli.COMMANDS:
-        monkeypatch.setattr(importlib.import_module(f"dynamic_sparse_rcnn.cli.{command}"), "run", lambda args: None)
+        module = importlib.import_module(f"dynamic_sparse_rcnn.cli.{command.replace('-', '_')}")
+        monkeypatch.setattr(module, "run", lambda args: None)
     for arguments in commands_in(name):
         if arguments[0] == "COMMAND" or len(arguments) == 1:
             continue
