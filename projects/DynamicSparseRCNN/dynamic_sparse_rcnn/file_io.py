@@ -8,7 +8,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
 import cv2
 import numpy as np
@@ -41,7 +41,7 @@ def whole_file(path: str | Path, *, sync: bool = True) -> Iterator[IO[bytes]]:
             raise
 
 
-def write_json(content: Any, path: str | Path, indent: int | None = None) -> None:
+def write_json(content: object, path: str | Path, indent: int | None = None) -> None:
     """Writes JSON, whole or not at all."""
     with whole_file(path) as file:
         file.write((json.dumps(content, indent=indent) + "\n").encode())

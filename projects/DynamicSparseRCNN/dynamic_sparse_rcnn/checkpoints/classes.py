@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Sized
 from dataclasses import dataclass
-from typing import Any
 
 from detectron2.data import MetadataCatalog
 
 from ..data.datasets import class_difference, register_dataset
+from .files import Checkpoint
 
 # Last parts of the names of the classification layer's bias, ours and mmdetection's.
 _CLASS_BIAS = ("class_logits.bias", ".fc_cls.bias")
@@ -57,12 +57,12 @@ class DetectorClasses:
         return None
 
     @classmethod
-    def from_checkpoint(cls, checkpoint: Mapping[str, Any]) -> DetectorClasses | None:
+    def from_checkpoint(cls, checkpoint: Checkpoint) -> DetectorClasses | None:
         """Of a checkpoint that says; None if it does not."""
         names, ids = checkpoint.get("class_names"), checkpoint.get("category_ids")
         return cls(tuple(names), tuple(ids)) if names and ids else None
 
-    def to_checkpoint(self) -> dict[str, Any]:
+    def to_checkpoint(self) -> Checkpoint:
         """What :meth:`from_checkpoint` finds."""
         return {"class_names": list(self.names), "category_ids": list(self.category_ids)}
 
@@ -76,7 +76,7 @@ class DetectorClasses:
         )
 
 
-def number_of_classes(state_dict: Mapping[str, Any]) -> int:
+def number_of_classes(state_dict: Mapping[str, Sized]) -> int:
     """The number of classes of a Sparse R-CNN, from its weights in our names or in mmdetection's.
 
     Raises:

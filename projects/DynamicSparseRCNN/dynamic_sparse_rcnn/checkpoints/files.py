@@ -7,7 +7,7 @@ import json
 import pickle
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -15,6 +15,8 @@ from torch import Tensor
 
 from ..file_io import whole_file
 
+#: The content of a checkpoint file: the weights under ``model``, beside them whatever its writer kept.
+Checkpoint: TypeAlias = dict[str, Any]
 SUFFIXES = (".safetensors", ".pth", ".pt", ".pkl", ".pyth", ".bin", ".ckpt", ".tar")
 # Under which name a safetensors file's metadata hold what a checkpoint holds besides the weights.
 _EXTRAS = "dynamic_sparse_rcnn"
@@ -55,7 +57,7 @@ class _ArrayUnpickler(pickle.Unpickler):
         return super().find_class(module, name)
 
 
-def read_checkpoint(path: str | Path, *, trust: bool = False) -> dict[str, Any]:
+def read_checkpoint(path: str | Path, *, trust: bool = False) -> Checkpoint:
     """What a checkpoint file holds: its weights under ``model``, and whatever else it has.
 
     ``.safetensors`` cannot hold code. The pickles of PyTorch (``.pth``, ...) and of detectron2 (``.pkl``) can: only
@@ -150,7 +152,7 @@ def _first_line(error: BaseException) -> str:
     return (str(error).splitlines() or [type(error).__name__])[0]
 
 
-def write_checkpoint(path: str | Path, content: Mapping[str, Any]) -> None:
+def write_checkpoint(path: str | Path, content: Checkpoint) -> None:
     """Writes a checkpoint as ``.safetensors`` or ``.pth``; until it is whole, the file is what it was before.
 
     Args:

@@ -14,7 +14,7 @@ from torch import nn
 
 from ..file_io import whole_file
 from .classes import DetectorClasses
-from .files import read_checkpoint, write_checkpoint
+from .files import Checkpoint, read_checkpoint, write_checkpoint
 from .names import convert_state_dict, public_name
 
 logger = logging.getLogger(__name__)
@@ -41,7 +41,7 @@ class SafeCheckpointer(DetectionCheckpointer):
         *,
         trust: bool = False,
         classes: DetectorClasses | None = None,
-        **arguments: Any,
+        **arguments: object,
     ) -> None:
         """
         Args:
@@ -56,7 +56,7 @@ class SafeCheckpointer(DetectionCheckpointer):
         self.trust = trust
         self.classes = classes
 
-    def load(self, path: str, *args: Any, **kwargs: Any) -> dict[str, Any]:
+    def load(self, path: str, *args: object, **kwargs: object) -> Checkpoint:
         """As ``DetectionCheckpointer.load``.
 
         Raises:
@@ -66,10 +66,10 @@ class SafeCheckpointer(DetectionCheckpointer):
         plain = path.partition("?")[0]  # newer versions of detectron2 know queries
         if path and "://" not in path and not any(map(self.path_manager.isfile, (path, plain))):
             raise FileNotFoundError(f"There is no checkpoint file {path}")
-        loaded: dict[str, Any] = super().load(path, *args, **kwargs)
+        loaded: Checkpoint = super().load(path, *args, **kwargs)
         return loaded
 
-    def _load_file(self, filename: str) -> dict[str, Any]:
+    def _load_file(self, filename: str) -> Checkpoint:
         checkpoint = read_checkpoint(filename, trust=self.trust)
         if filename.endswith((".pkl", ".pyth")):
             return _for_heuristics(checkpoint, filename)
@@ -86,7 +86,7 @@ class SafeCheckpointer(DetectionCheckpointer):
     def _handle_other_classes(self, filename: str, difference: str, same_number: bool) -> None:
         """What to do about a checkpoint whose classes are not those of the data, be there as many or not."""
 
-    def save(self, name: str, **kwargs: Any) -> None:
+    def save(self, name: str, **kwargs: object) -> None:
         """Saves the model and what is registered as ``<name>.pth`` in ``save_dir``, with ``kwargs``."""
         if not self.save_dir or not self.save_to_disk:
             return
@@ -127,14 +127,14 @@ class Checkpointer(SafeCheckpointer):
 
     _resumes = False
 
-    def resume_or_load(self, path: str, *, resume: bool = True) -> dict[str, Any]:
+    def resume_or_load(self, path: str, *, resume: bool = True) -> Checkpoint:
         """As ``DetectionCheckpointer``.
 
         Raises:
             ValueError: a run is resumed with another model or other classes.
         """
         self._resumes = resume and self.has_checkpoint()
-        loaded: dict[str, Any] = super().resume_or_load(path, resume=resume)
+        loaded: Checkpoint = super().resume_or_load(path, resume=resume)
         return loaded
 
     def _handle_other_classes(self, filename: str, difference: str, same_number: bool) -> None:
@@ -225,7 +225,7 @@ def load_for_evaluation(
     checkpointer.resume_or_load(weights, resume=resume)
 
 
-def _for_heuristics(checkpoint: dict[str, Any], filename: str) -> dict[str, Any]:
+def _for_heuristics(checkpoint: Checkpoint, filename: str) -> Checkpoint:
     """Checkpoints of detectron2 itself, and of those whose names its own heuristics know."""
     if "__author__" in checkpoint:
         return checkpoint

@@ -23,9 +23,12 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 from torch import nn
+
+#: Weights by their names: tensors, or the arrays of detectron2's own files.
+StateDict: TypeAlias = Mapping[str, Any]
 
 _OURS = "proposal_generator.init_proposal_"
 _PUBLIC = "init_proposal_"
@@ -94,7 +97,7 @@ class Conversion:
     not_used: tuple[str, ...] = ()
 
 
-def convert_state_dict(state_dict: Mapping[str, Any], wanted: Iterable[str]) -> Conversion:
+def convert_state_dict(state_dict: StateDict, wanted: Iterable[str]) -> Conversion:
     """Converts the names of a state dict to those of a detector; unknown ones are left as they are.
 
     Args:

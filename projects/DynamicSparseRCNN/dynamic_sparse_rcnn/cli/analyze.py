@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import argparse
-from typing import Any
 
-from .options import add_command, add_opts
+from .options import Subparsers, add_command, add_opts
 
 _DESCRIPTION = """Count parameters, FLOPs and activations.
 By part of the detector of CONFIG, a path or a name in the model zoo, for one
@@ -16,7 +15,7 @@ KEY VALUE pairs change the config (of a lazy config: KEY=VALUE)."""
 _HEADER = ("part", "parameters, M", "GFLOPs", "activations, M")
 
 
-def add_parser(subparsers: Any) -> None:
+def add_parser(subparsers: Subparsers) -> None:
     """Adds the sub-command."""
     parser = add_command(subparsers, "analyze", "CONFIG [OPTION ..] [KEY VALUE ..]", _DESCRIPTION)
     parser.add_argument("config_file", help=argparse.SUPPRESS)

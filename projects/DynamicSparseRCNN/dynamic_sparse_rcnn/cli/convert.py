@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from .options import add_command, add_trust_option
+from .options import Subparsers, add_command, add_trust_option
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -22,7 +22,7 @@ _KEPT = ("class_names", "category_ids")
 _SHOWN = 10
 
 
-def add_parser(subparsers: Any) -> None:
+def add_parser(subparsers: Subparsers) -> None:
     """Adds the sub-command."""
     parser = add_command(subparsers, "convert", "FROM TO [OPTION ..]", _DESCRIPTION)
     parser.add_argument("source", help=argparse.SUPPRESS)

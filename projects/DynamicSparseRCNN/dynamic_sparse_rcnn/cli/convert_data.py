@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import Any
 
-from .options import add_command
+from .options import Subparsers, add_command
 
 _DESCRIPTION = """Convert a data set to another format, with its images.
 NAME is what --data takes elsewhere; FORMAT is coco, voc or yolo. Convert train
 and val to the same FOLDER, one after the other."""
 
 
-def add_parser(subparsers: Any) -> None:
+def add_parser(subparsers: Subparsers) -> None:
     """Adds the sub-command."""
     parser = add_command(subparsers, "convert-data", "NAME FORMAT FOLDER [OPTION ..]", _DESCRIPTION)
     parser.add_argument("name", help=argparse.SUPPRESS)

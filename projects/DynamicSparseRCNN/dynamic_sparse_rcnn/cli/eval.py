@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from .options import DATA_HELP, add_command, add_run_options, detectron2_arguments, run_options
+from .options import DATA_HELP, Subparsers, add_command, add_run_options, detectron2_arguments, run_options
 
 if TYPE_CHECKING:
     from ..checkpoints.runs import Run
@@ -19,7 +19,7 @@ The last line is "bbox AP .. AP50 .. AP75 ..".
 KEY VALUE pairs change the config (of a lazy config: KEY=VALUE)."""
 
 
-def add_parser(subparsers: Any) -> None:
+def add_parser(subparsers: Subparsers) -> None:
     """Adds the sub-command."""
     parser = add_command(subparsers, "eval", "RUN_OR_CHECKPOINT --data NAME [OPTION ..] [KEY VALUE ..]", _DESCRIPTION)
     parser.add_argument("source", help=argparse.SUPPRESS)

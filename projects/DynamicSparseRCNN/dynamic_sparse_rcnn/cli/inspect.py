@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import Any
 
-from .options import add_command
+from .options import Subparsers, add_command
 
 _DESCRIPTION = """Show what is in data sets.
 Counts, classes, box sizes, problems, and a picture of samples as a training
@@ -14,7 +13,7 @@ with --config-file would get them.
 NAME: coco:JSON:FOLDER, voc:FOLDER:SPLIT or another form, or registered."""
 
 
-def add_parser(subparsers: Any) -> None:
+def add_parser(subparsers: Subparsers) -> None:
     """Adds the sub-command."""
     parser = add_command(subparsers, "inspect", "NAME .. [OPTION ..]", _DESCRIPTION)
     parser.add_argument("names", nargs="+", help=argparse.SUPPRESS)

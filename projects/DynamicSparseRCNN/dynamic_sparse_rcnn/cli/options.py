@@ -5,12 +5,13 @@ from __future__ import annotations
 import argparse
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
+Subparsers: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 DATA_HELP = "coco:JSON:FOLDER or another form; repeatable"
 
 
-def add_command(subparsers: Any, name: str, usage: str, description: str) -> argparse.ArgumentParser:
+def add_command(subparsers: Subparsers, name: str, usage: str, description: str) -> argparse.ArgumentParser:
     """A sub-command's parser.
 
     Args:

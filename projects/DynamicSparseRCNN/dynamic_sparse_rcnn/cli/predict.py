@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import Any
 
-from .options import add_command, add_trust_option
+from .options import Subparsers, add_command, add_trust_option
 
 _DESCRIPTION = """Detect objects in images and videos.
 SOURCE: a file, a folder, a pattern ('*.jpg'), a URL, or a camera's number.
@@ -15,7 +14,7 @@ An interrupted job continues when it is started again; under torchrun the
 processes share the images."""
 
 
-def add_parser(subparsers: Any) -> None:
+def add_parser(subparsers: Subparsers) -> None:
     """Adds the sub-command."""
     parser = add_command(subparsers, "predict", "SOURCE .. [OPTION ..]", _DESCRIPTION)
     parser.add_argument("sources", nargs="+", help=argparse.SUPPRESS)
@@ -72,7 +71,7 @@ def run(args: argparse.Namespace) -> None:
         predict_to_files(predictor, sources, options, settings_of(args))
 
 
-def settings_of(args: argparse.Namespace) -> dict[str, Any]:
+def settings_of(args: argparse.Namespace) -> dict[str, object]:
     """What the detections depend on."""
     from ..checkpoints.runs import find_checkpoint
 

@@ -9,7 +9,7 @@ import sys
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from detectron2.evaluation import verify_results
 from detectron2.utils import comm
@@ -20,6 +20,9 @@ from ..config_reading import is_lazy_config
 from ..engine.lazy import run as run_lazy
 from ..engine.trainer import Trainer, setup
 from ..modeling.test_time_augmentation import DetectorWithTTA
+
+#: Metrics by task, or by data set and task.
+Results: TypeAlias = Mapping[str, Any]
 
 
 def run_process(args: argparse.Namespace) -> OrderedDict | None:
@@ -73,7 +76,7 @@ def import_modules(names: Sequence[str]) -> None:
         importlib.import_module(name)
 
 
-def summarize(results: Mapping[str, Any]) -> list[str]:
+def summarize(results: Results) -> list[str]:
     """``bbox AP .. AP50 .. AP75 ..`` of an evaluation's results, with the data set's name where there are several."""
     metrics = results.get("bbox")
     if metrics is None:

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import Any
 
-from .options import DATA_HELP, add_command, add_run_options, detectron2_arguments, run_options
+from .options import DATA_HELP, Subparsers, add_command, add_run_options, detectron2_arguments, run_options
 
 #: For own data, small enough for a CPU.
 DEFAULT_CONFIG = "small/sparse_rcnn_R_18_FPN_50pro_256px.yaml"
@@ -16,7 +15,7 @@ With --val the last line is "bbox AP .. AP50 .. AP75 ..".
 KEY VALUE pairs change the config (of a lazy config: KEY=VALUE)."""
 
 
-def add_parser(subparsers: Any) -> None:
+def add_parser(subparsers: Subparsers) -> None:
     """Adds the sub-command."""
     parser = add_command(subparsers, "train", "--data NAME --output DIR [OPTION ..] [KEY VALUE ..]", _DESCRIPTION)
     parser.add_argument("--data", action="append", default=[], metavar="NAME", help=DATA_HELP)

@@ -5,10 +5,9 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from ..errors import add_traceback_option, one_line_errors
-from .options import DATA_HELP, add_command, add_opts, add_trust_option, run_options
+from .options import DATA_HELP, Subparsers, add_command, add_opts, add_trust_option, run_options
 
 _DESCRIPTION = """Draw how a detector works.
 assignment: which proposals of each stage learn from which ground truth,
@@ -21,7 +20,7 @@ _USAGE = "assignment|proposals RUN_OR_FILE --data NAME [OPTION ..]"
 DEFAULT_IMAGES = {"assignment": 1, "proposals": 3}
 
 
-def add_parser(subparsers: Any) -> None:
+def add_parser(subparsers: Subparsers) -> None:
     """Adds the sub-command."""
     parser = add_command(subparsers, "visualize", _USAGE, _DESCRIPTION)
     parser.add_argument("what", choices=tuple(DEFAULT_IMAGES), help=argparse.SUPPRESS)

@@ -57,7 +57,7 @@ class Stopwatches:
 
 
 def predict_to_files(
-    predictor: Predictor, sources: Sequence[FrameSource], options: JobOptions, settings: Mapping[str, Any]
+    predictor: Predictor, sources: Sequence[FrameSource], options: JobOptions, settings: Mapping[str, object]
 ) -> None:
     """Predicts all images and frames, writes ``detections.json`` and pictures, and prints what was found.
 

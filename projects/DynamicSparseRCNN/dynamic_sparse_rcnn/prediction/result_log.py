@@ -45,7 +45,7 @@ class ResultLog:
         """
         self.folder = folder
 
-    def start(self, settings: dict[str, Any]) -> set[str]:
+    def start(self, settings: dict[str, object]) -> set[str]:
         """Makes the folder ready, before any process writes to it; to be called in one process.
 
         Args:

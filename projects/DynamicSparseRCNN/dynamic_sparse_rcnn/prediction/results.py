@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -17,6 +17,8 @@ from ..visualization.figures import draw_detections
 
 if TYPE_CHECKING:
     import supervision
+
+JsonObject: TypeAlias = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -44,10 +46,10 @@ class Prediction:
         """The class name of each detection."""
         return [self.class_names[index] for index in self.instances.pred_classes.tolist()]
 
-    def to_coco(self, image_id: int = 0) -> list[dict[str, Any]]:
+    def to_coco(self, image_id: int = 0) -> list[JsonObject]:
         """An entry of a COCO result file for each detection: ``image_id``, ``category_id``, ``bbox`` (absolute xywh
         pixels) and ``score``; ``file_name`` and, of tracked ones, ``track_id``, which COCO's tools pass over."""
-        entries: list[dict[str, Any]] = instances_to_coco_json(self.instances, image_id)
+        entries: list[JsonObject] = instances_to_coco_json(self.instances, image_id)
         tracks = self.instances.track_ids.tolist() if self.instances.has("track_ids") else [None] * len(entries)
         return [
             entry
@@ -56,7 +58,7 @@ class Prediction:
             for entry, track in zip(entries, tracks, strict=True)
         ]
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> JsonObject:
         """What was found, in types that JSON has: ``image``, ``width``, ``height``, and ``detections``, each with
         ``label``, ``class`` (its index), ``score``, ``box`` (absolute xyxy pixels) and, of a tracked one, ``track``."""
         found = self.instances

@@ -17,6 +17,7 @@ from torchvision.ops import box_convert
 from ..checkpoints.classes import DetectorClasses
 from ..checkpoints.loading import load_for_evaluation
 from ..data.mapper import DetectionMapper
+from ..data.records import Record
 from ..engine.trainer import prepare_config
 from ..modeling.assignment.costs import MatchCostModel
 from ..modeling.assignment.matchers import HungarianMatcher, OptimalTransportMatcher
@@ -42,7 +43,7 @@ def build_detector(cfg: CfgNode, trust: bool = False) -> SparseRCNN:
     return detector
 
 
-def find_records(cfg: CfgNode, images: Sequence[str], default: int) -> list[dict[str, Any]]:
+def find_records(cfg: CfgNode, images: Sequence[str], default: int) -> list[Record]:
     """Records of ``DATASETS.TEST``: those of the named images, or the first ones.
 
     Args:
@@ -64,7 +65,7 @@ def find_records(cfg: CfgNode, images: Sequence[str], default: int) -> list[dict
 
 
 @torch.no_grad()
-def visualize_assignment(cfg: CfgNode, detector: SparseRCNN, record: dict[str, Any]) -> Image:
+def visualize_assignment(cfg: CfgNode, detector: SparseRCNN, record: Record) -> Image:
     """The assignments of Hungarian matching and of optimal transport for one image: a row each, a panel a stage."""
     mapper = DetectionMapper(cfg, is_train=False)
     mapper.is_train = True  # keeps the annotations
@@ -81,7 +82,7 @@ def visualize_assignment(cfg: CfgNode, detector: SparseRCNN, record: dict[str, A
 
 @torch.no_grad()
 def visualize_proposals(
-    cfg: CfgNode, detector: SparseRCNN, records: Sequence[dict[str, Any]], num_drawn: int
+    cfg: CfgNode, detector: SparseRCNN, records: Sequence[Record], num_drawn: int
 ) -> tuple[Image, float]:
     """Each expert's boxes beside the boxes that are mixed from them, a row an image.
 
