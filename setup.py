@@ -51,7 +51,7 @@ setup(
     python_requires=">=3.10",
     package_dir={"": PROJECT, CONFIGS: "configs"},
     packages=[*find_packages(PROJECT), CONFIGS],
-    package_data={CONFIGS: ["**/*.yaml", "**/*.py"], PACKAGE: ["py.typed", "released/*"]},
+    package_data={CONFIGS: ["**/*.yaml", "**/*.py"], PACKAGE: ["py.typed", "released/*", "report/*.html"]},
     # detectron2 is needed too, but cannot be named here: it is not on the package index under its own name.
     # Who has none runs tools/install_detectron2.py. constraints.txt holds the versions that are tested.
     install_requires=[
@@ -61,6 +61,7 @@ setup(
         "safetensors>=0.4",
         "scipy>=1.11",
         "opencv-python>=4.8",
+        "Jinja2>=3.0",
         "Pillow>=10.1",
         "PyYAML>=6.0",
         "fvcore>=0.1.5",

@@ -116,7 +116,7 @@ def test_a_wheel_has_the_package_and_all_configs(tmp_path):
     assert f"dynamic_sparse_rcnn-{dynamic_sparse_rcnn.__version__}" in wheel.name
     assert {f"dynamic_sparse_rcnn/{config}" for config in CONFIGS} <= names
     assert {"dynamic_sparse_rcnn/modeling/detector.py", "dynamic_sparse_rcnn/engine/trainer.py"} <= names
-    assert "dynamic_sparse_rcnn/py.typed" in names
+    assert {"dynamic_sparse_rcnn/py.typed", "dynamic_sparse_rcnn/report/page.html"} <= names
     assert not [name for name in names if name.startswith(("tests", "tools", "configs"))]
 
 

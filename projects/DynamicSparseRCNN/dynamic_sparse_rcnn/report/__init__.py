@@ -1,0 +1,1 @@
+"""What a run did and what its detector finds, as one HTML file."""
