@@ -61,7 +61,7 @@ class ReportedRun:
 
 
 def overview(runs: Sequence[ReportedRun]) -> Section:
-    """What each run is, how far it is, and how to go on with it."""
+    """What each run is, how far it is, and the commands to continue with."""
     facts = [_facts(one.run) for one in runs]
     names = dict.fromkeys(name for own in facts for name in own)
     rows = [[name, *(own.get(name, "–") for own in facts)] for name in names]
