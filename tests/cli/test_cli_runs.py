@@ -58,6 +58,21 @@ def test_a_training_starts_from_a_run_and_without_validation_set_has_no_result(t
             assert torch.equal(new[name], value), name
 
 
+def test_a_training_needs_no_config(shapes, tmp_path, capsys):
+    small = [
+        "SOLVER.MAX_ITER",
+        "1",
+        "SOLVER.IMS_PER_BATCH",
+        "2",
+        "INPUT.MIN_SIZE_TRAIN",
+        "(64,)",
+        "MODEL.DEVICE",
+        "cpu",
+    ]
+    main(["train", "--data", shapes, "--val", shapes, "--output", str(tmp_path), *small, "INPUT.MIN_SIZE_TEST", "64"])
+    assert RESULT.fullmatch(last_line(capsys)) and (tmp_path / "model_final.pth").is_file()
+
+
 def test_predictions_take_the_runs_folder(trained, shapes, tmp_path, capsys):
     images = shapes.split(":")[2]
     main(["predict", images, "--weights", str(trained), "--output", str(tmp_path), "--score-threshold", "0"])

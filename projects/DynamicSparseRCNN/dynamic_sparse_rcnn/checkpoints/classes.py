@@ -75,6 +75,18 @@ class DetectorClasses:
             f"wanted: {class_difference(self.names, names)}"
         )
 
+    def require(self, data: DetectorClasses | None, checkpoint: str) -> None:
+        """Makes sure that a checkpoint of these classes can be evaluated on data, if their classes are known.
+
+        Raises:
+            ValueError: the data have other classes, or in another order.
+        """
+        if data is not None and (difference := self.difference(data.names)):
+            raise ValueError(
+                f"{checkpoint} was trained on other classes than the data have: {difference}. Take data whose classes "
+                "have the same names in the same order (in a COCO file, the order of the category ids)."
+            )
+
 
 def number_of_classes(state_dict: Mapping[str, Sized]) -> int:
     """The number of classes of a Sparse R-CNN, from its weights in our names or in mmdetection's.

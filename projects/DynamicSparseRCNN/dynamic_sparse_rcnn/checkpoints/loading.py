@@ -76,15 +76,15 @@ class SafeCheckpointer(DetectionCheckpointer):
         if "matching_heuristics=True" in getattr(getattr(self, "_parsed_url_during_load", None), "query", ""):
             return checkpoint | {"matching_heuristics": True}
         known = DetectorClasses.from_checkpoint(checkpoint)
-        if known is not None and self.classes is not None and (difference := known.difference(self.classes.names)):
-            self._handle_other_classes(filename, difference, len(known.names) == len(self.classes.names))
+        if known is not None and self.classes is not None:
+            self._compare_classes(filename, known, self.classes)
         conversion = convert_state_dict(checkpoint["model"], self.model.state_dict())
         if conversion.source:
             logger.info(f"{filename} is of {conversion.source}: {len(conversion.state_dict)} weights converted")
         return checkpoint | {"model": conversion.state_dict}
 
-    def _handle_other_classes(self, filename: str, difference: str, same_number: bool) -> None:
-        """What to do about a checkpoint whose classes are not those of the data, be there as many or not."""
+    def _compare_classes(self, filename: str, known: DetectorClasses, data: DetectorClasses) -> None:
+        """What to do about a checkpoint whose classes are not those of the data."""
 
     def save(self, name: str, **kwargs: object) -> None:
         """Saves the model and what is registered as ``<name>.pth`` in ``save_dir``, with ``kwargs``."""
@@ -137,10 +137,11 @@ class Checkpointer(SafeCheckpointer):
         loaded: Checkpoint = super().resume_or_load(path, resume=resume)
         return loaded
 
-    def _handle_other_classes(self, filename: str, difference: str, same_number: bool) -> None:
-        if self._resumes:
+    def _compare_classes(self, filename: str, known: DetectorClasses, data: DetectorClasses) -> None:
+        difference = known.difference(data.names)
+        if difference and self._resumes:
             raise ValueError(f"{filename} cannot be resumed with other classes: {difference}. {self._remedy()}")
-        if same_number:  # otherwise the class layers start anew
+        if difference and len(known.names) == len(data.names):  # otherwise the class layers start anew
             logger.warning(f"{filename} was trained on other classes, and its class layers are the start: {difference}")
 
     def _remedy(self) -> str:
@@ -170,11 +171,8 @@ class Checkpointer(SafeCheckpointer):
 class StrictCheckpointer(SafeCheckpointer):
     """``SafeCheckpointer`` for evaluation and prediction: all of the model comes from the checkpoint, or it fails."""
 
-    def _handle_other_classes(self, filename: str, difference: str, same_number: bool) -> None:
-        raise ValueError(
-            f"{filename} was trained on other classes than the data have: {difference}. Take data whose classes have "
-            "the same names in the same order (in a COCO file, the order of the category ids)."
-        )
+    def _compare_classes(self, filename: str, known: DetectorClasses, data: DetectorClasses) -> None:
+        known.require(data, filename)
 
     def _log_incompatible_keys(self, incompatible: Any) -> None:
         head = {name for name in self.model.state_dict() if name.startswith("head.")}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -39,12 +40,16 @@ def run(args: argparse.Namespace) -> None:
     beside = Path("output") if "://" in found.checkpoint else Path(found.checkpoint).parent
     output = str(Path(args.output).expanduser() if args.output else beside / "eval")
     options = run_options(found.config_file, output, test=args.data, weights=found.checkpoint)
-    options += class_options(found, args.trust_checkpoint)
+    options += class_options(found, args.data, args.trust_checkpoint)
     launch(run_process, detectron2_arguments(args, found.config_file, options, eval_only=True))
 
 
-def class_options(found: Run, trust: bool) -> list[str]:
-    """Options for what the config leaves to its training set, which an evaluation need not have."""
+def class_options(found: Run, data: Sequence[str], trust: bool) -> list[str]:
+    """Options for what the config leaves to its training set, which an evaluation need not have.
+
+    Raises:
+        ValueError: the checkpoint was trained on other classes than the data have.
+    """
     from detectron2.config import CfgNode
     from detectron2.utils.file_io import PathManager
 
@@ -59,6 +64,8 @@ def class_options(found: Run, trust: bool) -> list[str]:
     options = []
     if cfg.MODEL.SparseRCNN.NUM_CLASSES == 0:
         options += ["MODEL.SparseRCNN.NUM_CLASSES", str(number_of_classes(content["model"]))]
-    if DetectorClasses.from_checkpoint(content) is not None:  # which are compared with those of the data
+    known, wanted = DetectorClasses.from_checkpoint(content), DetectorClasses.from_datasets(data)
+    if known is not None:
+        known.require(wanted, found.checkpoint)
         options += ["DATASETS.TRAIN", "()"]
     return options

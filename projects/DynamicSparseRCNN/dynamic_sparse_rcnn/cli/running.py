@@ -16,7 +16,7 @@ from detectron2.utils import comm
 
 from ..checkpoints.classes import DetectorClasses
 from ..checkpoints.loading import load_for_evaluation
-from ..config_reading import is_lazy_config
+from ..config_reading import find_config, is_lazy_config
 from ..engine.lazy import run as run_lazy
 from ..engine.trainer import Trainer, setup
 from ..modeling.test_time_augmentation import DetectorWithTTA
@@ -35,6 +35,7 @@ def run_process(args: argparse.Namespace) -> OrderedDict | None:
     trust = getattr(args, "trust_checkpoint", False)
     if not args.config_file:
         raise ValueError("--config-file is needed: a path, or a name in the model zoo")
+    args.config_file = find_config(args.config_file)
     results = run_lazy(args, trust) if is_lazy_config(args.config_file) else _run_yaml(args, trust)
     if comm.is_main_process():
         for line in summarize(results or {}):

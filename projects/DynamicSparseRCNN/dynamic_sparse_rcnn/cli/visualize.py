@@ -42,7 +42,7 @@ def run(args: argparse.Namespace) -> None:
 
     found = find_run(args.source, args.config_file)
     options = run_options(found.config_file, "output", test=args.data, weights=found.checkpoint)
-    options += [*class_options(found, args.trust_checkpoint), *args.opts]
+    options += [*class_options(found, args.data, args.trust_checkpoint), *args.opts]
     output = args.output or Path(f"output/{args.what}.png")
     draw(args.what, found.config_file, options, args.image, output, args.proposals, args.trust_checkpoint)
 

@@ -129,7 +129,11 @@ class Video(FrameSource):
         self._source = source
         self._capture = cv2.VideoCapture(source)
         if not self._capture.isOpened():
-            remedy = "is another program using it?" if isinstance(source, int) else "is it a video OpenCV can decode?"
+            remedy = (
+                "is there one, and is another program using it?"
+                if isinstance(source, int)
+                else "is it a video OpenCV can decode?"
+            )
             raise OSError(f"{self.name} cannot be opened: {remedy}")
         rate = self._capture.get(cv2.CAP_PROP_FPS)
         self.frames_per_second = rate if math.isfinite(rate) and 0 < rate <= _MOST_FPS else _DEFAULT_FPS
