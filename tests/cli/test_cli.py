@@ -58,6 +58,7 @@ def test_a_command_that_does_not_exist_is_an_error_of_usage(capsys):
         (["eval", "nowhere", "--data", "x"], "nowhere is neither the folder of a run"),
         (["predict", "nowhere.jpg"], "no file or folder nowhere.jpg"),
         (["visualize", "proposals", "nowhere", "--data", "x"], "nowhere is neither the folder of a run"),
+        (["report", "nowhere"], "nowhere has neither metrics.json nor inference"),
         (["convert", "nowhere.pth", "x.pth", "--config-file", "y"], "nowhere.pth is neither the folder of a run"),
         (["convert-data", "coco:no.json", "voc", "x"], "no.json does not exist"),
         (["analyze", "nowhere.yaml"], "no config file nowhere.yaml"),

@@ -120,7 +120,7 @@ def test_nms_sees_clipped_boxes_and_other_objects_behind_many_duplicates(tiny_cf
     apart = torch.tensor([[12.0 * i, 0, 12 * i + 10, 10] for i in range(5)])
     boxes = torch.cat([torch.cat([-reach, -reach, reach, reach], dim=1), apart])
     logits = torch.cat([torch.full((40, 2), 3.0), torch.tensor([[1.0, -9.0]]).repeat(5, 1)])
-    (detections,) = model._detect(StagePredictions(logits[None, None], boxes[None, None]), [(64, 64)])
+    (detections,) = model.detect(StagePredictions(logits[None, None], boxes[None, None]), [(64, 64)])
     assert detections.pred_boxes.tensor[:2].tolist() == [[0, 0, 64, 64]] * 2
     assert sorted(detections.pred_boxes.tensor[2:7].tolist()) == apart.tolist()
 
@@ -133,7 +133,7 @@ def test_nms_replaces_what_it_drops_up_to_the_number_of_detections(tiny_cfg, mak
     scores = torch.tensor([0.9, 0.8, 0.7, 0.6, 0.5])
     logits = torch.full((1, 1, 5, 1), -9.0)
     logits[0, 0, :, 0] = scores.logit()
-    (detections,) = model._detect(StagePredictions(logits, boxes[None, None]), [(64, 64)])
+    (detections,) = model.detect(StagePredictions(logits, boxes[None, None]), [(64, 64)])
     assert detections.scores.tolist() == pytest.approx([0.9, 0.7, 0.6, 0.5])
 
 

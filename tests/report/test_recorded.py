@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from dynamic_sparse_rcnn.data.ground_truth import file_stem
 from dynamic_sparse_rcnn.report.recorded import read_run
 
 
@@ -78,15 +79,12 @@ def test_what_a_run_found_in_its_data_is_what_it_logged_last(tmp_path: Path) -> 
 
 def test_detections_of_several_test_sets_have_their_names(tmp_path: Path) -> None:
     (tmp_path / "config.yaml").write_text("DATASETS: {TEST: ['coco:a.json:a', 'coco:b.json:b']}")
-    for folder in ("0_coco_a", "1_coco_b"):
+    for folder in ("x", "y"):
         (tmp_path / "inference" / folder).mkdir(parents=True)
         (tmp_path / "inference" / folder / "coco_instances_results.json").write_text("[]")
-    (tmp_path / "inference/1_coco_b/stages.json").write_text('[{"AP": 1.0}]')
-    first, second = read_run(tmp_path).evaluations
+    for folder, name in (("x", "coco:b.json:b"), ("y", "coco:a.json:a")):
+        (tmp_path / "inference" / folder / f"{file_stem(name)}_coco_format.json").touch()
+    (tmp_path / "inference/x/stages.json").write_text('[{"AP": 1.0}]')
+    second, first = read_run(tmp_path).evaluations
     assert (first.dataset, first.stages) == ("coco:a.json:a", ())
     assert (second.dataset, second.stages) == ("coco:b.json:b", ({"AP": 1.0},))
-
-
-def test_a_folder_without_a_run_is_an_error_that_names_it(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match=f"{tmp_path} has neither metrics.json nor inference"):
-        read_run(tmp_path)

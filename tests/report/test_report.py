@@ -198,3 +198,8 @@ def test_runs_of_one_name_are_told_apart_by_their_paths(written_run: Callable[..
     folders = [written_run("a/run"), written_run("b/run")]
     page = Page.read(write_comparison(folders, tmp_path / "both.html"))
     assert page.tables["Runs"][0][1:] == [str(folder) for folder in folders]
+
+
+def test_a_folder_without_a_run_is_an_error_that_names_it(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=f"{tmp_path} has neither metrics.json nor inference"):
+        write_report(tmp_path)

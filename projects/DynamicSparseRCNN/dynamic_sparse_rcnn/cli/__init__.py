@@ -15,15 +15,14 @@ from ..errors import add_traceback_option, one_line_errors
 from .options import HelpFormatter
 
 #: The modules, in the order of ``dsrcnn --help``.
-COMMANDS = ("train", "eval", "predict", "inspect", "visualize", "convert", "convert-data", "analyze")
+COMMANDS = ("train", "eval", "predict", "report", "inspect", "visualize", "convert", "convert-data", "analyze")
 
-_DESCRIPTION = """Trains, evaluates and applies Sparse R-CNN and Dynamic Sparse R-CNN.
+_DESCRIPTION = """Sparse R-CNN and Dynamic Sparse R-CNN. dsrcnn COMMAND --help tells more.
 
   dsrcnn inspect coco:train.json:images
   dsrcnn train --data coco:train.json:images --output output/mine
   dsrcnn predict photos/ --weights output/mine
 """
-_EPILOG = "dsrcnn COMMAND --help tells the options of a command."
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -39,9 +38,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         SystemExit: the command failed (status 1, after one line on stderr) or was called wrongly (status 2).
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
-    parser = argparse.ArgumentParser(
-        prog="dsrcnn", description=_DESCRIPTION, epilog=_EPILOG, formatter_class=HelpFormatter
-    )
+    parser = argparse.ArgumentParser(prog="dsrcnn", description=_DESCRIPTION, formatter_class=HelpFormatter)
     subparsers = parser.add_subparsers(metavar="COMMAND", required=True)
     for name in COMMANDS:
         importlib.import_module(f".{name.replace('-', '_')}", __name__).add_parser(subparsers)

@@ -138,7 +138,7 @@ class SparseRCNN(nn.Module):
         if self.training:
             return self._compute_losses(predictions, batched_inputs, divisor)
         _require_finite(_find_finite(predictions), batched_inputs)
-        detections = self._detect(predictions.last, images.image_sizes)
+        detections = self.detect(predictions.last, images.image_sizes)
         if not do_postprocess:
             return detections
         return [
@@ -204,7 +204,7 @@ class SparseRCNN(nn.Module):
         """The predictions of all stages."""
         return self.head(*self.propose(images))
 
-    def _detect(self, predictions: StagePredictions, image_sizes: list[tuple[int, int]]) -> list[Instances]:
+    def detect(self, predictions: StagePredictions, image_sizes: list[tuple[int, int]]) -> list[Instances]:
         """The best-scored pairs of proposal and class of each image, best first."""
         scores = predictions.logits[0].detach().float().sigmoid()
         _, proposals, classes = scores.shape

@@ -11,6 +11,8 @@ from typing import Any
 
 import yaml
 
+from ..data.ground_truth import file_stem
+
 RESULTS, STAGES = "coco_instances_results.json", "stages.json"
 
 #: A scalar by iteration.
@@ -85,11 +87,7 @@ class RecordedRun:
 
 
 def read_run(folder: str | Path) -> RecordedRun:
-    """Reads what a run has left.
-
-    Raises:
-        FileNotFoundError: it has left nothing to report.
-    """
+    """Reads what a run has left."""
     folder = Path(folder)
     metrics, config_file, log = (folder / name for name in ("metrics.json", "config.yaml", "log.txt"))
     config_text = config_file.read_text(encoding="utf-8") if config_file.is_file() else ""
@@ -99,11 +97,6 @@ def read_run(folder: str | Path) -> RecordedRun:
         warnings.append(f"{damaged} lines of {metrics.name} are damaged and left out")
     logged = log.read_text(encoding="utf-8", errors="replace") if log.is_file() else ""
     evaluations = tuple(_find_evaluations(folder, _names(config, _TEST_SETS)))
-    if not curves and not evaluations:
-        raise FileNotFoundError(
-            f"{folder} has neither metrics.json nor inference/{RESULTS}: name the folder of a run that has logged "
-            "something, or of an evaluation"
-        )
     environment = "".join(_ENVIRONMENT.findall(logged)[-1:])
     datasets = dict(_DATASET.findall(logged))
     return RecordedRun(folder, curves, config_text, config, environment, datasets, evaluations, tuple(warnings))
@@ -153,13 +146,9 @@ def _read_curves(file: Path) -> tuple[dict[str, Curve], int]:
 
 
 def _find_evaluations(folder: Path, names: tuple[str, ...]) -> Iterator[RecordedEvaluation]:
-    """In ``inference/``, or of several test sets each in a folder ``inference/<number>_<name>``."""
+    """In ``inference/``, or of several test sets each in a folder of its own there."""
     for results in sorted((folder / "inference").rglob(RESULTS)):
-        number = re.match(r"\d+(?=_)", results.parent.name)
-        index = int(number[0]) if number else 0
-        stages = results.with_name(STAGES)
-        yield RecordedEvaluation(
-            names[index] if index < len(names) else results.parent.name,
-            results,
-            tuple(json.loads(stages.read_text())) if stages.is_file() else (),
-        )
+        beside, stages = results.parent, results.with_name(STAGES)
+        own = [name for name in names if (beside / f"{file_stem(name)}_coco_format.json").is_file()]
+        dataset = next(iter(own or names if len(names) == 1 else own), beside.name)
+        yield RecordedEvaluation(dataset, results, tuple(json.loads(stages.read_text())) if stages.is_file() else ())

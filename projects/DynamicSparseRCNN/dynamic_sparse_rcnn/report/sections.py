@@ -124,6 +124,7 @@ def method(runs: Sequence[ReportedRun]) -> Section:
         for evaluation in one.run.evaluations
         if evaluation.stages
     ]
+    notes = [] if tables else ["AP after each stage: dsrcnn report --evaluate."]
     charts = [_draw_curves("Positives of each object, by stage", runs, stages)]
     # Without experts, nothing but zeros is logged of them.
     charts += [
@@ -131,7 +132,7 @@ def method(runs: Sequence[ReportedRun]) -> Section:
         for title, (label, metric) in _METHOD.items()
         if any(any(curve.values()) for one in runs for curve in one.run.find_curves(metric).values())
     ]
-    return Section("Stages, label assignment and proposals", tables=tables, charts=charts)
+    return Section("Stages, label assignment and proposals", notes=notes, tables=tables, charts=charts)
 
 
 def data(runs: Sequence[ReportedRun]) -> Section:

@@ -14,7 +14,7 @@ from ..file_io import whole_file
 from . import sections
 from .detections import DetectionAnalysis, analyze_detections
 from .page import Section, render
-from .recorded import RecordedEvaluation, RecordedRun, read_run
+from .recorded import RESULTS, RecordedEvaluation, RecordedRun, read_run
 from .sections import ReportedRun
 
 
@@ -35,8 +35,17 @@ def write_comparison(run_folders: Sequence[str | Path], output: Path) -> Path:
     Args:
         run_folders: see :func:`write_report`.
         output: the file; gives its path back.
+
+    Raises:
+        FileNotFoundError: a run has left nothing to report.
     """
     recorded = [read_run(folder) for folder in run_folders]
+    for run in recorded:
+        if not (run.curves or run.evaluations):
+            raise FileNotFoundError(
+                f"{run.folder} has neither metrics.json nor inference/{RESULTS}: name the folder of a run that has "
+                "logged something, or of an evaluation"
+            )
     runs = [_analyze(name, run) for name, run in zip(_distinct_names(recorded), recorded, strict=True)]
     names = [one.name for one in runs]
     page = render(" and ".join(names) if len(names) > 1 else f"Run {names[0]}", build_sections(runs))
