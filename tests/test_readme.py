@@ -2,52 +2,71 @@
 
 from __future__ import annotations
 
-import doctest
+import re
+import shlex
+import shutil
 from pathlib import Path
 
 import cv2
 import pytest
 
-from dynamic_sparse_rcnn import Predictor, model_zoo, write_checkpoint
-from dynamic_sparse_rcnn.checkpoints import released
-from dynamic_sparse_rcnn.checkpoints.released import ReleasedCheckpoint, record_checkpoint, sha256_of
-from dynamic_sparse_rcnn.prediction.loading import DEFAULT_CONFIG
+from dynamic_sparse_rcnn import DynamicSparseRCNN, Predictor, cli
+from dynamic_sparse_rcnn.data.shapes import ShapesConfig, generate_shapes
 
 ROOT = Path(__file__).parents[1]
-RELEASED = released.find_released(DEFAULT_CONFIG)
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+# What makes the README's training one of seconds.
+SMALL = ["--config-file", "shapes/dynamic_sparse_rcnn_slim_R_50_FPN_20pro.yaml"]
+SHORT = ["SOLVER.MAX_ITER", "2", "SOLVER.IMS_PER_BATCH", "2", "MODEL.DEVICE", "cpu"]
+
+
+def blocks(language: str) -> list[str]:
+    found = re.findall(r"^```(\w*)\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
+    return [block for of, block in found if of == language]
 
 
 @pytest.fixture
-def small_detector(tmp_path, monkeypatch) -> None:
-    """The detector that comes with the package; as long as there is none, an untrained one in its place."""
-    monkeypatch.setattr(released, "get_cache_dir", lambda: str(tmp_path / "cache"))
-    if RELEASED is not None:
-        return
-    (tmp_path / "checkpoints.json").write_text("[]")
-    monkeypatch.setattr(released, "FOLDER", tmp_path)
-    names = ["circle", "square", "triangle", "star", "ring"]
-    weights = model_zoo.get(DEFAULT_CONFIG, device="cpu").state_dict()
-    file = tmp_path / "small.safetensors"
-    write_checkpoint(file, {"model": weights, "class_names": names, "category_ids": [1, 2, 3, 4, 5]})
-    record_checkpoint(ReleasedCheckpoint(DEFAULT_CONFIG, file.name, sha256_of(file), "", ""))
-
-
-def test_the_five_lines_run(small_detector, tmp_path, monkeypatch):
+def folder(tmp_path, monkeypatch) -> Path:
+    """The working directory, with the README's image."""
     (tmp_path / "docs").symlink_to(ROOT / "docs")
     monkeypatch.chdir(tmp_path)
-    parser = doctest.DocTestParser()
-    test = parser.get_doctest((ROOT / "README.md").read_text(encoding="utf-8"), {}, "README.md", "README.md", 0)
-    names = test.globs
-    runner = doctest.DocTestRunner(verbose=False)
-    assert len(test.examples) == 5
-    result = runner.run(test, clear_globs=False)
-    assert (result.attempted, result.failed) == (5, 0)
+    return tmp_path
+
+
+def test_python_blocks_run(folder, capsys):
+    predicting, building = blocks("python")
+    names: dict = {}
+    exec(predicting, names)
+    assert "star" in capsys.readouterr().out
     assert cv2.imread("detections.png").shape == (384, 384, 3)
-    assert names["boxes"].shape == (len(names["classes"]), 4)
+    exec(building, names)
+    assert isinstance(names["model"], DynamicSparseRCNN)
 
 
-@pytest.mark.skipif(RELEASED is None, reason="tools/release_checkpoint.py has not recorded a checkpoint yet")
+@pytest.mark.slow
+def test_commands_run_one_after_the_other(folder, capsys):
+    for part in ("train", "val"):
+        generate_shapes(folder / "data", part, ShapesConfig(num_images=4))
+        shutil.move(folder / f"data/{part}.json", folder)
+        shutil.copytree(folder / "data" / part, folder / "images", dirs_exist_ok=True)
+    commands = [line for block in blocks("") for line in block.splitlines() if line.startswith("dsrcnn ")]
+    for command in commands:
+        arguments = shlex.split(command)[1:]
+        is_training = arguments[0] == "train"
+        cli.main([*arguments, *(SMALL if is_training else []), *(SHORT if is_training else [])])
+        if arguments[0] in ("train", "eval"):
+            assert re.fullmatch(r"bbox AP \S+ AP50 \S+ AP75 \S+", capsys.readouterr().out.splitlines()[-1])
+    assert {command.split()[1] for command in commands} >= {"predict", "train", "eval"}
+    assert Path("output/predictions/detections.json").is_file() and Path("output/mine/model_final.pth").is_file()
+
+
 def test_the_detector_that_comes_with_the_package_finds_the_shapes():
     prediction = Predictor(device="cpu")(ROOT / "docs/shapes.png")
     # The first held-out image of the generated set.
     assert sorted(prediction.labels) == ["circle", "star", "triangle", "triangle"]
+
+
+def test_it_is_read_in_two_minutes():
+    assert len(README.splitlines()) <= 120
+    words = re.sub(r"^```.*?^```|\]\([^)]*\)", "", README, flags=re.MULTILINE | re.DOTALL).split()
+    assert len(words) <= 700

@@ -5,7 +5,7 @@ With ``--sheet-of`` it puts some frames of a video, such as one that the demo ha
 
     python tools/shapes_video.py output/shapes.avi
     python tools/demo.py --input output/shapes.avi
-    python tools/shapes_video.py docs/demo.jpg --sheet-of output/predictions/shapes.mp4
+    python tools/shapes_video.py docs/images/video.jpg --sheet-of output/predictions/shapes.mp4
 """
 
 from __future__ import annotations
