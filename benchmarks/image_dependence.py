@@ -28,7 +28,8 @@ from torch import Tensor
 
 from dynamic_sparse_rcnn import DynamicProposalGenerator, SparseRCNN, add_dynamic_sparse_rcnn_config
 from dynamic_sparse_rcnn.checkpoints.loading import load_for_evaluation
-from dynamic_sparse_rcnn.engine.trainer import Trainer, prepare_config
+from dynamic_sparse_rcnn.engine.from_yaml import prepare_config
+from dynamic_sparse_rcnn.engine.trainer import Trainer
 
 NAMES = ("checkpoint", "own", "mean", "another's", "weight entropy", "weight variance")
 

@@ -33,7 +33,7 @@ from dynamic_sparse_rcnn import (
 )
 from dynamic_sparse_rcnn.checkpoints.loading import StrictCheckpointer
 from dynamic_sparse_rcnn.data.mapper import DetectionMapper
-from dynamic_sparse_rcnn.engine.trainer import prepare_config
+from dynamic_sparse_rcnn.engine.from_yaml import prepare_config
 
 EPSILONS = (0.5, 0.2, 0.1, 0.05, 0.02)
 ITERATIONS = (20, 50, 100, 200)

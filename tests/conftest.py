@@ -137,7 +137,9 @@ def shapes(tmp_path_factory: pytest.TempPathFactory) -> str:
 def run(shapes: str, tmp_path: Path) -> Callable[..., Any]:
     """Runs ``tools/train_net.py`` in this process, on the tiny model and the generated set; ``run`` is its output."""
     import small_runs
-    import train_net
+    from train_net import argument_parser
+
+    from dynamic_sparse_rcnn.engine import main as engine_main
 
     def run_main(*options: str) -> Any:
         arguments = ["--config-file", small_runs.CONFIG, *(x for x in options if x.startswith("--"))]
@@ -145,6 +147,6 @@ def run(shapes: str, tmp_path: Path) -> Callable[..., Any]:
         datasets = ["DATASETS.TRAIN", f"('{shapes}',)", "DATASETS.TEST", f"('{shapes}',)"]
         output = ["OUTPUT_DIR", str(tmp_path / "run")]
         arguments += [*small_runs.TINY, *datasets, *output, *pairs]
-        return train_net.main(train_net.argument_parser().parse_args(arguments))
+        return engine_main.main(argument_parser().parse_args(arguments))
 
     return run_main

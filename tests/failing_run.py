@@ -9,8 +9,9 @@ from detectron2.engine import HookBase
 from detectron2.utils import comm
 from train_net import argument_parser
 
+from dynamic_sparse_rcnn.engine.from_yaml import setup
 from dynamic_sparse_rcnn.engine.launch import launch
-from dynamic_sparse_rcnn.engine.trainer import Trainer, setup
+from dynamic_sparse_rcnn.engine.trainer import Trainer
 
 
 class Failure(HookBase):

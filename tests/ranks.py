@@ -16,7 +16,7 @@ import dynamic_sparse_rcnn.api  # noqa: F401 (registers the parts that the confi
 from dynamic_sparse_rcnn.engine.launch import join_group
 
 # Imported once, by the server that the processes are forked from.
-multiprocessing.set_forkserver_preload(["pytest", "train_net", "ranks"])
+multiprocessing.set_forkserver_preload(["pytest", "dynamic_sparse_rcnn.engine.main", "ranks"])
 
 
 def start_ranks(world_size: int, function: Callable[..., Any], *arguments: Any, local_size: int | None = None) -> Any:

@@ -21,7 +21,8 @@ from dynamic_sparse_rcnn import SparseRCNN
 from dynamic_sparse_rcnn.cli.running import summarize
 from dynamic_sparse_rcnn.data.mapper import DetectionMapper
 from dynamic_sparse_rcnn.data.shapes import ShapesConfig, generate_shapes
-from dynamic_sparse_rcnn.engine.trainer import Trainer, setup
+from dynamic_sparse_rcnn.engine.from_yaml import setup
+from dynamic_sparse_rcnn.engine.trainer import Trainer
 from dynamic_sparse_rcnn.errors import add_traceback_option, one_line_errors
 from dynamic_sparse_rcnn.file_io import write_image
 from dynamic_sparse_rcnn.visualization.figures import (

@@ -24,7 +24,8 @@ from dynamic_sparse_rcnn.checkpoints.loading import StrictCheckpointer
 from dynamic_sparse_rcnn.checkpoints.released import FOLDER, ReleasedCheckpoint, record_checkpoint, sha256_of
 from dynamic_sparse_rcnn.cli.running import summarize
 from dynamic_sparse_rcnn.data.shapes import ShapesConfig, generate_shapes
-from dynamic_sparse_rcnn.engine.trainer import Trainer, setup
+from dynamic_sparse_rcnn.engine.from_yaml import setup
+from dynamic_sparse_rcnn.engine.trainer import Trainer
 from dynamic_sparse_rcnn.errors import add_traceback_option, one_line_errors
 from dynamic_sparse_rcnn.prediction.loading import DEFAULT_CONFIG
 

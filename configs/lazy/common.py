@@ -4,19 +4,23 @@ import torch
 from detectron2.config import LazyCall as L
 from detectron2.data import build_detection_test_loader
 from detectron2.data import transforms as T
-from detectron2.evaluation import COCOEvaluator
 from detectron2.solver import WarmupParamScheduler
 from detectron2.solver.build import get_default_optimizer_params
 from fvcore.common.param_scheduler import MultiStepParamScheduler
 from omegaconf import OmegaConf
 
-from dynamic_sparse_rcnn.data.checks import load_checked_dataset
+from dynamic_sparse_rcnn.data.checks import report_dataset, report_training_sets
 from dynamic_sparse_rcnn.data.loader import TrainLoader
 from dynamic_sparse_rcnn.data.mapper import DetectionMapper
+from dynamic_sparse_rcnn.engine.evaluation import build_evaluator
 
 dataloader = OmegaConf.create()
 dataloader.train = L(TrainLoader)(
-    dataset=L(load_checked_dataset)(name="coco_2017_train", num_classes="${model.head.stages.num_classes}"),
+    dataset=L(report_training_sets)(
+        name="coco_2017_train",
+        num_classes="${model.head.stages.num_classes}",
+        num_proposals="${model.proposal_generator.num_proposals}",
+    ),
     mapper=L(DetectionMapper)(
         is_train=True,
         augmentations=[
@@ -46,7 +50,12 @@ dataloader.train = L(TrainLoader)(
     num_workers=4,
 )
 dataloader.test = L(build_detection_test_loader)(
-    dataset=L(load_checked_dataset)(name="coco_2017_val", num_classes="${model.head.stages.num_classes}"),
+    dataset=L(report_dataset)(
+        name="coco_2017_val",
+        num_classes="${model.head.stages.num_classes}",
+        num_proposals="${model.proposal_generator.num_proposals}",
+        is_train=False,
+    ),
     mapper=L(DetectionMapper)(
         is_train=False,
         augmentations=[L(T.ResizeShortestEdge)(short_edge_length=800, max_size=1333)],
@@ -55,7 +64,12 @@ dataloader.test = L(build_detection_test_loader)(
     ),
     num_workers=4,
 )
-dataloader.evaluator = L(COCOEvaluator)(dataset_name="${..test.dataset.name}", tasks=("bbox",))
+dataloader.evaluator = L(build_evaluator)(
+    dataset_name="${..test.dataset.name}",
+    output_folder="${train.output_dir}/inference",
+    # Beside COCO's: none; voc2007 or voc2012; or auto, for VOC's own data sets.
+    voc_metric="auto",
+)
 
 # All parameters have the weight decay, norms and biases too.
 optimizer = L(torch.optim.AdamW)(
@@ -84,15 +98,32 @@ train = OmegaConf.create(
         "output_dir": "./output",
         "init_checkpoint": "detectron2://ImageNetPretrained/torchvision/R-50.pkl",
         "max_iter": 270000,
-        # Of trainings, and of evaluations. precision: float16 or bfloat16; on the CPU always bfloat16.
-        "amp": {"enabled": False, "evaluation": False, "precision": "float16"},
-        "ddp": {"broadcast_buffers": False, "find_unused_parameters": False},
-        "checkpointer": {"period": 5000, "max_to_keep": None},
-        "eval_period": 7330,
-        "log_period": 20,
-        "device": "cuda",
-        "seed": 40244023,
+        # The batch size that learning rate, length and periods are written for; 0: they are never scaled.
+        "reference_batch_size": 16,
+        # In how many parts a batch is run before the optimizer's step.
+        "accumulate_steps": 1,
         # Of the norm of all gradients together.
         "max_gradient_norm": 1.0,
+        # Of trainings, and of evaluations. precision: float16 or bfloat16; on the CPU always bfloat16.
+        "amp": {"enabled": False, "evaluation": False, "precision": "float16"},
+        # Moving average of the weights, which is evaluated and saved.
+        "ema": {"enabled": False, "decay": 0.9999},
+        # Options of DistributedDataParallel.
+        "ddp": {},
+        "checkpointer": {"period": 5000, "max_to_keep": None},
+        "eval_period": 7330,
+        # Batches that batch norms get their statistics of before an evaluation; 0: they keep theirs.
+        "precise_bn_iters": 0,
+        # Whether evaluations compute the losses too.
+        "test_loss": False,
+        # The metric whose best evaluation is kept as model_best.pth, and the number of evaluations without gain after
+        # which the training stops; 0: it never does.
+        "best_metric": "bbox/AP",
+        "patience": 0,
+        "log_period": 20,
+        # Beside the terminal and metrics.json: any of tensorboard, wandb, mlflow.
+        "loggers": ["tensorboard"],
+        "device": "cuda",
+        "seed": 40244023,
     }
 )

@@ -14,9 +14,9 @@ from detectron2.utils import comm
 from detectron2.utils.events import EventStorage
 from ranks import run_ranks
 
-from dynamic_sparse_rcnn.engine.accumulation import AccumulatingTrainer, split_batch
 from dynamic_sparse_rcnn.engine.parallel import distribute
 from dynamic_sparse_rcnn.engine.solver import build_optimizer
+from dynamic_sparse_rcnn.engine.step import StepTrainer, split_batch
 
 MATCHING = [("HungarianMatcher", None), ("OptimalTransportMatcher", "positives"), ("OptimalTransportMatcher", "num_gt")]
 
@@ -64,7 +64,7 @@ def test_gradients_step_and_log_are_those_of_the_batch_at_once(cfg, make_inputs,
     in_parts = copy.deepcopy(at_once)
     batch = make_inputs(counts)  # of mixed sizes: padding matters
     expected = run(SimpleTrainer(at_once, [batch], build_optimizer(cfg, at_once)))
-    found = run(AccumulatingTrainer(in_parts, [batch], build_optimizer(cfg, in_parts), steps=steps))
+    found = run(StepTrainer(in_parts, [batch], build_optimizer(cfg, in_parts), steps=steps))
     assert_same_step(in_parts, at_once)
     for name, (value, _) in expected.latest().items():
         if "loss" in name:
@@ -78,7 +78,7 @@ def test_dynamic_proposals_are_mixed_at_the_temperature_of_the_iteration_in_part
     in_parts = copy.deepcopy(at_once)
     batch = make_inputs([5, 1, 2, 0])
     expected = run(SimpleTrainer(at_once, [batch], build_optimizer(cfg, at_once)), iteration=5)
-    found = run(AccumulatingTrainer(in_parts, [batch], build_optimizer(cfg, in_parts), steps=2), iteration=5)
+    found = run(StepTrainer(in_parts, [batch], build_optimizer(cfg, in_parts), steps=2), iteration=5)
     assert_same_step(in_parts, at_once)
     assert in_parts.proposal_generator.router is not None
     assert found.latest()["dpg/temperature"] == expected.latest()["dpg/temperature"] == (15.5, 5)
@@ -93,18 +93,16 @@ def test_mixed_precision_and_its_scaler_change_the_rounding_alone(cfg, make_inpu
     batch = make_inputs([5, 1, 2, 0])
     dtype = None if scaled else torch.bfloat16
     scaler = torch.amp.GradScaler("cpu", init_scale=1024.0) if scaled else None
-    trainer = AccumulatingTrainer(
-        model, [batch], build_optimizer(cfg, model), steps=2, autocast_dtype=dtype, grad_scaler=scaler
-    )
+    trainer = StepTrainer(model, [batch], build_optimizer(cfg, model), steps=2, dtype=dtype, grad_scaler=scaler)
     run(trainer)
-    run(AccumulatingTrainer(other, [batch], build_optimizer(cfg, other), steps=2))
+    run(StepTrainer(other, [batch], build_optimizer(cfg, other), steps=2))
     found = torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
     expected = torch.cat([p.grad.flatten() for p in other.parameters() if p.grad is not None])
     if scaled:
         torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-6)
     else:
         assert torch.nn.functional.cosine_similarity(found, expected, dim=0) > 0.9
-    restored = AccumulatingTrainer(
+    restored = StepTrainer(
         other, [batch], build_optimizer(cfg, other), steps=2, grad_scaler=scaler and torch.amp.GradScaler("cpu")
     )
     restored.load_state_dict(trainer.state_dict())
@@ -116,7 +114,7 @@ def learn_on_a_rank(cfg, inputs: list[list[dict]], folder: Path) -> None:
     rank = comm.get_rank()
     torch.manual_seed(0)
     model: Any = distribute(build_model(cfg), broadcast_buffers=False)
-    run(AccumulatingTrainer(model, [inputs[rank]], build_optimizer(cfg, model), steps=2))
+    run(StepTrainer(model, [inputs[rank]], build_optimizer(cfg, model), steps=2))
     if rank == 0:
         torch.save({name: p.grad for name, p in model.module.named_parameters()}, folder / "gradients.pth")
 
@@ -137,7 +135,7 @@ def test_batch_statistics_are_remembered_once_a_part(cfg, make_inputs):
     model = build_model(cfg)
     other = copy.deepcopy(model)
     batch = make_inputs([2, 1], [(64, 96)] * 2)
-    run(AccumulatingTrainer(model, [batch], build_optimizer(cfg, model), steps=2))
+    run(StepTrainer(model, [batch], build_optimizer(cfg, model), steps=2))
     for one in batch:
         other([one])
     for (name, buffer), expected in zip(model.named_buffers(), other.buffers(), strict=True):
@@ -157,4 +155,4 @@ def test_parts_have_all_images_in_order_and_nearly_the_same_size():
 def test_a_model_that_cannot_count_is_an_error(cfg):
     model = torch.nn.Linear(1, 1)
     with pytest.raises(ValueError, match=r"SOLVER\.ACCUMULATE_STEPS is 2.*Linear has none\. Set it to 1"):
-        AccumulatingTrainer(model, [], torch.optim.SGD(model.parameters(), 0.1), steps=2)
+        StepTrainer(model, [], torch.optim.SGD(model.parameters(), 0.1), steps=2)

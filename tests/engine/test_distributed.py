@@ -14,8 +14,9 @@ from detectron2.utils import comm
 from ranks import run_ranks
 
 from dynamic_sparse_rcnn.data.shapes import ShapesConfig, generate_shapes
+from dynamic_sparse_rcnn.engine.from_yaml import prepare_config
 from dynamic_sparse_rcnn.engine.parallel import distribute, has_idle_levels
-from dynamic_sparse_rcnn.engine.trainer import Trainer, prepare_config
+from dynamic_sparse_rcnn.engine.trainer import Trainer
 
 
 def learn_on_a_rank(cfg: CfgNode, inputs: list[dict], folder: Path) -> None:

@@ -16,7 +16,8 @@ from detectron2.evaluation import COCOEvaluator, DatasetEvaluators, PascalVOCDet
 from detectron2.structures import Boxes, Instances
 from written_datasets import CONTENT, Box, coco_content, detect, evaluate, registered, write_coco, write_voc
 
-from dynamic_sparse_rcnn.engine.evaluation import VOCEvaluator, build_evaluator, voc_year
+from dynamic_sparse_rcnn.engine.evaluation import build_evaluator, inference_folder, voc_year
+from dynamic_sparse_rcnn.engine.voc_evaluator import VOCEvaluator
 
 BCCD = Path(os.environ.get("BCCD_FOLDER", "-"))
 needs_bccd = pytest.mark.skipif(not BCCD.is_dir(), reason="BCCD_FOLDER does not name the folder of the BCCD data set")
@@ -123,19 +124,19 @@ def test_the_style_is_that_of_the_set_unless_the_config_says_otherwise(voc_folde
 
 def test_voc_sets_have_both_metrics_and_coco_sets_one(tiny_cfg: Any, voc_folder: Path, tmp_path: Path) -> None:
     name = registered(f"voc:{voc_folder}:train")
-    both = build_evaluator(tiny_cfg, name, str(tmp_path / "output"))
+    both = build_evaluator(name, str(tmp_path / "output"))
     assert isinstance(both, DatasetEvaluators)
     results = evaluate(both, detect(name))
     assert set(results) == {"bbox", "voc2012"}
-    coco = build_evaluator(tiny_cfg, registered(write_coco(tmp_path / "coco", coco_content(CONTENT))), str(tmp_path))
+    coco = build_evaluator(registered(write_coco(tmp_path / "coco", coco_content(CONTENT))), str(tmp_path))
     assert isinstance(coco, COCOEvaluator)
 
 
-def test_several_test_sets_keep_their_detections_apart(tiny_cfg: Any, voc_folder: Path, tmp_path: Path) -> None:
+def test_several_test_sets_keep_their_detections_apart(voc_folder: Path, tmp_path: Path) -> None:
     coco = write_coco(tmp_path / "coco", coco_content(CONTENT))
-    tiny_cfg.DATASETS.TEST = names = (registered(f"voc:{voc_folder}:train"), registered(coco))
+    names = (registered(f"voc:{voc_folder}:train"), registered(coco))
     for name in names:
-        evaluate(build_evaluator(tiny_cfg, name, str(tmp_path / "output")), detect(name))
+        evaluate(build_evaluator(name, inference_folder(str(tmp_path / "output"), name, names)), detect(name))
     files = sorted((tmp_path / "output").glob("**/coco_instances_results.json"))
     ids = [{result["image_id"] for result in json.loads(file.read_text())} for file in files]
     assert len(ids) == 2 and {1, 2} in ids and {"a", "b"} in ids

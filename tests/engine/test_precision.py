@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 import torch
 from detectron2.config import CfgNode
-from detectron2.engine import SimpleTrainer
 from detectron2.modeling import build_model
 from detectron2.utils.events import EventStorage
 from plain_losses import plain_losses
@@ -26,15 +25,10 @@ from dynamic_sparse_rcnn import (
 )
 from dynamic_sparse_rcnn.checkpoints.loading import load_for_evaluation
 from dynamic_sparse_rcnn.data.shapes import ShapesConfig, generate_shapes
-from dynamic_sparse_rcnn.engine.accumulation import AccumulatingTrainer
-from dynamic_sparse_rcnn.engine.precision import (
-    BFloat16Trainer,
-    Float16Trainer,
-    autocast_dtype,
-    build_training_loop,
-    check_precision,
-)
+from dynamic_sparse_rcnn.engine.from_yaml import evaluation_dtype, settings_of
+from dynamic_sparse_rcnn.engine.precision import autocast_dtype
 from dynamic_sparse_rcnn.engine.solver import build_optimizer, clip_full_model
+from dynamic_sparse_rcnn.engine.step import StepTrainer
 from dynamic_sparse_rcnn.engine.trainer import Trainer
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
@@ -51,33 +45,26 @@ def test_the_precision_is_the_configs_and_on_the_cpu_bfloat16(caplog):
 @pytest.mark.parametrize("section", ["SOLVER", "TEST"])
 def test_another_precision_is_an_error_where_it_is_asked_for(tiny_cfg, section):
     tiny_cfg[section].AMP.PRECISION = "fp8"
-    check_precision(tiny_cfg)
+    read = {"SOLVER": settings_of, "TEST": evaluation_dtype}[section]
+    read(tiny_cfg)
     tiny_cfg[section].AMP.ENABLED = True
     with pytest.raises(ValueError, match=rf"{section}\.AMP\.PRECISION is 'fp8': use float16 or bfloat16"):
-        check_precision(tiny_cfg)
+        read(tiny_cfg)
 
 
-@pytest.mark.parametrize(
-    ("dtype", "kind"), [(None, SimpleTrainer), (torch.float16, Float16Trainer), (torch.bfloat16, BFloat16Trainer)]
-)
-def test_float16_alone_has_a_scaler_and_is_detectron2s(tiny_cfg, dtype, kind):
+@pytest.mark.parametrize("dtype", [None, torch.float16, torch.bfloat16])
+def test_float16_alone_has_a_scaler(tiny_cfg, dtype):
     model = build_model(tiny_cfg)
-    optimizer = build_optimizer(tiny_cfg, model)
-    loop = build_training_loop(model, [], optimizer, dtype=dtype)
-    assert type(loop) is kind
-    assert hasattr(loop, "grad_scaler") == (dtype == torch.float16)
-    in_parts = build_training_loop(model, [], optimizer, dtype=dtype, steps=2)
-    assert isinstance(in_parts, AccumulatingTrainer)
-    assert in_parts.autocast_dtype == dtype
-    assert (in_parts.grad_scaler is not None) == (dtype == torch.float16)
+    step = StepTrainer(model, [], build_optimizer(tiny_cfg, model), dtype=dtype)
+    assert (step.grad_scaler is not None) == (dtype == torch.float16)
+    assert ("grad_scaler" in step.state_dict()) == (dtype == torch.float16)
 
 
-@pytest.mark.parametrize("steps", [1, 2])
-def test_a_run_goes_on_in_float16_from_a_checkpoint_without_a_scaler(tiny_cfg, steps):
+def test_a_run_is_resumed_in_float16_from_a_checkpoint_without_a_scaler(tiny_cfg):
     model = build_model(tiny_cfg)
-    first = build_training_loop(model, [], build_optimizer(tiny_cfg, model))
+    first = StepTrainer(model, [], build_optimizer(tiny_cfg, model))
     first.iter = 4
-    later = build_training_loop(model, [], build_optimizer(tiny_cfg, model), dtype=torch.float16, steps=steps)
+    later = StepTrainer(model, [], build_optimizer(tiny_cfg, model), dtype=torch.float16)
     scale = later.grad_scaler.get_scale()
     later.load_state_dict(first.state_dict())
     assert (later.iter, later.grad_scaler.get_scale()) == (4, scale)
@@ -95,7 +82,7 @@ class Line(nn.Module):
 
 def test_a_compiled_model_learns_in_bfloat16_step_after_step():
     model: Any = torch.compile(Line(), backend="eager")
-    loop = BFloat16Trainer(model, [torch.ones(2, 1)] * 3, torch.optim.SGD(model.parameters(), 0.1))
+    loop = StepTrainer(model, [torch.ones(2, 1)] * 3, torch.optim.SGD(model.parameters(), 0.1), dtype=torch.bfloat16)
     losses = []
     with EventStorage() as storage:
         for _ in range(3):
@@ -155,7 +142,7 @@ def learn(model: nn.Module, cfg: CfgNode, batches: list, steps: int, dtype: torc
     if dtype == torch.float16 and cfg.MODEL.DEVICE == "cpu":
         loop = float16_loop_on_the_cpu(model, cfg, batches)
     else:
-        loop = build_training_loop(model, batches, build_optimizer(cfg, model), dtype=dtype)
+        loop = StepTrainer(model, batches, build_optimizer(cfg, model), dtype=dtype)
     losses = []
     with EventStorage() as storage:
         for loop.iter in range(steps):
@@ -166,12 +153,12 @@ def learn(model: nn.Module, cfg: CfgNode, batches: list, steps: int, dtype: torc
     return losses
 
 
-def float16_loop_on_the_cpu(model: nn.Module, cfg: CfgNode, batches: list) -> AccumulatingTrainer:
+def float16_loop_on_the_cpu(model: nn.Module, cfg: CfgNode, batches: list) -> StepTrainer:
     """Which trainings do not use, being slow. The optimiser is as on a GPU: not fused."""
     optimizer = torch.optim.AdamW(model.parameters(), cfg.SOLVER.BASE_LR, weight_decay=cfg.SOLVER.WEIGHT_DECAY)
     clip_full_model(optimizer, cfg.SOLVER.CLIP_GRADIENTS.CLIP_VALUE, 2.0)
     scaler = torch.amp.GradScaler("cpu", init_scale=256.0)  # the default is halved in the first steps, which are lost
-    return AccumulatingTrainer(model, batches, optimizer, steps=1, autocast_dtype=torch.float16, grad_scaler=scaler)
+    return StepTrainer(model, batches, optimizer, dtype=torch.float16, grad_scaler=scaler)
 
 
 def test_rois_beyond_the_image_have_finite_gradients_in_float16():

@@ -6,16 +6,13 @@ import math
 
 import pytest
 import torch
-from detectron2.config import get_cfg
 from detectron2.data import DatasetCatalog
-from detectron2.engine import DefaultTrainer
-from detectron2.evaluation import inference_on_dataset
+from detectron2.evaluation import DatasetEvaluator, inference_on_dataset
 from detectron2.structures import Boxes, BoxMode, Instances
 from torch import nn
 
-from dynamic_sparse_rcnn import add_dynamic_sparse_rcnn_config
+from dynamic_sparse_rcnn.engine.evaluation import with_diagnostics
 from dynamic_sparse_rcnn.engine.proposal_evaluator import ProposalEvaluator
-from dynamic_sparse_rcnn.engine.trainer import Trainer
 
 # Two boxes to be found and a crowd in the first image, one box in the second.
 ANNOTATIONS = [
@@ -85,9 +82,14 @@ def test_a_data_set_without_ground_truths_has_no_recall():
     assert math.isnan(metrics["recall50"])
 
 
-def test_a_detector_without_proposals_is_evaluated_without_them(monkeypatch):
-    monkeypatch.setattr(DefaultTrainer, "test", classmethod(lambda cls, cfg, model, evaluators: evaluators))
-    cfg = get_cfg()
-    add_dynamic_sparse_rcnn_config(cfg)
-    cfg.DATASETS.TEST = ("some_set",)
-    assert Trainer.test(cfg, torch.nn.Linear(1, 1)) is None  # detectron2 then builds the config's own
+def test_only_a_detector_with_proposals_is_evaluated_with_them(dataset):
+    class Counter(DatasetEvaluator):
+        def evaluate(self):
+            return {"counter": {"images": 0.0}}
+
+    plain, detector = Counter(), nn.Module()
+    assert with_diagnostics(plain, dataset, detector) is plain
+    detector.proposal_generator = Generator(with_experts=False)
+    inner = with_diagnostics(plain, dataset, detector)
+    inner.reset()
+    assert list(inner.evaluate()) == ["proposals", "counter"]

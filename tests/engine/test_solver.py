@@ -8,6 +8,7 @@ import pytest
 import torch
 from detectron2.modeling import build_model
 
+from dynamic_sparse_rcnn.engine import from_yaml
 from dynamic_sparse_rcnn.engine.solver import build_optimizer, scale_to_batch_size
 
 
@@ -164,8 +165,8 @@ def test_the_schedule_is_scaled_to_the_batch_once_and_says_so(tiny_cfg, caplog):
     solver.CHECKPOINT_PERIOD, tiny_cfg.TEST.EVAL_PERIOD, solver.IMS_PER_BATCH = 5000, 7330, 8
     tiny_cfg.MODEL.SparseRCNN.DPG.TEMPERATURE_ITERS = 75000
     with caplog.at_level(logging.INFO):
-        scale_to_batch_size(tiny_cfg)
-        scale_to_batch_size(tiny_cfg)
+        scale_to_batch_size(tiny_cfg, from_yaml.SCHEDULE)
+        scale_to_batch_size(tiny_cfg, from_yaml.SCHEDULE)
     assert pytest.approx(1.25e-5) == solver.BASE_LR
     assert (solver.STEPS, solver.MAX_ITER, solver.WARMUP_ITERS) == ((420000, 500000), 540000, 2000)
     assert (solver.CHECKPOINT_PERIOD, tiny_cfg.TEST.EVAL_PERIOD) == (10000, 14660)
@@ -176,7 +177,7 @@ def test_the_schedule_is_scaled_to_the_batch_once_and_says_so(tiny_cfg, caplog):
 
 def test_scaling_never_makes_a_period_zero_and_leaves_zero_as_never(tiny_cfg):
     tiny_cfg.SOLVER.CHECKPOINT_PERIOD, tiny_cfg.TEST.EVAL_PERIOD, tiny_cfg.SOLVER.IMS_PER_BATCH = 1, 0, 64
-    scale_to_batch_size(tiny_cfg)
+    scale_to_batch_size(tiny_cfg, from_yaml.SCHEDULE)
     assert (tiny_cfg.SOLVER.CHECKPOINT_PERIOD, tiny_cfg.TEST.EVAL_PERIOD) == (1, 0)
 
 
@@ -185,5 +186,5 @@ def test_the_schedule_stays_as_written_when_switched_off_or_at_the_reference_bat
     tiny_cfg.SOLVER.REFERENCE_BATCH_SIZE = reference
     tiny_cfg.SOLVER.IMS_PER_BATCH = batch
     before = tiny_cfg.dump()
-    scale_to_batch_size(tiny_cfg)
+    scale_to_batch_size(tiny_cfg, from_yaml.SCHEDULE)
     assert tiny_cfg.dump() == before

@@ -9,7 +9,6 @@ import cv2
 import numpy as np
 import pytest
 import torch
-import train_net
 from detectron2.config import LazyConfig
 from detectron2.data.detection_utils import read_image
 from detectron2.engine import DefaultPredictor
@@ -17,10 +16,12 @@ from detectron2.modeling import build_model
 from detectron2.structures import Instances
 from PIL import Image
 from torch import Tensor
+from train_net import argument_parser
 
 from dynamic_sparse_rcnn import Predictor, model_zoo, write_checkpoint
 from dynamic_sparse_rcnn.checkpoints.loading import load_for_evaluation
 from dynamic_sparse_rcnn.data.shapes import ShapesConfig, generate_shapes
+from dynamic_sparse_rcnn.engine import main as engine_main
 
 NAME = "dynamic_sparse_rcnn_R_50_FPN_300pro_3x"
 PROPOSALS = 12
@@ -103,7 +104,7 @@ def test_detectron2s_default_predictor(setting, expected):
 @pytest.mark.slow
 def test_evaluation_from_the_command_line(setting, expected):
     arguments = ["--config-file", str(setting["folder"] / "config.yaml"), "--eval-only"]
-    train_net.main(train_net.argument_parser().parse_args(arguments))
+    engine_main.main(argument_parser().parse_args(arguments))
     results = json.loads((setting["folder"] / "run/inference/coco_instances_results.json").read_text())
     found = []
     for image_id in sorted({entry["image_id"] for entry in results}):
@@ -119,7 +120,7 @@ def test_evaluation_from_the_command_line(setting, expected):
 def test_test_time_augmentation_is_evaluated_beside(setting):
     arguments = ["--config-file", str(setting["folder"] / "config.yaml"), "--eval-only"]
     options = ["TEST.AUG.ENABLED", "True", "TEST.AUG.MIN_SIZES", "(96,)", "TEST.AUG.MAX_SIZE", "128"]
-    results = train_net.main(train_net.argument_parser().parse_args([*arguments, *options]))
+    results = engine_main.main(argument_parser().parse_args([*arguments, *options]))
     assert {"bbox", "bbox_TTA"} <= results.keys()
     assert results["bbox"].keys() == results["bbox_TTA"].keys()
     plain, augmented = (

@@ -58,6 +58,8 @@ def add_dynamic_sparse_rcnn_config(cfg: CfgNode) -> None:
     cfg.MODEL.FPN.P6 = False
     _add_solver(cfg.SOLVER)
     _add_evaluation(cfg.TEST)
+    # Where training logs to, in addition to the terminal and metrics.json: any of tensorboard, wandb, mlflow.
+    cfg.LOGGERS = ("tensorboard",)
     # File (.yaml or .json) of an Albumentations pipeline, applied before the other training augmentations.
     cfg.INPUT.ALBUMENTATIONS = ""
     # Megabytes of decoded training images that each worker keeps in memory, shrunk to twice the largest of
@@ -371,6 +373,11 @@ def _add_solver(node: CfgNode) -> None:
     node.ACCUMULATE_STEPS = 1
     # Mixed precision (SOLVER.AMP.ENABLED): float16 with a gradient scaler, or bfloat16. On a CPU always bfloat16.
     node.AMP.PRECISION = "float16"
+    # Moving average of the weights, which is then evaluated, saved and predicted with; DECAY is the share of it that an
+    # iteration keeps, less in the first iterations.
+    node.EMA = CfgNode({"ENABLED": False, "DECAY": 0.9999})
+    # Number of evaluations without gain in TEST.BEST_METRIC after which the training stops; 0: it never does.
+    node.PATIENCE = 0
 
 
 def _add_evaluation(node: CfgNode) -> None:
@@ -379,3 +386,7 @@ def _add_evaluation(node: CfgNode) -> None:
     node.VOC_METRIC = "auto"
     # Evaluate in mixed precision, also during training; PRECISION as in SOLVER.AMP.PRECISION.
     node.AMP = CfgNode({"ENABLED": False, "PRECISION": "float16"})
+    # The metric, by task and name, whose best evaluation is kept as model_best.pth; empty: none is kept.
+    node.BEST_METRIC = "bbox/AP"
+    # Whether evaluations compute the losses too, as the task validation.
+    node.LOSS = False

@@ -5,8 +5,9 @@ from __future__ import annotations
 import difflib
 import importlib
 import importlib.util
+import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,10 @@ from typing import Any
 import yaml
 from detectron2.config import CfgNode, LazyConfig, get_cfg
 from detectron2.utils.file_io import PathManager
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException
+from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from .config import add_dynamic_sparse_rcnn_config
 
@@ -75,13 +80,15 @@ def read_config(file: str, options: Sequence[str] = ()) -> Any:
         file: of the config, see :func:`find_config`.
         options: of the command line, which change it: ``key=value`` of a lazy one, otherwise keys and values in turn.
 
+    A value that begins with ``~`` is a path below the home directory.
+
     Raises:
-        FileNotFoundError: if there is no such config.
-        ConfigError: if a yaml file, or an option, cannot be read; names the key and, where there is one, the remedy.
+        FileNotFoundError: there is no such config.
+        ConfigError: the file, or an option, cannot be read; names the key and, where there is one, the remedy.
     """
     file = find_config(file)
     if is_lazy_config(file):
-        return LazyConfig.apply_overrides(LazyConfig.load(file), list(options))
+        return _read_lazy_config(file, options)
     cfg = get_cfg()
     add_dynamic_sparse_rcnn_config(cfg)
     with _explaining(cfg, f"{file} (or its _BASE_)"):
@@ -89,6 +96,7 @@ def read_config(file: str, options: Sequence[str] = ()) -> Any:
     with _explaining(cfg, "the command line"):
         _check_options(options)
         cfg.merge_from_list(list(options))
+    _expand_home(cfg)
     return cfg
 
 
@@ -105,15 +113,21 @@ def _explaining(cfg: CfgNode, source: str) -> Iterator[None]:
         message = str(error)
         unknown = re.search(r"Non-existent (?:config )?key: ([^'\s]+)", message)
         if unknown is not None:
-            known = {key.lower(): key for key in _leaves(cfg)}
-            near = difflib.get_close_matches(unknown[1].lower(), known, n=1, cutoff=0.75)
-            remedy = f"; is {known[near[0]]} meant?" if near else ""
+            near = _near_key(unknown[1], _leaves(cfg))
+            remedy = f"; is {near} meant?" if near else ""
             message = f"there is no key {unknown[1]} in detectron2 or in this project{remedy}"
         elif "DATASETS." in message:
             message += ". Data sets are a list, also if there is one: DATASETS.TRAIN \"('name',)\""
         # Parsers say the place in lines of their own; of a whole section, as yacs shows it, nobody wants more than one.
         lines = message.splitlines() if isinstance(error, yaml.YAMLError) else message.splitlines()[:1]
         raise ConfigError(f"{source}: {' '.join(line.strip() for line in lines)}") from error
+
+
+def _near_key(key: str, keys: Iterable[str]) -> str | None:
+    """The key that may be meant."""
+    known = {other.lower(): other for other in keys}
+    near = difflib.get_close_matches(key.lower(), known, n=1, cutoff=0.75)
+    return known[near[0]] if near else None
 
 
 def _leaves(node: CfgNode, prefix: str = "") -> Iterator[str]:
@@ -131,3 +145,86 @@ def _check_options(options: Sequence[str]) -> None:
         raise ValueError(f"{misplaced[0]} follows KEY VALUE pairs: put options before them")
     if len(options) % 2:
         raise ValueError(f"{options[-1]} has no value: KEY VALUE pairs are needed, such as SOLVER.MAX_ITER 1000")
+
+
+
+def _expand_home(node: Any) -> None:
+    """Replaces ``~`` at the beginning of all values of a config, of either kind."""
+    for key in range(len(node)) if isinstance(node, ListConfig) else list(node):
+        if OmegaConf.is_config(node) and (OmegaConf.is_interpolation(node, key) or OmegaConf.is_missing(node, key)):
+            continue
+        value = node[key]
+        if isinstance(value, str) and value.startswith("~"):
+            node[key] = os.path.expanduser(value)
+        elif isinstance(value, (CfgNode, DictConfig, ListConfig)):
+            _expand_home(value)
+
+
+def _read_lazy_config(file: str, options: Sequence[str]) -> Any:
+    try:
+        cfg = LazyConfig.load(file)
+    except Exception as error:  # it is a program
+        raise ConfigError(f"{file} cannot be read: {type(error).__name__}: {_first_line(error)}") from error
+    for option in options:
+        try:
+            (override,) = OverridesParser.create().parse_overrides([option])
+        except HydraException as error:
+            raise ConfigError(f"{option!r} is not of the form key=value: {_first_line(error)}") from error
+        if override.is_delete():
+            raise ConfigError(f"{option!r}: keys cannot be deleted; set it null")
+        _override(cfg, override.key_or_group, override.value(), is_new=override.is_add())
+    try:
+        OmegaConf.to_container(cfg, resolve=True)
+    except OmegaConfBaseException as error:
+        raise ConfigError(f"{file} with {list(options)}: {_first_line(error)}") from error
+    _expand_home(cfg)
+    return cfg
+
+
+def _override(cfg: DictConfig, key: str, value: Any, is_new: bool) -> None:
+    """Sets a key to a value of the kind that it has."""
+    known = dict(_lazy_items(cfg))
+    if key not in known and not is_new:
+        near = _near_key(key, known)
+        remedy = f"is {near} meant?" if near else "correct it"
+        raise ConfigError(f"the config has no key {key}: {remedy} (+{key}=.. adds a new one)")
+    old = known.get(key)
+    if isinstance(old, str) and isinstance(value, (int, float)):
+        value = str(value)
+    elif _is_whole(old) and isinstance(value, float) and value.is_integer():
+        value = int(value)  # 1e3
+    elif value is not None and not _fits(old, value):
+        raise ConfigError(f"{key} is {old!r}, and {value!r} is of another kind: {key}={value!r} cannot be used")
+    try:
+        OmegaConf.update(cfg, key, value, merge=True)
+    except OmegaConfBaseException as error:
+        raise ConfigError(f"{key}={value!r} cannot be set: {_first_line(error)}") from error
+
+
+def _lazy_items(node: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """All keys of a lazy config in full, those of sections too, and their values."""
+    for key in range(len(node)) if isinstance(node, ListConfig) else node.keys():
+        try:
+            value = node[key]
+        except OmegaConfBaseException:  # missing, or an interpolation of something missing
+            value = None
+        yield f"{prefix}{key}", value
+        if OmegaConf.is_config(value):
+            yield from _lazy_items(value, f"{prefix}{key}.")
+
+
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _fits(old: Any, value: Any) -> bool:
+    """Whether a value can take the place of another: numbers may become lists of them, and None anything."""
+    if isinstance(old, bool):
+        return isinstance(value, bool)
+    if isinstance(old, (int, float)):
+        return isinstance(value, (int, float, list)) and not isinstance(value, bool)
+    return isinstance(value, dict) if isinstance(old, DictConfig) else True
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]

@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+import torch
 from detectron2.checkpoint import DetectionCheckpointer
 from torch import nn
 
@@ -88,20 +89,27 @@ class SafeCheckpointer(DetectionCheckpointer):
 
     def save(self, name: str, **kwargs: object) -> None:
         """Saves the model and what is registered as ``<name>.pth`` in ``save_dir``, with ``kwargs``."""
-        if not self.save_dir or not self.save_to_disk:
-            return
-        kwargs = (self.classes.to_checkpoint() if self.classes is not None else {}) | kwargs
-        if self._is_remote:
-            super().save(name, **kwargs)
-            return
-        content = {"model": self.model.state_dict()}
-        content |= {key: part.state_dict() for key, part in self.checkpointables.items()}
-        for leftover in Path(self.save_dir).glob(".*.partial"):  # of a run that was killed
-            leftover.unlink()
+        if self.save_dir and self.save_to_disk:
+            self._write(name, {key: part.state_dict() for key, part in self.checkpointables.items()} | kwargs)
+            self.tag_last_checkpoint(f"{name}.pth")
+
+    def save_weights(self, name: str, **kwargs: Any) -> None:
+        """Saves the model alone, with ``kwargs``: no run can be resumed from that, and ``last_checkpoint`` stays."""
+        if self.save_dir and self.save_to_disk:
+            self._write(name, kwargs)
+
+    def _write(self, name: str, content: dict[str, Any]) -> None:
+        classes = self.classes.to_checkpoint() if self.classes is not None else {}
+        content = {"model": self.model.state_dict(), **classes, **content}
         file = os.path.join(self.save_dir, f"{name}.pth")
         self.logger.info(f"Saving checkpoint to {file}")
-        write_checkpoint(file, content | kwargs)
-        self.tag_last_checkpoint(f"{name}.pth")
+        if self._is_remote:
+            with self.path_manager.open(file, "wb") as opened:
+                torch.save(content, opened)
+            return
+        for leftover in Path(self.save_dir).glob(".*.partial"):  # of a run that was killed
+            leftover.unlink()
+        write_checkpoint(file, content)
 
     @property
     def _is_remote(self) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -13,8 +14,11 @@ from detectron2.data.samplers import GroupedBatchSampler, TrainingSampler
 from detectron2.utils import comm
 from torch.utils.data import BatchSampler, DataLoader, Dataset, Sampler
 
+from .mapper import DetectionMapper
 from .seeding import derive_seed, seeded, shared_seed
 
+# Images that take the place of one that can no longer be used.
+_SPARE_IMAGES = 16
 Mapper = Callable[[dict[str, Any]], dict[str, Any]]
 
 
@@ -59,6 +63,10 @@ class TrainLoader:
         """
         self.start_iter = 0
         self.pin_memory = pin_memory
+        if isinstance(mapper, DetectionMapper) and not mapper.spares:
+            with_spares = copy.copy(mapper)
+            with_spares.spares = dataset[:_SPARE_IMAGES]
+            mapper = with_spares
         self._dataset = _SeededDataset(MapDataset(DatasetFromList(dataset, copy=False), mapper))
         self._sampler = TrainingSampler(len(dataset), seed=seed) if sampler is None else sampler
         self._groups = _aspect_groups(dataset) if aspect_ratio_grouping else None

@@ -1,46 +1,104 @@
-"""COCO's metric for every data set, and Pascal VOC's beside it."""
+"""Evaluation: COCO's metric for every data set, what is asked for beside it, and the loop over the test sets."""
 
 from __future__ import annotations
 
 import logging
-import tempfile
-import xml.etree.ElementTree as ElementTree
-from collections.abc import Sequence
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from detectron2.config import CfgNode
-from detectron2.data import DatasetCatalog, MetadataCatalog
-from detectron2.evaluation import COCOEvaluator, DatasetEvaluator, DatasetEvaluators, PascalVOCDetectionEvaluator
-from detectron2.evaluation.pascal_voc_evaluation import parse_rec
-from detectron2.structures import BoxMode, Instances
+from detectron2.data import MetadataCatalog
+from detectron2.evaluation import (
+    COCOEvaluator,
+    DatasetEvaluator,
+    DatasetEvaluators,
+    inference_on_dataset,
+    print_csv_format,
+)
 from detectron2.utils import comm
+from torch import nn
 
 from ..data.datasets import register_dataset
-from ..data.formats.voc import load_voc
 from ..data.ground_truth import ensure_coco_json, file_stem
-from ..data.records import BoxProblem, find_box_problems
+from .hooks import Results
+from .loss_evaluator import LossEvaluator
+from .parallel import broadcast_buffers
+from .precision import autocast
+from .proposal_evaluator import ProposalEvaluator
+from .voc_evaluator import VOCEvaluator
 
 logger = logging.getLogger(__name__)
 
 _STYLES = {"voc2007": 2007, "voc2012": 2012}
 
 
-def build_evaluator(cfg: CfgNode, dataset_name: str, output_folder: str) -> DatasetEvaluator:
-    """COCO's evaluator, and VOC's where ``TEST.VOC_METRIC`` asks for it. To be called by all processes.
+def evaluate(
+    model: nn.Module, test_sets: Iterable[tuple[str, Iterable, DatasetEvaluator]], dtype: torch.dtype | None = None
+) -> Results:
+    """Evaluates a detector; all processes of a run call this.
+
+    All evaluate the main process's model: statistics of batches, which each has of its own, are its.
+
+    Args:
+        model: perhaps distributed; afterwards it is in the mode that it was in.
+        test_sets: of each the name, a loader of its images, and what evaluates the detections.
+        dtype: of mixed precision; None: single precision.
+
+    Returns:
+        In the main process the metrics by task, of several test sets by their names; empty in the others.
+    """
+    broadcast_buffers(model)
+    results: Results = {}
+    with autocast(dtype, next(model.parameters()).device):
+        for name, loader, evaluator in test_sets:
+            results[name] = inference_on_dataset(model, loader, evaluator)
+            if comm.is_main_process():
+                logger.info(f"Evaluation results for {name}:")
+                print_csv_format(results[name])
+    return next(iter(results.values())) if len(results) == 1 else results
+
+
+def with_diagnostics(
+    evaluator: DatasetEvaluator, dataset_name: str, model: nn.Module, *, loss: bool = False, keep_crowd: bool = False
+) -> DatasetEvaluator:
+    """Adds what only the inside of a detector tells, where the model has it.
+
+    Args:
+        evaluator: of the detections. It comes last, and with it the lines of the log that one looks for.
+        dataset_name: registered.
+        model: perhaps distributed; with a ``proposal_generator``, the initial proposals are evaluated.
+        loss: whether the losses are too.
+        keep_crowd: whether crowd regions spare proposals from these losses, as in training.
 
     Where there are several test sets, each has its results in a folder of its own below ``output_folder``.
 
     Raises:
-        ValueError: if that key has another value than its comment allows.
+        ValueError: the losses are asked for, and the model has no head or no criterion that counts.
     """
-    if len(set(cfg.DATASETS.TEST)) > 1:
-        output_folder = str(Path(output_folder) / file_stem(dataset_name))
+    detector: Any = getattr(model, "module", model)
+    inner: list[DatasetEvaluator] = []
+    if hasattr(detector, "proposal_generator"):
+        inner.append(ProposalEvaluator(dataset_name, detector.proposal_generator))
+    if loss:
+        inner.append(LossEvaluator(dataset_name, detector, keep_crowd=keep_crowd))
+    return DatasetEvaluators([*inner, evaluator]) if inner else evaluator
+
+
+def build_evaluator(dataset_name: str, output_folder: str, voc_metric: str = "auto") -> DatasetEvaluator:
+    """COCO's evaluator, and VOC's beside it where ``voc_metric`` asks for it. All processes call this.
+
+    Args:
+        dataset_name: registered, or of a form that needs no registration.
+        output_folder: where detections and, if need be, ground truths are written.
+        voc_metric: see :func:`voc_year`.
+
+    Raises:
+        ValueError: ``voc_metric`` has another value.
+    """
+    year = voc_year(voc_metric, dataset_name)
     ensure_coco_json(dataset_name, output_folder)
     coco = COCOEvaluator(dataset_name, output_dir=output_folder)
-    year = voc_year(cfg.TEST.VOC_METRIC, dataset_name)
     return DatasetEvaluators([coco, VOCEvaluator(dataset_name, year)]) if year else coco
 
 
@@ -48,8 +106,9 @@ def voc_year(metric: str, dataset_name: str) -> int | None:
     """The style of VOC's metric for a data set, 2007 or 2012, or None for no such metric.
 
     Args:
-        metric: ``TEST.VOC_METRIC``.
-        dataset_name: a registered data set; ``auto`` takes the year of its metadata, which VOC sets have.
+        metric: ``TEST.VOC_METRIC``: ``auto`` takes the year of the data set's metadata, which VOC sets have; ``none``,
+            ``voc2007`` and ``voc2012`` are for all.
+        dataset_name: see :func:`build_evaluator`.
     """
     if metric == "auto":
         register_dataset(dataset_name)
@@ -60,128 +119,15 @@ def voc_year(metric: str, dataset_name: str) -> int | None:
     return _STYLES.get(metric)
 
 
-class VOCEvaluator(DatasetEvaluator):
-    """detectron2's ``PascalVOCDetectionEvaluator`` for data sets of any format, class names and annotations.
+def inference_folder(output_dir: str, dataset_name: str, dataset_names: Iterable[str], kind: str = "inference") -> str:
+    """Where the detections on a test set are written: a folder of its own, if there are several sets.
 
-    The ground truth is written anew as that evaluator needs it: whole pixels, all of VOC's elements, names without
-    spaces. Objects that are ``difficult``, or crowds, count neither way. Classes without objects are left out of
-    the mean. Results are ``AP`` (over IoU 0.50 to 0.95), ``AP50``, which is VOC's own, and ``AP75``, in percent, of
-    the task ``voc2007`` or ``voc2012``.
+    Args:
+        output_dir: of the run.
+        dataset_name: one of ``dataset_names``.
+        dataset_names: all test sets of the run.
+        kind: name of the folder.
     """
-
-    def __init__(self, dataset_name: str, year: int) -> None:
-        """
-        Args:
-            dataset_name: a registered data set, the same in all processes.
-            year: 2007 for the metric at 11 recalls, 2012 for the area under the curve.
-        """
-        self.task = f"voc{year}"
-        dicts = _ground_truth(dataset_name)
-        counted = [_counted(record) for record in dicts]
-        present = np.unique([o["category_id"] for objects in counted for o in objects if not _ignored(o)])
-        #: Position of each class among those with objects.
-        self._positions = {int(category): position for position, category in enumerate(present)}
-        self._numbers = {record["image_id"]: str(number) for number, record in enumerate(dicts)}
-        self._folder = tempfile.TemporaryDirectory(prefix="voc_ground_truth_")
-        if comm.is_main_process():
-            _write_ground_truth(Path(self._folder.name), counted, self._positions, dataset_name)
-        self._evaluator = _evaluator_of(self._folder.name, len(self._positions), year)
-
-    def reset(self) -> None:
-        """Forgets all detections."""
-        self._evaluator.reset()
-
-    def process(self, inputs: Sequence[dict[str, Any]], outputs: Sequence[dict[str, Any]]) -> None:
-        """Takes the detections of some images, in pixels of the original images."""
-        for one, output in zip(inputs, outputs, strict=True):
-            instances = self._of_present_classes(output["instances"].to("cpu"))
-            self._evaluator.process([{"image_id": self._numbers[one["image_id"]]}], [{"instances": instances}])
-
-    def evaluate(self) -> dict[str, dict[str, float]] | None:
-        """The metrics of all processes' detections, in the main process; None in the others."""
-        if not self._positions:
-            logger.warning("There is no object to be found: VOC's metric is not defined.")
-            return {self.task: dict.fromkeys(("AP", "AP50", "AP75"), float("nan"))}
-        results = self._evaluator.evaluate()
-        parse_rec.cache_clear()  # it would keep every file of every evaluation
-        return {self.task: results["bbox"]} if results else None
-
-    def _of_present_classes(self, instances: Instances) -> Instances:
-        known = torch.tensor([c in self._positions for c in instances.pred_classes.tolist()], dtype=torch.bool)
-        instances = instances[known]
-        positions = [self._positions[c] for c in instances.pred_classes.tolist()]
-        instances.pred_classes = torch.tensor(positions, dtype=torch.int64)
-        return instances
-
-
-def _ground_truth(dataset_name: str) -> list[dict[str, Any]]:
-    register_dataset(dataset_name)
-    metadata = MetadataCatalog.get(dataset_name)
-    if metadata.get("evaluator_type") == "pascal_voc":
-        # Of detectron2's own: its loader drops what is difficult or not.
-        return load_voc(metadata.dirname, metadata.split, metadata.thing_classes)
-    dicts: list[dict[str, Any]] = DatasetCatalog.get(dataset_name)
-    return dicts
-
-
-def _counted(record: dict[str, Any]) -> list[dict[str, Any]]:
-    """The objects of an image that some detection could match, as COCO's evaluation has them; boxes in xyxy."""
-    objects = record.get("annotations", [])
-    boxes = [BoxMode.convert(list(o["bbox"]), o["bbox_mode"], BoxMode.XYXY_ABS) for o in objects]
-    sizes = np.full((len(boxes), 2), [record["width"], record["height"]], dtype=np.float64)
-    problems = find_box_problems(np.array(boxes, dtype=np.float64).reshape(-1, 4), sizes, max_point_side=0.0)
-    return [
-        {**o, "bbox": box}
-        for o, box, problem in zip(objects, boxes, problems, strict=True)
-        if problem == BoxProblem.NONE
-    ]
-
-
-def _ignored(obj: dict[str, Any]) -> bool:
-    return bool(obj.get("difficult", 0) or obj.get("iscrowd", 0))
-
-
-def _write_ground_truth(
-    folder: Path, images: Sequence[list[dict[str, Any]]], positions: dict[int, int], dataset_name: str
-) -> None:
-    (folder / "Annotations").mkdir()
-    (folder / "ImageSets" / "Main").mkdir(parents=True)
-    (folder / "ImageSets" / "Main" / "all.txt").write_text("\n".join(map(str, range(len(images)))))
-    fractional = 0
-    for number, objects in enumerate(images):
-        root = ElementTree.Element("annotation")
-        for obj in objects:
-            # Of other classes all objects are ignored, and no detection is kept.
-            if obj["category_id"] in positions:
-                root.append(_voc_object(obj, positions[obj["category_id"]]))
-                fractional += any(value % 1 for value in obj["bbox"])
-        ElementTree.ElementTree(root).write(folder / "Annotations" / f"{number}.xml")
-    if fractional:
-        logger.warning(
-            "%s: %d boxes are rounded to whole pixels for VOC's metric, which knows no others.",
-            dataset_name,
-            fractional,
-        )
-
-
-def _voc_object(obj: dict[str, Any], position: int) -> ElementTree.Element:
-    element = ElementTree.Element("object")
-    values = {"name": position, "pose": "Unspecified", "truncated": 0, "difficult": int(_ignored(obj))}
-    for tag, value in values.items():
-        ElementTree.SubElement(element, tag).text = str(value)
-    box = ElementTree.SubElement(element, "bndbox")
-    xmin, ymin, xmax, ymax = obj["bbox"]
-    for tag, corner in (("xmin", xmin + 1), ("ymin", ymin + 1), ("xmax", xmax), ("ymax", ymax)):
-        ElementTree.SubElement(box, tag).text = str(round(corner))
-    return element
-
-
-def _evaluator_of(folder: str, num_classes: int, year: int) -> PascalVOCDetectionEvaluator:
-    name = f"written to {folder}"
-    MetadataCatalog.get(name).set(
-        dirname=folder, split="all", year=year, thing_classes=[str(i) for i in range(num_classes)]
-    )
-    try:
-        return PascalVOCDetectionEvaluator(name)
-    finally:
-        MetadataCatalog.remove(name)
+    if len(set(dataset_names)) == 1:
+        return str(Path(output_dir) / kind)
+    return str(Path(output_dir) / kind / file_stem(dataset_name))

@@ -1,64 +1,97 @@
-"""Starting the processes of a run: by detectron2's launcher on GPUs, by ours on CPUs, by ``torchrun`` on either."""
+"""Starting the processes of a run: new ones on this machine, or those that ``torchrun`` has started."""
 
 from __future__ import annotations
 
 import argparse
+import importlib
 import os
+import pickle
 import sys
+import tempfile
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from pathlib import Path
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from detectron2.config import CfgNode
 from detectron2.engine import DEFAULT_TIMEOUT, default_argument_parser
-from detectron2.engine import launch as launch_on_gpus
 from detectron2.utils import comm
 from torch.distributed.elastic.multiprocessing.errors import record
 from torch.distributed.elastic.utils.distributed import get_free_port
+from torch.multiprocessing.spawn import ProcessException
 
 from ..config_reading import read_config
+from ..errors import EXPECTED_ERRORS, describe
 
-Main = Callable[[argparse.Namespace], Any]
+Result = TypeVar("Result")
+Main = Callable[[argparse.Namespace], Result]
 
 #: What torchrun puts into the environment of the processes that it starts, and who starts them in its way.
 _RENDEZVOUS = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
 
-def launch(main: Main, args: argparse.Namespace) -> Any:
+class RankError(RuntimeError):
+    """The error of a process that :func:`launch` has started, in one line; of several, the first."""
+
+
+def launch(main: Main[Result], args: argparse.Namespace) -> Result:
     """Runs ``main(args)`` in all processes of a run.
 
     They are those that ``torchrun`` started, this one of them; otherwise ``--num-gpus`` new ones on this machine, one
     of ``--num-machines``: with NCCL and a GPU each, or with Gloo if the config's device is the CPU. A process that
-    fails shows its error and ends all others.
+    fails ends all others. In each of them, the modules ``args.imports`` are imported first.
 
     Args:
-        main: a function of a module, so that new processes find it.
+        main: a function of a module, so that new processes find it. What it gives can be pickled.
         args: detectron2's command line.
 
     Returns:
-        What ``main`` gives, if it runs in this process; None, if in new ones.
+        What ``main`` gives in this process; or, if it runs in new ones, in the first of them.
 
     Raises:
+        RankError: a new process failed. It has shown its stack trace, if ``args.traceback`` is set or its error was
+            not one of ``EXPECTED_ERRORS``.
         ValueError: there cannot be so many processes.
     """
+    import_modules(args)
     if "LOCAL_RANK" in os.environ:
         return _run_as_launched(main, args)
     _check_machines(args)
     if args.num_machines * args.num_gpus <= 1:
         return main(args)
     device = _device(args)
-    arguments = (main, args)
     if device.type == "cuda":
         _check_gpus(args.num_gpus, device, f"--num-gpus is {args.num_gpus}")
-        return launch_on_gpus(_run, args.num_gpus, args.num_machines, args.machine_rank, args.dist_url, args=arguments)
     dist_url = f"tcp://127.0.0.1:{get_free_port()}" if args.dist_url == "auto" else args.dist_url
-    return torch.multiprocessing.spawn(_cpu_process, (*arguments, dist_url), nprocs=args.num_gpus)
+    with tempfile.TemporaryDirectory(prefix="run_") as folder:
+        outcomes = Path(folder)
+        try:
+            torch.multiprocessing.spawn(_process, (main, args, device.type, dist_url, outcomes), nprocs=args.num_gpus)
+        except ProcessException as error:
+            # The first: others fail too, for want of it.
+            first = min(outcomes.glob("error_*"), key=lambda file: file.stat().st_mtime_ns, default=None)
+            raise RankError(first.read_text() if first else f"a process of the run has ended: {error}") from error
+        result: Result = pickle.loads((outcomes / "result").read_bytes())
+        return result
 
 
-def _run_as_launched(main: Main, args: argparse.Namespace) -> Any:
+def import_modules(args: argparse.Namespace) -> None:
+    """Imports ``args.imports``, modules that register what the config names, also from the working directory.
+
+    Raises:
+        ImportError: there is no such module.
+    """
+    names: Sequence[str] = getattr(args, "imports", ())
+    if names and os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())
+    for name in names:
+        importlib.import_module(name)
+
+
+def _run_as_launched(main: Main[Result], args: argparse.Namespace) -> Result:
     """Joins the processes that were started as torchrun starts them."""
     missing = [name for name in _RENDEZVOUS if name not in os.environ]
     if missing:
@@ -88,7 +121,8 @@ def _run_as_launched(main: Main, args: argparse.Namespace) -> Any:
         backend = "gloo"
     store = _store_of_this_start(world_size > local_size)
     with join_group(backend, local_size, store=store, rank=rank, world_size=world_size):
-        return record(main)(args)
+        recorded: Main[Result] = record(main)  # type: ignore[assignment]
+        return recorded(args)
 
 
 def _store_of_this_start(several_machines: bool) -> dist.Store:
@@ -109,25 +143,53 @@ def _store_of_this_start(several_machines: bool) -> dist.Store:
     return store  # each machine counts its own restarts
 
 
-def _cpu_process(local_rank: int, main: Main, args: argparse.Namespace, dist_url: str) -> None:
+def _process(
+    local_rank: int, main: Main[Any], args: argparse.Namespace, device: str, dist_url: str, outcomes: Path
+) -> None:
+    """A new process; leaves the result, or its error, in a file of the folder ``outcomes``."""
     local_size = args.num_gpus
-    if "OMP_NUM_THREADS" not in os.environ:
+    if device == "cuda":
+        torch.cuda.set_device(local_rank)
+    elif "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(max(1, torch.get_num_threads() // local_size))
     rank, world_size = args.machine_rank * local_size + local_rank, args.num_machines * local_size
-    with join_group("gloo", local_size, init_method=dist_url, rank=rank, world_size=world_size):
-        _run(main, args)
+    backend = "nccl" if device == "cuda" else "gloo"
+    with join_group(backend, local_size, init_method=dist_url, rank=rank, world_size=world_size):
+        try:
+            import_modules(args)
+            result = main(args)
+        except Exception as error:
+            (outcomes / f"error_{rank}").write_text(f"rank {rank}: {describe(error)}")
+            if getattr(args, "traceback", False) or not isinstance(error, EXPECTED_ERRORS):
+                print(f"Rank {rank} failed:\n{traceback.format_exc()}", file=sys.stderr, flush=True)
+            raise
+        if local_rank == 0:
+            (outcomes / "result").write_bytes(pickle.dumps(result))
 
 
 @contextmanager
-def join_group(backend: str, local_size: int, **rendezvous: Any) -> Iterator[None]:
+def join_group(
+    backend: str,
+    local_size: int,
+    *,
+    rank: int,
+    world_size: int,
+    init_method: str | None = None,
+    store: dist.Store | None = None,
+) -> Iterator[None]:
     """Within, this process is one of PyTorch's default group, and detectron2 knows which of them are on one machine.
 
     Args:
         backend: ``nccl`` or ``gloo``.
         local_size: number of processes on each machine; their ranks are consecutive.
-        rendezvous: of ``init_process_group``.
+        rank: of this process.
+        world_size: number of processes.
+        init_method: where they find each other, a URL.
+        store: likewise, in its place.
     """
-    dist.init_process_group(backend, timeout=DEFAULT_TIMEOUT, **rendezvous)
+    dist.init_process_group(
+        backend, timeout=DEFAULT_TIMEOUT, init_method=init_method, rank=rank, world_size=world_size, store=store
+    )
     _create_local_group(local_size)
     comm.synchronize()
     yield
@@ -141,15 +203,6 @@ def _create_local_group(local_size: int) -> None:
         comm.create_local_process_group(local_size)
     else:  # 0.6
         comm._LOCAL_PROCESS_GROUP, _ = dist.new_subgroups(local_size)
-
-
-def _run(main: Main, args: argparse.Namespace) -> Any:
-    try:
-        return main(args)
-    except Exception:
-        # At once: others fail too, for want of this one, and which of them the launcher reports is left to chance.
-        print(f"Rank {comm.get_rank()} failed:\n{traceback.format_exc()}", file=sys.stderr, flush=True)
-        raise
 
 
 def _device(args: argparse.Namespace) -> torch.device:

@@ -1,7 +1,8 @@
-"""What ranks have in common: a model whose gradients they share, and its statistics."""
+"""What the processes of a run share: a device each, gradients, and batch statistics."""
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 import torch
@@ -9,27 +10,42 @@ from detectron2.engine.defaults import create_ddp_model
 from detectron2.utils import comm
 from torch import nn
 
+logger = logging.getLogger(__name__)
 
-def distribute(model: nn.Module, **options: Any) -> nn.Module:
+
+def usable_device(device: str) -> str:
+    """The device of a config, or the CPU (with a warning) where there is no CUDA device."""
+    if device.startswith("cuda") and not torch.cuda.is_available():
+        logger.warning(f"The config's device is {device}, but there is no CUDA device: using the CPU")
+        return "cpu"
+    return device
+
+
+def distribute(model: nn.Module, **options: object) -> nn.Module:
     """detectron2's ``create_ddp_model``, on the device that the model is on, a GPU or the CPU.
 
     Args:
         model: of which each rank has a copy.
-        options: of ``DistributedDataParallel``.
+        options: of ``DistributedDataParallel``; buffers are not broadcast by default.
     """
     device = next(model.parameters()).device
-    devices = [device.index] if device.type == "cuda" else None
-    return create_ddp_model(model, **{"device_ids": devices, **options})
+    defaults = {
+        "device_ids": [device.index] if device.type == "cuda" else None,
+        "broadcast_buffers": False,
+        "find_unused_parameters": has_idle_levels(model),
+    }
+    return create_ddp_model(model, **(defaults | options))
 
 
-def has_idle_levels(detector: Any) -> bool:
+def has_idle_levels(detector: nn.Module) -> bool:
     """Whether the backbone has layers of their own for levels that neither head nor router looks at.
 
     They get no gradients, which ``DistributedDataParallel`` waits for unless it is told to ``find_unused_parameters``.
     """
     if not hasattr(detector, "backbone") or not hasattr(getattr(detector, "head", None), "in_features"):
         return False
-    backbone, head = detector.backbone, detector.head
+    backbone: Any = detector.backbone
+    head: Any = detector.head
     generator: Any = getattr(detector, "proposal_generator", None)
     used = {*head.in_features, *(generator.in_features if hasattr(generator, "router") else ())}
     parts = {part for name, _ in backbone.named_parameters() for part in name.split(".")}

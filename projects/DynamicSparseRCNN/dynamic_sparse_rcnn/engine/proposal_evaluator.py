@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from detectron2.data import DatasetCatalog
@@ -13,6 +12,8 @@ from detectron2.evaluation import DatasetEvaluator
 from detectron2.structures import Boxes, BoxMode, Instances, pairwise_iou
 from detectron2.utils import comm
 from torch import Tensor, nn
+
+from ..data.records import Record
 
 logger = logging.getLogger(__name__)
 
@@ -84,7 +85,7 @@ class ProposalEvaluator(DatasetEvaluator):
         self._proposals: Sequence[Instances] = ()
         self._hook = self._generator.register_forward_hook(self._keep)
 
-    def process(self, inputs: list[dict[str, Any]], outputs: object) -> None:
+    def process(self, inputs: list[Record], outputs: object) -> None:
         """Takes the images' proposals into account; the detections are not looked at."""
         for given, proposals in zip(inputs, self._proposals, strict=True):
             height, width = proposals.image_size
@@ -116,7 +117,7 @@ class ProposalEvaluator(DatasetEvaluator):
             self._hook = None
 
 
-def _ground_truths(record: dict[str, Any]) -> Boxes:
+def _ground_truths(record: Record) -> Boxes:
     """Absolute XYXY boxes in pixels of the original image; those without extent, which nothing can find, left out."""
     boxes = [
         BoxMode.convert(annotation["bbox"], annotation["bbox_mode"], BoxMode.XYXY_ABS)

@@ -1,29 +1,23 @@
-"""Optimiser and schedule: what Sparse R-CNN needs beyond detectron2's own."""
+"""Optimizer and schedule: what Sparse R-CNN needs beyond detectron2's own."""
 
 from __future__ import annotations
 
-import functools
 import itertools
 import logging
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from detectron2.config import CfgNode
 from detectron2.solver.build import maybe_add_gradient_clipping
+from omegaconf import DictConfig
 from torch import nn
 
 logger = logging.getLogger(__name__)
 
 _POSITIONS = ("pos_embed", "absolute_pos_embed", "relative_position_bias_table", "rel_pos_h", "rel_pos_w")
 _TOKENS = ("cls_token", "reg_token", "dist_token")
-_SCALED_COUNTS = (
-    "SOLVER.MAX_ITER",
-    "SOLVER.WARMUP_ITERS",
-    "SOLVER.CHECKPOINT_PERIOD",
-    "TEST.EVAL_PERIOD",
-    "MODEL.SparseRCNN.DPG.TEMPERATURE_ITERS",
-)
 
 
 def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
@@ -118,30 +112,67 @@ def clip_full_model(optimizer: torch.optim.Optimizer, max_norm: float, norm_type
     optimizer.register_step_pre_hook(clip)
 
 
-def scale_to_batch_size(cfg: CfgNode) -> None:
+@dataclass(frozen=True, kw_only=True)
+class ScheduleKeys:
+    """Where a kind of config says what depends on the size of the batch, as dotted keys.
+
+    Attributes:
+        batch: number of images of a batch.
+        reference: number of images that the others are written for; 0: they are never scaled.
+        rate: the learning rate.
+        length: number of iterations.
+        counts: other numbers of iterations; those that a config does not have are left alone.
+        steps: tuples of iterations.
+    """
+
+    batch: str
+    reference: str
+    rate: str
+    length: str
+    counts: tuple[str, ...]
+    steps: tuple[str, ...] = ()
+
+
+def scale_to_batch_size(cfg: CfgNode | DictConfig, keys: ScheduleKeys) -> None:
     """Scales learning rate, warm-up, steps, length, periods and annealing from the reference batch to the batch in use.
 
-    The linear rule: half the batch has half the learning rate and twice the iterations. Sets
-    ``SOLVER.REFERENCE_BATCH_SIZE`` to the batch in use, so that a saved config is not scaled again.
+    The linear rule: half the batch has half the learning rate and twice the iterations. The reference becomes the
+    batch in use, so that a saved config is not scaled again.
+
+    Args:
+        cfg: of either kind; not frozen.
+        keys: where it says all that.
     """
-    reference, batch = cfg.SOLVER.REFERENCE_BATCH_SIZE, cfg.SOLVER.IMS_PER_BATCH
+    reference, batch = _get(cfg, keys.reference) or 0, _get(cfg, keys.batch)
     if reference in (0, batch):
         return
-    frozen = cfg.is_frozen()
-    cfg.defrost()
-    old_lr, old_length = cfg.SOLVER.BASE_LR, cfg.SOLVER.MAX_ITER
-    cfg.SOLVER.BASE_LR = old_lr * batch / reference
-    cfg.SOLVER.STEPS = tuple(round(step * reference / batch) for step in cfg.SOLVER.STEPS)
-    for key in _SCALED_COUNTS:
-        section, name = key.rsplit(".", 1)
-        node = functools.reduce(getattr, section.split("."), cfg)
+    factor = reference / batch
+    rate, length = _get(cfg, keys.rate), _get(cfg, keys.length)
+    _set(cfg, keys.rate, rate / factor)
+    for key in keys.steps:
+        _set(cfg, key, tuple(round(step * factor) for step in _get(cfg, key)))
+    for key in (keys.length, *keys.counts):
+        count = _get(cfg, key)
         # Not to 0, which means "never" or fails where a period is meant.
-        node[name] = max(1, round(node[name] * reference / batch)) if node[name] > 0 else node[name]
-    cfg.SOLVER.REFERENCE_BATCH_SIZE = batch
-    if frozen:
-        cfg.freeze()
+        if count and count > 0:
+            _set(cfg, key, max(1, round(count * factor)))
+    _set(cfg, keys.reference, batch)
     logger.info(
-        f"Batch {batch} instead of the reference {reference}: learning rate {old_lr:g} -> "
-        f"{cfg.SOLVER.BASE_LR:g}, iterations {old_length} -> {cfg.SOLVER.MAX_ITER}, warm-up, steps and periods "
-        "likewise (SOLVER.REFERENCE_BATCH_SIZE 0 keeps them as written)"
+        f"Batch {batch} instead of the reference {reference}: learning rate {rate:g} -> {_get(cfg, keys.rate):g}, "
+        f"iterations {length} -> {_get(cfg, keys.length)}, warm-up, steps and periods likewise "
+        f"({keys.reference} 0 keeps them as written)"
     )
+
+
+def _get(cfg: Any, key: str) -> Any:
+    """The value of a dotted key; None if there is none."""
+    for name in key.split("."):
+        if name not in cfg:
+            return None
+        cfg = cfg[name]
+    return cfg
+
+
+def _set(cfg: Any, key: str, value: Any) -> None:
+    section, _, name = key.rpartition(".")
+    _get(cfg, section)[name] = value

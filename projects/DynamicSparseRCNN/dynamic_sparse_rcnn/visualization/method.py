@@ -18,7 +18,7 @@ from ..checkpoints.classes import DetectorClasses
 from ..checkpoints.loading import load_for_evaluation
 from ..data.mapper import DetectionMapper
 from ..data.records import Record
-from ..engine.trainer import prepare_config
+from ..engine.from_yaml import prepare_config
 from ..modeling.assignment.costs import MatchCostModel
 from ..modeling.assignment.matchers import HungarianMatcher, OptimalTransportMatcher
 from ..modeling.detector import SparseRCNN

@@ -1,5 +1,19 @@
 """What is in a data set, and what is wrong with it: found, reported, and dropped or refused."""
 
-from .inspection import Inspection, inspect_dataset, load_checked_dataset, report_dataset, require_boxes
+from .inspection import (
+    Inspection,
+    inspect_dataset,
+    load_checked_dataset,
+    report_dataset,
+    report_training_sets,
+    require_boxes,
+)
 
-__all__ = ["Inspection", "inspect_dataset", "load_checked_dataset", "report_dataset", "require_boxes"]
+__all__ = [
+    "Inspection",
+    "inspect_dataset",
+    "load_checked_dataset",
+    "report_dataset",
+    "report_training_sets",
+    "require_boxes",
+]

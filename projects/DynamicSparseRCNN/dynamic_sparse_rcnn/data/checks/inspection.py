@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data.build import filter_images_with_only_crowd_annotations
 from detectron2.utils.file_io import PathManager
 
 from ..datasets import register_dataset
@@ -71,6 +72,34 @@ def inspect_dataset(
     warnings = [*report.warnings(num_proposals), *images.warnings()]
     text = "\n".join([report.summary(num_proposals), *(f"  WARNING: {warning}" for warning in warnings)])
     return Inspection(cleaned, text, bool(warnings))
+
+
+def report_training_sets(
+    name: str | Sequence[str],
+    *,
+    num_classes: int,
+    num_proposals: int,
+    resize: Resize | None = None,
+    filter_empty: bool = False,
+) -> list[Record]:
+    """The checked records of training sets together; logs what each holds.
+
+    Args:
+        name: of one data set, or of several.
+        num_classes: see :func:`inspect_dataset`, as the others.
+        num_proposals: see there.
+        resize: see there.
+        filter_empty: whether images without objects are left out.
+
+    Raises:
+        OSError, KeyError, ValueError: see there; or if there is no object to learn from.
+    """
+    names = [name] if isinstance(name, str) else list(name)
+    records: list[Record] = []
+    for one in names:
+        records += report_dataset(one, num_classes=num_classes, num_proposals=num_proposals, resize=resize)
+    require_boxes(records, names)
+    return filter_images_with_only_crowd_annotations(records) if filter_empty else records
 
 
 def require_boxes(records: Sequence[Record], names: Sequence[str]) -> None:

@@ -1,0 +1,51 @@
+"""What one process of a run does before anything is built: logging, seed, and the config that the run keeps."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+from pathlib import Path
+
+import torch
+from detectron2.utils import comm
+from detectron2.utils.collect_env import collect_env_info
+from detectron2.utils.env import seed_all_rng
+from detectron2.utils.logger import setup_logger
+
+logger = logging.getLogger(__name__)
+
+_LOGGERS = ("fvcore", "detectron2", "dynamic_sparse_rcnn")
+
+
+def set_up_logging(output_dir: str) -> None:
+    """Logs to the terminal (the main process) and to ``log.txt`` in the output folder (each its own)."""
+    for name in _LOGGERS:
+        setup_logger(output_dir, distributed_rank=comm.get_rank(), name=name)
+
+
+def begin(args: argparse.Namespace, config: str, seed: int, benchmark: bool = False) -> None:
+    """Logs what was asked for and where it runs, and seeds all random numbers, other ones in each process.
+
+    Args:
+        args: of the command line.
+        config: all of it, to be logged.
+        seed: of the run.
+        benchmark: whether cuDNN looks for its fastest convolutions.
+    """
+    logger.info(f"Rank of this process: {comm.get_rank()} of {comm.get_world_size()}")
+    logger.info(f"Environment:\n{collect_env_info()}")
+    logger.info(f"Command line: {args}")
+    logger.info(f"Config:\n{config}")
+    seed_all_rng(seed + comm.get_rank())
+    torch.backends.cudnn.benchmark = benchmark
+
+
+def is_kept(args: argparse.Namespace, output_dir: str) -> bool:
+    """Whether the ``config.yaml`` of the output folder stays what it is for now.
+
+    An evaluation is not the run; and whether a run can be resumed with another config shows when its checkpoint has
+    been loaded.
+    """
+    folder = Path(output_dir)
+    others = args.eval_only or getattr(args, "resume", False)
+    return bool(others and (folder / "last_checkpoint").is_file() and (folder / "config.yaml").is_file())
