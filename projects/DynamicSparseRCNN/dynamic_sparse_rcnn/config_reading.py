@@ -147,7 +147,6 @@ def _check_options(options: Sequence[str]) -> None:
         raise ValueError(f"{options[-1]} has no value: KEY VALUE pairs are needed, such as SOLVER.MAX_ITER 1000")
 
 
-
 def _expand_home(node: Any) -> None:
     """Replaces ``~`` at the beginning of all values of a config, of either kind."""
     for key in range(len(node)) if isinstance(node, ListConfig) else list(node):
