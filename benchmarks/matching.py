@@ -27,7 +27,10 @@ from torchvision.ops import generalized_box_iou
 
 from dynamic_sparse_rcnn import (
     BatchedTargets,
+    ClassCost,
+    GIoUCost,
     HungarianMatcher,
+    L1Cost,
     MatchCostModel,
     OptimalTransportMatcher,
     StagePredictions,
@@ -35,7 +38,9 @@ from dynamic_sparse_rcnn import (
 )
 
 IMAGE_SIZE = (800, 1216)
-WEIGHTS = {"class_weight": 2.0, "l1_weight": 5.0, "giou_weight": 2.0, "focal_alpha": 0.25, "focal_gamma": 2.0}
+COST_MODEL = MatchCostModel(
+    terms=[ClassCost(weight=2.0, alpha=0.25, gamma=2.0), L1Cost(weight=5.0), GIoUCost(weight=2.0)]
+)
 SCHEDULE = UnitSchedule(fixed_k=0, top_q=8, unit_step=0.5, max_positive_ratio=0.8)
 NUM_CLASSES = 80
 
@@ -74,7 +79,7 @@ def make_problem(args: argparse.Namespace, ground_truths: int) -> Problem:
         logits[-1][:, torch.arange(args.proposals), classes[near]] += 0.7 * stage
     predictions = StagePredictions(torch.stack(logits, 1).to(args.device), torch.stack(boxes, 1).to(args.device))
     targets = BatchedTargets.from_instances(instances, predictions.boxes.device)
-    return Problem(predictions, instances, SCHEDULE(MatchCostModel(**WEIGHTS)(predictions, targets)))
+    return Problem(predictions, instances, SCHEDULE(COST_MODEL(predictions, targets)))
 
 
 def cost_of_one(logits: torch.Tensor, boxes: torch.Tensor, target: Instances) -> torch.Tensor:
@@ -120,11 +125,10 @@ def pot_loop(problem: Problem) -> None:
 
 def batched(matcher: torch.nn.Module) -> Callable[[Problem], None]:
     """Costs, units and matching as the criterion does them."""
-    cost_model = MatchCostModel(**WEIGHTS)
 
     def match(problem: Problem) -> None:
         predictions = problem.predictions
-        matcher(cost_model(predictions, BatchedTargets.from_instances(problem.instances, predictions.boxes.device)))
+        matcher(COST_MODEL(predictions, BatchedTargets.from_instances(problem.instances, predictions.boxes.device)))
 
     return match
 

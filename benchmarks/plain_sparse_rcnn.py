@@ -7,6 +7,7 @@ weights with a detector of this project, whose losses and detections it therefor
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -19,10 +20,12 @@ from torch import Tensor, nn
 from torchvision.ops import box_convert, generalized_box_iou
 
 from dynamic_sparse_rcnn import (
+    ClassLoss,
     DynamicHead,
     DynamicStage,
     HungarianMatcher,
     LearnedProposalGenerator,
+    LossTerm,
     SetCriterion,
     SparseRCNN,
 )
@@ -98,12 +101,31 @@ def _interact(stage: DynamicStage, features: Tensor, pooled: Tensor) -> Tensor:
     return F.relu(layers.norm3(layers.out_layer(cells.flatten(1))))
 
 
+@dataclass(frozen=True)
+class Weights:
+    """Of the losses, which are those of the matching costs too, and the focal loss's parameters."""
+
+    classes: float
+    l1: float
+    giou: float
+    alpha: float
+    gamma: float
+
+    @classmethod
+    def of(cls, criterion: SetCriterion) -> Weights:
+        """Those of a criterion with the usual losses."""
+        losses = {term.name: term for term in criterion.losses if isinstance(term, LossTerm)}
+        classes = losses["loss_ce"]
+        assert isinstance(classes, ClassLoss)
+        return cls(classes.weight, losses["loss_bbox"].weight, losses["loss_giou"].weight, classes.alpha, classes.gamma)
+
+
 class PlainMatcher(nn.Module):
     """Hungarian matching of one image."""
 
-    def __init__(self, criterion: SetCriterion) -> None:
+    def __init__(self, weights: Weights) -> None:
         super().__init__()
-        self.weights = criterion
+        self.weights = weights
 
     @torch.no_grad()
     def forward(self, logits: Tensor, boxes: Tensor, target: Instances, size: Tensor) -> tuple[Tensor, Tensor]:
@@ -111,11 +133,11 @@ class PlainMatcher(nn.Module):
         w = self.weights
         wanted, classes = target.gt_boxes.tensor, target.gt_classes
         probability = logits.float().sigmoid()
-        positive = w.focal_alpha * (1 - probability) ** w.focal_gamma * -(probability + 1e-8).log()
-        negative = (1 - w.focal_alpha) * probability**w.focal_gamma * -(1 - probability + 1e-8).log()
-        cost = w.class_weight * (positive - negative)[:, classes]
-        cost = cost + w.l1_weight * torch.cdist(boxes / size, wanted / size, p=1)
-        cost = cost - w.giou_weight * generalized_box_iou(boxes, wanted)
+        positive = w.alpha * (1 - probability) ** w.gamma * -(probability + 1e-8).log()
+        negative = (1 - w.alpha) * probability**w.gamma * -(1 - probability + 1e-8).log()
+        cost = w.classes * (positive - negative)[:, classes]
+        cost = cost + w.l1 * torch.cdist(boxes / size, wanted / size, p=1)
+        cost = cost - w.giou * generalized_box_iou(boxes, wanted)
         proposals, ground_truths = linear_sum_assignment(cost.cpu())
         return torch.as_tensor(proposals, device=boxes.device), torch.as_tensor(ground_truths, device=boxes.device)
 
@@ -123,10 +145,10 @@ class PlainMatcher(nn.Module):
 class PlainCriterion(nn.Module):
     """The losses, stage by stage."""
 
-    def __init__(self, criterion: SetCriterion) -> None:
+    def __init__(self, weights: Weights) -> None:
         super().__init__()
-        self.weights = criterion
-        self.matcher = PlainMatcher(criterion)
+        self.weights = weights
+        self.matcher = PlainMatcher(weights)
 
     def forward(self, outputs: list[tuple[Tensor, Tensor]], targets: list[Instances]) -> dict[str, Tensor]:
         """Weighted losses by the names of the project's."""
@@ -152,11 +174,11 @@ class PlainCriterion(nn.Module):
             wanted_boxes.append(target.gt_boxes.tensor[ground_truths])
             sizes.append(size.expand(len(proposals), -1))
         found, wanted, size = torch.cat(matched_boxes), torch.cat(wanted_boxes), torch.cat(sizes)
-        focal = sigmoid_focal_loss(logits.float(), wanted_classes, w.focal_alpha, w.focal_gamma, "sum")
+        focal = sigmoid_focal_loss(logits.float(), wanted_classes, w.alpha, w.gamma, "sum")
         return {
-            "loss_ce": w.class_weight * focal,
-            "loss_bbox": w.l1_weight * F.l1_loss(found / size, wanted / size, reduction="sum"),
-            "loss_giou": w.giou_weight * giou_loss(found, wanted, reduction="sum"),
+            "loss_ce": w.classes * focal,
+            "loss_bbox": w.l1 * F.l1_loss(found / size, wanted / size, reduction="sum"),
+            "loss_giou": w.giou * giou_loss(found, wanted, reduction="sum"),
         }
 
 
@@ -185,7 +207,7 @@ class PlainSparseRCNN(nn.Module):
         self.backbone = detector.backbone
         self.proposal_generator = PlainProposals(detector.proposal_generator)
         self.head = PlainHead(detector.head)
-        self.criterion = PlainCriterion(criterion)
+        self.criterion = PlainCriterion(Weights.of(criterion))
         self.num_detections = detector.num_detections
         self.register_buffer("pixel_mean", detector.pixel_mean, persistent=False)
         self.register_buffer("pixel_std", detector.pixel_std, persistent=False)

@@ -5,16 +5,14 @@ from detectron2.config import LazyCall as L
 from dynamic_sparse_rcnn import (
     DynamicProposalGenerator,
     DynamicSparseRCNN,
-    MatchCostModel,
     OptimalTransportMatcher,
-    SetCriterion,
     TemperatureSchedule,
     UnitSchedule,
     feature_levels,
 )
 
 from .common import dataloader, multi_step, optimizer, train
-from .sparse_rcnn_R_50_FPN_300pro_3x import model, weights
+from .sparse_rcnn_R_50_FPN_300pro_3x import model
 
 train.max_iter = 263880
 lr_multiplier = multi_step((197910, 241890), train.max_iter)
@@ -32,14 +30,9 @@ model.proposal_generator = L(DynamicProposalGenerator)(
     # 10 of 36 epochs.
     temperature=L(TemperatureSchedule)(start=30.0, end=1.0, num_iters=73300),
 )
-model.criterion = L(SetCriterion)(
-    cost_model=L(MatchCostModel)(**weights),
-    matcher=L(OptimalTransportMatcher)(
-        schedule=L(UnitSchedule)(fixed_k=0, top_q=8, unit_step=0.5, max_positive_ratio=0.8),
-        solver="sinkhorn",
-        epsilon=0.05,
-        num_iters=100,
-    ),
-    deep_supervision=True,
-    **weights,
+model.criterion.matcher = L(OptimalTransportMatcher)(
+    schedule=L(UnitSchedule)(fixed_k=0, top_q=8, unit_step=0.5, max_positive_ratio=0.8),
+    solver="sinkhorn",
+    epsilon=0.05,
+    num_iters=100,
 )

@@ -9,8 +9,14 @@ from detectron2.modeling.box_regression import Box2BoxTransform
 from detectron2.modeling.poolers import ROIPooler
 
 from dynamic_sparse_rcnn import (
+    ClassCost,
+    ClassLoss,
     DynamicHead,
+    GIoUCost,
+    GIoULoss,
     HungarianMatcher,
+    L1Cost,
+    L1Loss,
     LearnedProposalGenerator,
     MatchCostModel,
     SetCriterion,
@@ -20,8 +26,10 @@ from dynamic_sparse_rcnn import (
 
 from .common import dataloader, lr_multiplier, optimizer, train
 
-# Of the losses, and of the matching costs, which are the same.
-weights = {"class_weight": 2.0, "l1_weight": 5.0, "giou_weight": 2.0, "focal_alpha": 0.25, "focal_gamma": 2.0}
+cost_model = L(MatchCostModel)(
+    terms=[L(ClassCost)(weight=2.0, alpha=0.25, gamma=2.0), L(L1Cost)(weight=5.0), L(GIoUCost)(weight=2.0)]
+)
+losses = [L(ClassLoss)(weight=2.0, alpha=0.25, gamma=2.0), L(L1Loss)(weight=5.0), L(GIoULoss)(weight=2.0)]
 
 model = L(SparseRCNN)(
     backbone=L(FPN)(
@@ -59,7 +67,7 @@ model = L(SparseRCNN)(
         grad_checkpointing=False,
     ),
     criterion=L(SetCriterion)(
-        cost_model=L(MatchCostModel)(**weights), matcher=L(HungarianMatcher)(), deep_supervision=True, **weights
+        cost_model=cost_model, matcher=L(HungarianMatcher)(), losses=losses, deep_supervision=True
     ),
     num_detections=100,
     nms_threshold=None,  # what the matcher needs

@@ -2,7 +2,7 @@
 
 from .checkpoints import read_checkpoint, write_checkpoint
 from .config import add_dynamic_sparse_rcnn_config, resolve_config
-from .modeling.assignment.costs import MatchCostModel
+from .modeling.assignment.costs import COST_REGISTRY, ClassCost, CostTerm, GIoUCost, L1Cost, MatchCostModel, Pairs
 from .modeling.assignment.matchers import (
     MATCHER_REGISTRY,
     HungarianMatcher,
@@ -17,6 +17,7 @@ from .modeling.head.head import DynamicHead
 from .modeling.head.interaction import DynamicConv
 from .modeling.head.stage import DynamicStage, build_stages
 from .modeling.losses.criterion import CRITERION_REGISTRY, SetCriterion, build_criterion
+from .modeling.losses.terms import LOSS_REGISTRY, ClassLoss, GIoULoss, L1Loss, LossTerm, Matched
 from .modeling.proposals.dynamic import DynamicProposalGenerator, TemperatureSchedule, feature_levels
 from .modeling.proposals.learned import LearnedProposalGenerator
 from .modeling.proposals.router import ExpertRouter
@@ -26,10 +27,15 @@ from .prediction import Prediction, Predictor
 
 __all__ = [
     "BACKGROUND",
+    "COST_REGISTRY",
     "CRITERION_REGISTRY",
+    "LOSS_REGISTRY",
     "MATCHER_REGISTRY",
     "Assignment",
     "BatchedTargets",
+    "ClassCost",
+    "ClassLoss",
+    "CostTerm",
     "DetectorWithTTA",
     "DynamicConv",
     "DynamicHead",
@@ -37,12 +43,19 @@ __all__ = [
     "DynamicSparseRCNN",
     "DynamicStage",
     "ExpertRouter",
+    "GIoUCost",
+    "GIoULoss",
     "HungarianMatcher",
+    "L1Cost",
+    "L1Loss",
     "LearnedProposalGenerator",
+    "LossTerm",
     "MatchCostModel",
     "MatchCosts",
+    "Matched",
     "Matcher",
     "OptimalTransportMatcher",
+    "Pairs",
     "Prediction",
     "Predictor",
     "SetCriterion",

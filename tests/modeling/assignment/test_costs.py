@@ -9,11 +9,13 @@ import torch
 from generated_boxes import random_boxes
 from torchvision.ops import box_iou, generalized_box_iou
 
-from dynamic_sparse_rcnn import BatchedTargets, MatchCostModel
+from dynamic_sparse_rcnn import BatchedTargets, ClassCost, GIoUCost, L1Cost, MatchCostModel
 from dynamic_sparse_rcnn.modeling.assignment.costs import box_iou_and_giou
 
 # None of them the default, and no two alike.
-WEIGHTS = {"class_weight": 3.0, "l1_weight": 7.0, "giou_weight": 0.5, "focal_alpha": 0.4, "focal_gamma": 1.5}
+COST_MODEL = MatchCostModel(
+    terms=[ClassCost(weight=3.0, alpha=0.4, gamma=1.5), L1Cost(weight=7.0), GIoUCost(weight=0.5)]
+)
 
 
 def test_iou_and_giou_equal_torchvisions():
@@ -45,7 +47,7 @@ def test_costs_equal_a_float64_loop_over_pairs(make_instances, make_predictions)
         [make_instances(n, size) for n, size in zip([4, 2], sizes, strict=True)], torch.device("cpu")
     )
     predictions = make_predictions(3, sizes, 6)
-    costs = MatchCostModel(**WEIGHTS)(predictions, targets)
+    costs = COST_MODEL(predictions, targets)
     assert costs.cost.dtype == torch.float32
     for s, b, p, g in torch.cartesian_prod(*map(torch.arange, costs.cost.shape)).tolist():
         if not targets.valid[b, g]:
@@ -62,13 +64,13 @@ def test_costs_stay_finite_for_extreme_and_for_half_precision_logits(make_instan
     targets = BatchedTargets.from_instances([make_instances(3)], torch.device("cpu"))
     predictions = make_predictions(1, [(64, 96)], 4)
     extreme = type(predictions)(predictions.logits.sign() * 1e4, predictions.boxes)
-    assert MatchCostModel(**WEIGHTS)(extreme, targets).cost.isfinite().all()
+    assert COST_MODEL(extreme, targets).cost.isfinite().all()
     half = type(predictions)(predictions.logits.bfloat16(), predictions.boxes)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        costs = MatchCostModel(**WEIGHTS)(half, targets)
+        costs = COST_MODEL(half, targets)
     assert costs.cost.dtype == torch.float32
 
 
 def test_all_weights_zero_are_refused():
-    with pytest.raises(ValueError, match="CLASS_WEIGHT"):
-        MatchCostModel(**WEIGHTS | {"class_weight": 0, "l1_weight": 0, "giou_weight": 0})
+    with pytest.raises(ValueError, match=r"MODEL\.SparseRCNN\.COSTS .* CLASS_WEIGHT"):
+        MatchCostModel(terms=[L1Cost(weight=0.0), GIoUCost(weight=0.0)])

@@ -195,10 +195,10 @@ def test_proposals_with_equal_boxes_leave_no_ground_truth_without_one(solver):
     assert (counts_of(make_matcher(solver)(costs).gt_index, 2) > 0).all()
 
 
-def test_costs_from_bfloat16_logits_are_matched_in_float32(make_instances, make_predictions):
+def test_costs_from_bfloat16_logits_are_matched_in_float32(tiny_cfg, make_instances, make_predictions):
     targets = BatchedTargets.from_instances([make_instances(3)], torch.device("cpu"))
     predictions = make_predictions(2, [(64, 96)], 10)
-    model = MatchCostModel(class_weight=2.0, l1_weight=5.0, giou_weight=2.0, focal_alpha=0.25, focal_gamma=2.0)
+    model = MatchCostModel(tiny_cfg)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         half = StagePredictions(predictions.logits.bfloat16(), predictions.boxes)
         assignment = make_matcher("sinkhorn")(model(half, targets))

@@ -104,11 +104,11 @@ def test_weights_of_the_config_weight_costs_and_losses(tiny_cfg, make_instances,
     node = tiny_cfg.MODEL.SparseRCNN
     node.CLASS_WEIGHT, node.L1_WEIGHT, node.GIOU_WEIGHT, node.ALPHA, node.GAMMA = 6.0, 1.0, 0.5, 0.4, 1.5
     weighted = SetCriterion(tiny_cfg)
-    cost_model = weighted.cost_model
-    assert (cost_model.class_weight, cost_model.l1_weight, cost_model.giou_weight) == (6.0, 1.0, 0.5)
-    for module in (cost_model, weighted):
-        assert (module.focal_alpha, module.focal_gamma) == (0.4, 1.5)
-    weighted.focal_alpha, weighted.focal_gamma = 0.25, 2.0
+    costs = {type(term).__name__: term for term in weighted.cost_model.terms}
+    assert {name: term.weight for name, term in costs.items()} == {"ClassCost": 6.0, "L1Cost": 1.0, "GIoUCost": 0.5}
+    for term in (costs["ClassCost"], weighted.losses[0]):
+        assert (term.alpha, term.gamma) == (0.4, 1.5)
+    weighted.losses[0].alpha, weighted.losses[0].gamma = 0.25, 2.0
     same = FixedMatcher(Assignment(torch.arange(6).expand(2, 1, 6)))
     weighted.matcher = plain.matcher = same
     factors = {"loss_ce": 3.0, "loss_bbox": 0.2, "loss_giou": 0.25}

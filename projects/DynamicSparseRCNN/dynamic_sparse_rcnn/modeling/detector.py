@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import math
-from typing import Any
+import sys
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -17,7 +18,7 @@ from detectron2.utils.logger import log_every_n_seconds
 from torch import Tensor, nn
 
 from ..checkpoints.names import use_public_names
-from ..config import choose_nms_threshold, resolved_copy
+from ..config_resolution import choose_nms_threshold, resolved_copy
 from .events import current_event_storage
 from .head.head import DynamicHead
 from .losses.criterion import build_criterion
@@ -31,6 +32,9 @@ NMS_CANDIDATES = 1000
 class SparseRCNN(nn.Module):
     """Sparse R-CNN (arXiv 2011.12450): learned proposals, refined by a cascade, matched one to one."""
 
+    #: For detectors that predict or learn more: what they build their head of, and the targets of their losses.
+    head_class: ClassVar[type[DynamicHead]] = DynamicHead
+    targets_class: ClassVar[type[BatchedTargets]] = BatchedTargets
     pixel_mean: Tensor
     pixel_std: Tensor
 
@@ -67,7 +71,7 @@ class SparseRCNN(nn.Module):
         self.proposal_generator = proposal_generator
         self.head = head
         self.criterion = criterion
-        self.num_detections = num_detections
+        self.num_detections = num_detections if num_detections >= 0 else sys.maxsize
         matcher = getattr(criterion, "matcher", None)
         one_to_many = getattr(matcher, "one_to_many", False)
         self.nms_threshold = choose_nms_threshold(type(matcher).__name__, one_to_many, nms_threshold)
@@ -83,7 +87,7 @@ class SparseRCNN(nn.Module):
         return {
             "backbone": backbone,
             "proposal_generator": build_generator(cfg, backbone.output_shape()),
-            "head": DynamicHead(cfg, backbone.output_shape()),
+            "head": cls.head_class(cfg, backbone.output_shape()),
             "criterion": build_criterion(cfg),
             "num_detections": cfg.TEST.DETECTIONS_PER_IMAGE,
             "nms_threshold": cfg.MODEL.SparseRCNN.NMS_THRESHOLD,
@@ -156,7 +160,7 @@ class SparseRCNN(nn.Module):
             batched_inputs: as of :meth:`forward`, with ``instances``.
             pad_to: as of :meth:`forward`.
         """
-        targets = BatchedTargets.from_instances([x["instances"] for x in batched_inputs], self.device)
+        targets = self.targets_class.from_instances([x["instances"] for x in batched_inputs], self.device)
         criterion: Any = self.criterion
         count: Tensor | None = criterion.count_targets(targets)
         if count is None:
@@ -170,7 +174,7 @@ class SparseRCNN(nn.Module):
         _check_classes(batched_inputs, predictions.logits.shape[3])
         _report_excess_ground_truths(instances, predictions.boxes.shape[2])
         finite = _find_finite(predictions)
-        targets = BatchedTargets.from_instances(instances, self.device)
+        targets = self.targets_class.from_instances(instances, self.device)
         # Criteria that take no divisor work too, as long as nobody gives one.
         options = {} if divisor is None else {"divisor": divisor}
         try:
@@ -211,14 +215,30 @@ class SparseRCNN(nn.Module):
         # With NMS more candidates than detections, to replace what it drops.
         wanted = self.num_detections if self.nms_threshold >= 1 else max(self.num_detections, NMS_CANDIDATES)
         scores, index = scores.flatten(1).topk(min(wanted, proposals * classes))
-        boxes = predictions.boxes[0].detach().gather(1, (index // classes)[..., None].expand(-1, -1, 4))
+        proposal = index // classes
+        boxes = predictions.boxes[0].detach().gather(1, proposal[..., None].expand(-1, -1, 4))
         # All images at once: Boxes.clip would wait for the device, once an image.
         boxes = boxes.clamp(min=0).minimum(image_sizes_to_whwh(image_sizes, boxes.device)[:, None])
         detections = [
             Instances(size, pred_boxes=Boxes(b), scores=s, pred_classes=i % classes)
             for size, b, s, i in zip(image_sizes, boxes, scores, index, strict=True)
         ]
+        for name, values in self.further_fields(predictions, proposal).items():
+            for instances, own in zip(detections, values, strict=True):
+                instances.set(name, own)
         return [self._suppress(x) for x in detections]
+
+    def further_fields(self, predictions: StagePredictions, proposal: Tensor) -> dict[str, Tensor]:
+        """Fields of the detections beside box, score and class; detectors that predict more override this.
+
+        Args:
+            predictions: of the last stage, (1, B, P, .).
+            proposal: (B, D) int64, the number of the proposal that each detection is.
+
+        Returns:
+            By name, (B, D, ...) each.
+        """
+        return {}
 
     def _suppress(self, detections: Instances) -> Instances:
         if self.nms_threshold >= 1:
@@ -232,7 +252,7 @@ class SparseRCNN(nn.Module):
 class DynamicSparseRCNN(SparseRCNN):
     """Dynamic Sparse R-CNN (arXiv 2205.02101): proposals mixed for each image, matched one to many.
 
-    The same detector with other parts by default, see ``dynamic_sparse_rcnn.config.ARCHITECTURE_PARTS``.
+    The same detector with other parts by default, see ``dynamic_sparse_rcnn.config_resolution.ARCHITECTURE_PARTS``.
     """
 
 

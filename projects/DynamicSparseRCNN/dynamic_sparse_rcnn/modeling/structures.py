@@ -8,7 +8,7 @@ Boxes are absolute XYXY pixels of the network input.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 
 import torch
 from detectron2.structures import Instances
@@ -28,6 +28,8 @@ def _check_shape(name: str, tensor: Tensor, expected: tuple[int, ...]) -> None:
 class StagePredictions:
     """What the head predicts, for all stages and images.
 
+    A head that predicts more has a dataclass of its own, derived from this one, whose further fields are (S, B, ...).
+
     Attributes:
         logits: (S, B, P, K) class logits before the sigmoid.
         boxes: (S, B, P, 4) float32, absolute XYXY pixels of the network input.
@@ -44,12 +46,20 @@ class StagePredictions:
     @property
     def last(self) -> StagePredictions:
         """The last stage alone, (1, B, P, .)."""
-        return StagePredictions(self.logits[-1:], self.boxes[-1:])
+        return replace(self, **{field.name: getattr(self, field.name)[-1:] for field in fields(self)})
+
+    def cat(self, *others: StagePredictions) -> StagePredictions:
+        """These stages, then those of others of the same class."""
+        names = [field.name for field in fields(self)]
+        return replace(self, **{name: torch.cat([getattr(x, name) for x in (self, *others)]) for name in names})
 
 
 @dataclass(frozen=True)
 class BatchedTargets:
     """The ground truths of a batch, padded to the same number an image.
+
+    For losses that need more of them there can be a dataclass derived from this one, with a :meth:`from_instances` that
+    fills in its further fields.
 
     Attributes:
         boxes: (B, G, 4) float32, absolute XYXY pixels; rows of padding are harmless unit boxes.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -37,14 +38,14 @@ class DetectorWithTTA(nn.Module):
             model: of detectron2's contract, also distributed.
             tta_mapper: makes of an input its versions, each with the ``transforms`` that made it.
             nms_threshold: IoU above which the weaker of two boxes of a class is dropped.
-            num_detections: most detections an image.
+            num_detections: most detections an image; -1: no limit.
             batch_size: versions that are run at once.
         """
         super().__init__()
         self.model = model.module if isinstance(model, nn.parallel.DistributedDataParallel) else model
         self.tta_mapper = tta_mapper
         self.nms_threshold = nms_threshold
-        self.num_detections = num_detections
+        self.num_detections = num_detections if num_detections >= 0 else sys.maxsize
         self.batch_size = batch_size
 
     @classmethod

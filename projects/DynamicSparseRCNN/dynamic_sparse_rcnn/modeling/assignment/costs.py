@@ -2,12 +2,25 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property, reduce
+
 import torch
 import torch.nn.functional as F
 from detectron2.config import CfgNode, configurable
+from detectron2.utils.registry import Registry
 from torch import Tensor, nn
 
+from ...config_resolution import find_registered
 from ..structures import BatchedTargets, MatchCosts, StagePredictions
+
+COST_REGISTRY = Registry("COST")
+COST_REGISTRY.__doc__ = """
+Terms of the matching cost, chosen by ``MODEL.SparseRCNN.COSTS`` and built by ``COST_REGISTRY.get(name)(cfg)``.
+A term is a :class:`CostTerm`.
+"""
 
 
 def box_iou_and_giou(boxes: Tensor, others: Tensor) -> tuple[Tensor, Tensor]:
@@ -38,69 +51,134 @@ def box_iou_and_giou(boxes: Tensor, others: Tensor) -> tuple[Tensor, Tensor]:
     return iou, iou - (hull_area - union) / hull_area.clamp(min=tiny)
 
 
-class MatchCostModel(nn.Module):
-    """Weighted sum of classification, L1 and GIoU cost (Sparse R-CNN, section 3.3; as in DETR).
+@dataclass(frozen=True)
+class Pairs:
+    """Each proposal of each stage beside each ground truth of its image: what cost terms compare."""
 
-    The classification cost is the focal loss of calling the proposal the ground truth's class, minus
-    that of calling it background. Hence background costs 0, for every matcher.
-    """
+    predictions: StagePredictions
+    targets: BatchedTargets
+
+    @cached_property
+    def iou_and_giou(self) -> tuple[Tensor, Tensor]:
+        """(S, B, P, G) each, of predicted and true boxes."""
+        return box_iou_and_giou(self.predictions.boxes[:, :, :, None], self.targets.boxes[None, :, None])
+
+
+class CostTerm(nn.Module, ABC):
+    """One reason for and against making a proposal learn from a ground truth."""
+
+    def __init__(self, *, weight: float) -> None:
+        """
+        Args:
+            weight: what :class:`MatchCostModel` multiplies it by.
+        """
+        super().__init__()
+        self.weight = weight
+
+    @abstractmethod
+    def forward(self, pairs: Pairs) -> Tensor:
+        """(S, B, P, G) float32 cost, relative to background's, without the weight. There is no gradient to keep."""
+
+
+@COST_REGISTRY.register()
+class ClassCost(CostTerm):
+    """The focal loss of calling a proposal the ground truth's class, minus that of calling it background."""
 
     @configurable
-    def __init__(
-        self,
-        *,
-        class_weight: float,
-        l1_weight: float,
-        giou_weight: float,
-        focal_alpha: float,
-        focal_gamma: float,
-    ) -> None:
-        super().__init__()
-        if class_weight == l1_weight == giou_weight == 0:
-            raise ValueError("at least one of CLASS_WEIGHT, L1_WEIGHT and GIOU_WEIGHT must not be 0")
-        self.class_weight = class_weight
-        self.l1_weight = l1_weight
-        self.giou_weight = giou_weight
-        self.focal_alpha = focal_alpha
-        self.focal_gamma = focal_gamma
+    def __init__(self, *, weight: float, alpha: float, gamma: float) -> None:
+        """
+        Args:
+            weight: of the term.
+            alpha: of the focal loss (arXiv 1708.02002).
+            gamma: of the focal loss.
+        """
+        super().__init__(weight=weight)
+        self.alpha = alpha
+        self.gamma = gamma
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, object]:
         node = cfg.MODEL.SparseRCNN
-        return {
-            "class_weight": node.CLASS_WEIGHT,
-            "l1_weight": node.L1_WEIGHT,
-            "giou_weight": node.GIOU_WEIGHT,
-            "focal_alpha": node.ALPHA,
-            "focal_gamma": node.GAMMA,
-        }
+        return {"weight": node.CLASS_WEIGHT, "alpha": node.ALPHA, "gamma": node.GAMMA}
+
+    def forward(self, pairs: Pairs) -> Tensor:
+        stages, _, proposals, _ = pairs.predictions.logits.shape
+        index = pairs.targets.classes[None, :, None].expand(stages, -1, proposals, -1)
+        logit = pairs.predictions.logits.gather(-1, index)
+        probability = logit.sigmoid()
+        positive = self.alpha * (1 - probability) ** self.gamma * F.softplus(-logit)
+        negative = (1 - self.alpha) * probability**self.gamma * F.softplus(logit)
+        return positive - negative
+
+
+@COST_REGISTRY.register()
+class L1Cost(CostTerm):
+    """The sum of the four coordinates' distances, in units of the image's width and height."""
+
+    @configurable
+    def __init__(self, *, weight: float) -> None:
+        super().__init__(weight=weight)
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode) -> dict[str, object]:
+        return {"weight": cfg.MODEL.SparseRCNN.L1_WEIGHT}
+
+    def forward(self, pairs: Pairs) -> Tensor:
+        boxes, whwh = pairs.predictions.boxes, pairs.targets.image_whwh[:, None]
+        wanted = (pairs.targets.boxes / whwh).expand(len(boxes), -1, -1, -1)
+        distance = torch.cdist((boxes / whwh).flatten(0, 1), wanted.flatten(0, 1), p=1)
+        return distance.unflatten(0, boxes.shape[:2])
+
+
+@COST_REGISTRY.register()
+class GIoUCost(CostTerm):
+    """Minus the generalized IoU (arXiv 1902.09630)."""
+
+    @configurable
+    def __init__(self, *, weight: float) -> None:
+        super().__init__(weight=weight)
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode) -> dict[str, object]:
+        return {"weight": cfg.MODEL.SparseRCNN.GIOU_WEIGHT}
+
+    def forward(self, pairs: Pairs) -> Tensor:
+        return -pairs.iou_and_giou[1]
+
+
+class MatchCostModel(nn.Module):
+    """The weighted sum of cost terms; of classification, L1 and GIoU by default (Sparse R-CNN, section 3.3).
+
+    All terms are relative to background, which hence costs 0, for every matcher.
+    """
+
+    @configurable
+    def __init__(self, *, terms: Sequence[CostTerm]) -> None:
+        """
+        Args:
+            terms: at least one with a weight.
+
+        Raises:
+            ValueError: there is none.
+        """
+        super().__init__()
+        if all(term.weight == 0 for term in terms):
+            raise ValueError(
+                "matching costs nothing: MODEL.SparseRCNN.COSTS needs a term with a weight. The weights of the usual "
+                "ones are CLASS_WEIGHT, L1_WEIGHT and GIOU_WEIGHT"
+            )
+        self.terms = nn.ModuleList(terms)
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode) -> dict[str, object]:
+        names = cfg.MODEL.SparseRCNN.COSTS
+        return {"terms": [find_registered(COST_REGISTRY, name, "MODEL.SparseRCNN.COSTS")(cfg) for name in names]}
 
     @torch.no_grad()
     def forward(self, predictions: StagePredictions, targets: BatchedTargets) -> MatchCosts:
         """Computes all costs in float32, under autocast too."""
         with torch.autocast(predictions.boxes.device.type, enabled=False):
-            boxes = predictions.boxes.float()
-            iou, giou = box_iou_and_giou(boxes[:, :, :, None], targets.boxes[None, :, None])
-            cost = self.class_weight * self._class_cost(predictions.logits.float(), targets.classes)
-            cost += self.l1_weight * self._l1_cost(boxes, targets)
-            cost -= self.giou_weight * giou
-        return MatchCosts(cost, iou, targets.valid)
-
-    def _class_cost(self, logits: Tensor, classes: Tensor) -> Tensor:
-        """(S, B, P, K) logits and (B, G) classes to the (S, B, P, G) focal cost relative to background."""
-        stages, _, proposals, _ = logits.shape
-        index = classes[None, :, None].expand(stages, -1, proposals, -1)
-        logit = logits.gather(-1, index)
-        probability = logit.sigmoid()
-        positive = self.focal_alpha * (1 - probability) ** self.focal_gamma * F.softplus(-logit)
-        negative = (1 - self.focal_alpha) * probability**self.focal_gamma * F.softplus(logit)
-        return positive - negative
-
-    @staticmethod
-    def _l1_cost(boxes: Tensor, targets: BatchedTargets) -> Tensor:
-        """(S, B, P, G) sum of the four coordinates' distances, in units of the image's width and height."""
-        stages, images, proposals, _ = boxes.shape
-        relative = boxes / targets.image_whwh[:, None]
-        relative_targets = (targets.boxes / targets.image_whwh[:, None]).expand(stages, -1, -1, -1)
-        distance = torch.cdist(relative.flatten(0, 1), relative_targets.flatten(0, 1), p=1)
-        return distance.view(stages, images, proposals, -1)
+            exact = replace(predictions, logits=predictions.logits.float(), boxes=predictions.boxes.float())
+            pairs = Pairs(exact, targets)
+            cost = reduce(torch.add, [term.weight * term(pairs) for term in self.terms if term.weight])
+        return MatchCosts(cost, pairs.iou_and_giou[0], targets.valid)

@@ -12,7 +12,7 @@ from detectron2.utils.registry import Registry
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 
-from ...config import resolved_copy
+from ...config_resolution import resolved_copy
 from ..structures import BACKGROUND, Assignment, MatchCosts
 from .sinkhorn import sinkhorn
 from .units import UnitSchedule

@@ -93,17 +93,29 @@ class DynamicHead(nn.Module):
         # In float32 under autocast too: RoIAlign takes boxes of the maps' type, and in half precision they lose pixels.
         maps = [features[name].float() for name in self.in_features]
         boxes = proposal_boxes
-        logits_by_stage: list[Tensor] = []
-        boxes_by_stage: list[Tensor] = []
-        for stage in self.head_series:
+        stages: list[StagePredictions] = []
+        for number, stage in enumerate(self.head_series):
             roi_features = self._pool(maps, boxes)
             logits, deltas, proposal_features = self._run(stage, proposal_features, roi_features)
             refined = self._refine(boxes, deltas)
-            logits_by_stage.append(logits)
-            boxes_by_stage.append(refined)
+            stages.append(self.predictions_of(number, logits, refined, proposal_features))
             # Each stage learns to correct the boxes it gets, not to please the stages after it.
             boxes = refined.detach()
-        return StagePredictions(torch.stack(logits_by_stage), torch.stack(boxes_by_stage))
+        return stages[0].cat(*stages[1:])
+
+    def predictions_of(self, stage: int, logits: Tensor, boxes: Tensor, features: Tensor) -> StagePredictions:
+        """What one stage predicts; a head that predicts more overrides this.
+
+        Args:
+            stage: its number, from 0.
+            logits: (B, P, K).
+            boxes: (B, P, 4) refined, absolute XYXY pixels.
+            features: (B, P, C) of the proposals, as the next stage gets them.
+
+        Returns:
+            With S = 1.
+        """
+        return StagePredictions(logits[None], boxes[None])
 
     def _pool(self, maps: list[Tensor], boxes: Tensor) -> Tensor:
         """(B * P, R * R, C) RoI features at (B, P, 4) boxes."""

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from detectron2.config import CfgNode, configurable
 from detectron2.utils.registry import Registry
-from fvcore.nn import sigmoid_focal_loss
 from torch import Tensor, nn
 
-from ...config import choose_normalizer, resolved_copy
-from ..assignment.costs import MatchCostModel, box_iou_and_giou
+from ...config_resolution import choose_normalizer, find_registered, resolved_copy
+from ..assignment.costs import MatchCostModel
 from ..assignment.matchers import Matcher, build_matcher
 from ..events import ScalarLog
 from ..structures import Assignment, BatchedTargets, StagePredictions
-from .crowd import inside_crowd
 from .normalizer import average_over_ranks
+from .terms import LOSS_REGISTRY, LossTerm, Matched
 
 CRITERION_REGISTRY = Registry("CRITERION")
 CRITERION_REGISTRY.__doc__ = """
@@ -27,9 +28,8 @@ A criterion maps ``(StagePredictions, BatchedTargets)`` to a dict of weighted sc
 class SetCriterion(nn.Module):
     """Set prediction loss of Sparse R-CNN (arXiv 2011.12450, section 3.3) over all stages at once.
 
-    Focal loss on the classes of all proposals; L1 (in units of the image's size) and GIoU loss on the
-    boxes of those that learn from a ground truth. All are sums, divided by the number of ground truths, or,
-    with a one-to-many matcher (Dynamic Sparse R-CNN, arXiv 2205.02101, section 3.2), by that of the stage's
+    The losses are sums over the images and proposals of a stage, divided by the number of ground truths or, with a
+    one-to-many matcher (Dynamic Sparse R-CNN, arXiv 2205.02101, section 3.2), by that of the stage's
     positives. What such a matcher did goes to detectron2's ``EventStorage``.
     """
 
@@ -39,11 +39,7 @@ class SetCriterion(nn.Module):
         *,
         cost_model: MatchCostModel,
         matcher: Matcher,
-        class_weight: float,
-        l1_weight: float,
-        giou_weight: float,
-        focal_alpha: float,
-        focal_gamma: float,
+        losses: Sequence[LossTerm],
         deep_supervision: bool,
         normalizer: str | None = None,
     ) -> None:
@@ -51,28 +47,23 @@ class SetCriterion(nn.Module):
         Args:
             cost_model: what matching costs.
             matcher: one-to-one or one-to-many.
-            class_weight: of the focal loss.
-            l1_weight: of the L1 loss.
-            giou_weight: of the GIoU loss.
-            focal_alpha: of the focal loss.
-            focal_gamma: of the focal loss.
+            losses: the terms, each of another name.
             deep_supervision: whether all stages learn, or the last alone.
             normalizer: what the losses of a stage are divided by, ``positives`` or ``num_gt``; None: what the matcher
                 asks for. One-to-one matchers take None alone.
 
         Raises:
-            ValueError: ``normalizer`` does not fit the matcher.
+            ValueError: ``normalizer`` does not fit the matcher, or two losses have one name.
         """
         super().__init__()
+        names = [term.name for term in losses]
+        if len(set(names)) < len(names):
+            raise ValueError(f"MODEL.SparseRCNN.LOSSES has losses of the names {names}: each must have its own")
         self.normalizer = choose_normalizer(type(matcher).__name__, matcher.one_to_many, normalizer)
         self._log = ScalarLog()
         self.cost_model = cost_model
         self.matcher = matcher
-        self.class_weight = class_weight
-        self.l1_weight = l1_weight
-        self.giou_weight = giou_weight
-        self.focal_alpha = focal_alpha
-        self.focal_gamma = focal_gamma
+        self.losses = nn.ModuleList(losses)
         self.deep_supervision = deep_supervision
 
     @classmethod
@@ -82,11 +73,7 @@ class SetCriterion(nn.Module):
         return {
             "cost_model": MatchCostModel(cfg),
             "matcher": build_matcher(cfg),
-            "class_weight": node.CLASS_WEIGHT,
-            "l1_weight": node.L1_WEIGHT,
-            "giou_weight": node.GIOU_WEIGHT,
-            "focal_alpha": node.ALPHA,
-            "focal_gamma": node.GAMMA,
+            "losses": [find_registered(LOSS_REGISTRY, x, "MODEL.SparseRCNN.LOSSES")(cfg) for x in node.LOSSES],
             "deep_supervision": node.DEEP_SUPERVISION,
             "normalizer": node.DLA.NORMALIZER,
         }
@@ -102,8 +89,8 @@ class SetCriterion(nn.Module):
                 larger batch; None: :meth:`count`, averaged over ranks, at least 1.
 
         Returns:
-            ``loss_ce``, ``loss_bbox`` and ``loss_giou`` of the last stage; with the suffix ``_0``, ``_1``, ...
-            those of the earlier stages. Weighted float32 scalars.
+            The losses of the last stage by their names (``loss_ce``, ``loss_bbox``, ``loss_giou``); with the suffix
+            ``_0``, ``_1``, ... those of the earlier stages. Weighted float32 scalars.
         """
         predictions = self._supervised(predictions)
         assignment = self._match(predictions, targets)
@@ -112,11 +99,9 @@ class SetCriterion(nn.Module):
         with torch.autocast(predictions.boxes.device.type, enabled=False):
             if divisor is None:
                 divisor = average_over_ranks(self._count(assignment, targets))
-            losses = {
-                "loss_ce": self.class_weight * self._class_loss(predictions, assignment, targets),
-                **self._box_losses(predictions.boxes, assignment, targets),
-            }
-            return _name_by_stage({name: loss / divisor for name, loss in losses.items()})
+            matched = Matched(predictions, targets, assignment)
+            losses = {str(term.name): term.weight * term(matched) / divisor for term in self.losses}
+        return _name_by_stage(losses)
 
     @torch.no_grad()
     def count(self, predictions: StagePredictions, targets: BatchedTargets) -> Tensor:
@@ -141,28 +126,6 @@ class SetCriterion(nn.Module):
         count = self.count_targets(targets)
         return assignment.positive.sum((1, 2)).float() if count is None else count
 
-    def _class_loss(self, predictions: StagePredictions, assignment: Assignment, targets: BatchedTargets) -> Tensor:
-        """(S,) sum of the focal loss over images, proposals and classes; background in crowds learns nothing."""
-        logits = predictions.logits
-        classes = _gather_ground_truth(targets.classes, assignment)
-        wanted = classes[..., None] == torch.arange(logits.shape[-1], device=logits.device)
-        wanted &= assignment.positive[..., None]
-        loss = sigmoid_focal_loss(logits.float(), wanted.float(), self.focal_alpha, self.focal_gamma)
-        if targets.crowd is not None:
-            loss = loss * ~(inside_crowd(predictions.boxes, targets) & ~assignment.positive)[..., None]
-        return loss.sum((1, 2, 3))
-
-    def _box_losses(self, boxes: Tensor, assignment: Assignment, targets: BatchedTargets) -> dict[str, Tensor]:
-        """(S,) sums of the L1 and of the GIoU loss over the proposals that learn from a ground truth."""
-        wanted = _gather_ground_truth(targets.boxes, assignment)
-        _, giou = box_iou_and_giou(boxes, wanted)
-        distance = ((boxes - wanted) / targets.image_whwh[:, None]).abs().sum(-1)
-        positive = assignment.positive
-        return {
-            "loss_bbox": self.l1_weight * (distance * positive).sum((1, 2)),
-            "loss_giou": self.giou_weight * ((1 - giou) * positive).sum((1, 2)),
-        }
-
 
 def _assignment_scalars(assignment: Assignment, targets: BatchedTargets) -> dict[str, Tensor]:
     """What to log of an assignment, as scalars on its device."""
@@ -183,16 +146,6 @@ def _assignment_scalars(assignment: Assignment, targets: BatchedTargets) -> dict
     return scalars
 
 
-def _gather_ground_truth(values: Tensor, assignment: Assignment) -> Tensor:
-    """(B, G, ...) values of the ground truths to the (S, B, P, ...) of each proposal's own.
-
-    Background proposals get those of ground truth 0: the caller masks them, which needs no host.
-    """
-    index = assignment.gt_index.clamp(min=0)
-    image = torch.arange(values.shape[0], device=values.device)[:, None]
-    return values[image, index]
-
-
 def _name_by_stage(losses: dict[str, Tensor]) -> dict[str, Tensor]:
     """(S,) losses to scalars with the names of the public Sparse R-CNN: the last stage has no number."""
     named: dict[str, Tensor] = {}
@@ -211,7 +164,5 @@ def build_criterion(cfg: CfgNode) -> nn.Module:
     """
     cfg = resolved_copy(cfg)
     name = cfg.MODEL.SparseRCNN.CRITERION or "SetCriterion"
-    if name not in CRITERION_REGISTRY:
-        registered = ", ".join(sorted(known for known, _ in CRITERION_REGISTRY))
-        raise ValueError(f"MODEL.SparseRCNN.CRITERION is {name!r}: registered are {registered}")
-    return CRITERION_REGISTRY.get(name)(cfg)
+    criterion: nn.Module = find_registered(CRITERION_REGISTRY, name, "MODEL.SparseRCNN.CRITERION")(cfg)
+    return criterion

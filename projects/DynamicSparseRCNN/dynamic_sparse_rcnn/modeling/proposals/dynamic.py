@@ -170,8 +170,10 @@ class DynamicProposalGenerator(nn.Module):
 
     def _spread(self, values: Tensor, reach: Tensor, rng: torch.Generator | None) -> Tensor:
         others = self.num_experts - 1
+        if others == 0:  # no random number is drawn: all that is drawn later stays as with static proposals
+            return values
         # Cosines of angles evenly spaced on the circle add up to zero, and lie in [-1, 1].
-        turn = torch.rand(values.shape, generator=rng) + (torch.arange(others) / max(1, others))[:, None, None]
+        turn = torch.rand(values.shape, generator=rng) + (torch.arange(others) / others)[:, None, None]
         offsets = torch.cos(2 * math.pi * turn).to(values)
         return torch.cat([values[None], values + reach * offsets]).flatten(0, 1)
 

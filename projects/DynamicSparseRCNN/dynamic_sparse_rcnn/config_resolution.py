@@ -1,0 +1,176 @@
+"""What a config leaves open follows from its meta-architecture and its matcher; this is the one place that says how."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any, NamedTuple
+
+from detectron2.config import CfgNode
+from detectron2.utils.registry import Registry
+
+logger = logging.getLogger(__name__)
+
+
+class Parts(NamedTuple):
+    """What a meta-architecture is made of unless the config says otherwise; all else follows from the matcher."""
+
+    proposal_generator: str
+    matcher: str
+
+
+#: By name of the meta-architecture; derived ones have their base's.
+ARCHITECTURE_PARTS = {
+    "SparseRCNN": Parts("LearnedProposalGenerator", "HungarianMatcher"),
+    "DynamicSparseRCNN": Parts("DynamicProposalGenerator", "OptimalTransportMatcher"),
+}
+
+# The NMS of one-to-many matching (arXiv 2205.02101, section 4.1), and one that drops nothing.
+_NMS_OF_ONE_TO_MANY, _NO_NMS = 0.7, 1.0
+# What evaluations cut off at unless told otherwise, and the proposals beyond which that loses objects.
+_DEFAULT_DETECTIONS, _MOST_USUAL_PROPOSALS = 100, 300
+
+
+def resolve_config(cfg: CfgNode) -> None:
+    """Fills in what the config leaves open, in place; does nothing to a config that is resolved already.
+
+    ``MODEL.META_ARCHITECTURE`` decides the proposal generator (detectron2's default, RPN, counts as open) and the
+    matcher. The matcher decides, by ``Matcher.one_to_many``, what the losses are divided by
+    (``MODEL.SparseRCNN.DLA.NORMALIZER``) and at which IoU detections are suppressed
+    (``MODEL.SparseRCNN.NMS_THRESHOLD``). Architectures of others keep what they have.
+
+    Raises:
+        ValueError: keys contradict each other, or a name is not registered; names the keys and the remedy.
+    """
+    frozen = cfg.is_frozen()
+    cfg.defrost()
+    try:
+        _resolve(cfg)
+    finally:
+        if frozen:
+            cfg.freeze()
+
+
+def resolved_copy(cfg: CfgNode) -> CfgNode:
+    """A copy of the config, resolved by :func:`resolve_config`."""
+    cfg = cfg.clone()
+    resolve_config(cfg)
+    return cfg
+
+
+def _resolve(cfg: CfgNode) -> None:
+    node = cfg.MODEL.SparseRCNN
+    _open_old_defaults(node)
+    parts = _parts_of(cfg.MODEL.META_ARCHITECTURE)
+    if parts is not None:
+        if cfg.MODEL.PROPOSAL_GENERATOR.NAME in (None, "", "RPN"):
+            cfg.MODEL.PROPOSAL_GENERATOR.NAME = parts.proposal_generator
+        node.MATCHER = node.MATCHER or parts.matcher
+        _keep_detections_of_all_proposals(cfg)
+    if node.MATCHER is None:
+        return
+    one_to_many = _is_one_to_many(node.MATCHER)
+    node.CRITERION = _choose_criterion(node.MATCHER, one_to_many, node.CRITERION)
+    node.DLA.NORMALIZER = choose_normalizer(node.MATCHER, one_to_many, node.DLA.NORMALIZER)
+    node.NMS_THRESHOLD = choose_nms_threshold(node.MATCHER, one_to_many, node.NMS_THRESHOLD)
+
+
+def _open_old_defaults(node: CfgNode) -> None:
+    """Files of before had "" and 0.0 where now there is None, and then a normalizer that nobody had chosen."""
+    if "" in (node.CRITERION, node.MATCHER) or node.NMS_THRESHOLD == 0:
+        node.CRITERION, node.MATCHER = node.CRITERION or None, node.MATCHER or None
+        node.NMS_THRESHOLD = node.NMS_THRESHOLD or None
+        node.DLA.NORMALIZER = None if node.DLA.NORMALIZER == "positives" else node.DLA.NORMALIZER
+
+
+def _parts_of(architecture: str) -> Parts | None:
+    from detectron2.modeling import META_ARCH_REGISTRY  # imports PyTorch, which reading a config does not need
+
+    if architecture not in META_ARCH_REGISTRY:
+        return ARCHITECTURE_PARTS.get(architecture)
+    bases = META_ARCH_REGISTRY.get(architecture).__mro__
+    return next((ARCHITECTURE_PARTS[base.__name__] for base in bases if base.__name__ in ARCHITECTURE_PARTS), None)
+
+
+def _keep_detections_of_all_proposals(cfg: CfgNode) -> None:
+    """Crowded data sets have more objects an image than detectron2 keeps by default."""
+    proposals = cfg.MODEL.SparseRCNN.NUM_PROPOSALS
+    if cfg.TEST.DETECTIONS_PER_IMAGE == _DEFAULT_DETECTIONS and proposals > _MOST_USUAL_PROPOSALS:
+        cfg.TEST.DETECTIONS_PER_IMAGE = proposals
+        logger.info(f"TEST.DETECTIONS_PER_IMAGE follows MODEL.SparseRCNN.NUM_PROPOSALS: {proposals}")
+
+
+def find_registered(registry: Registry, name: str, key: str) -> Any:
+    """What is registered under the name that a key has.
+
+    Raises:
+        ValueError: nothing is; names the key and what is.
+    """
+    if name not in registry:
+        registered = ", ".join(sorted(known for known, _ in registry))
+        raise ValueError(f"{key} is {name!r}: registered are {registered}")
+    return registry.get(name)
+
+
+def _is_one_to_many(matcher: str) -> bool:
+    from .modeling.assignment.matchers import MATCHER_REGISTRY  # which resolves configs itself
+
+    one_to_many: bool = find_registered(MATCHER_REGISTRY, matcher, "MODEL.SparseRCNN.MATCHER").one_to_many
+    return one_to_many
+
+
+def _choose_criterion(matcher: str, one_to_many: bool, chosen: str | None) -> str:
+    if chosen == "DLACriterion":  # of before: SetCriterion with a one-to-many matcher
+        if not one_to_many:
+            raise ValueError(
+                f"MODEL.SparseRCNN.CRITERION DLACriterion needs a one-to-many matcher, but MODEL.SparseRCNN.MATCHER is "
+                f"{matcher}, which is one-to-one: set MATCHER to OptimalTransportMatcher, or leave CRITERION out"
+            )
+        return "SetCriterion"
+    return chosen or "SetCriterion"
+
+
+def choose_normalizer(matcher: str, one_to_many: bool, chosen: str | None) -> str | None:
+    """What the losses are divided by: ``positives`` or ``num_gt``; None for one-to-one, where it is the latter.
+
+    Args:
+        matcher: its name, for messages.
+        one_to_many: whether it is.
+        chosen: ``MODEL.SparseRCNN.DLA.NORMALIZER``; None: the usual one.
+
+    Raises:
+        ValueError: one-to-one matchers have no choice; or the name is unknown.
+    """
+    if chosen is None:
+        return "positives" if one_to_many else None
+    if chosen not in ("positives", "num_gt"):
+        raise ValueError(f"MODEL.SparseRCNN.DLA.NORMALIZER is {chosen!r}: use positives or num_gt")
+    if not one_to_many:
+        raise ValueError(
+            f"MODEL.SparseRCNN.DLA.NORMALIZER is {chosen!r}, but MODEL.SparseRCNN.MATCHER {matcher} is one-to-one: its "
+            "losses are divided by the number of ground truths. Leave NORMALIZER out, or use a one-to-many matcher"
+        )
+    return chosen
+
+
+def choose_nms_threshold(matcher: str, one_to_many: bool, chosen: float | None) -> float:
+    """The IoU of the NMS; 1: none.
+
+    Args:
+        matcher: its name, for messages.
+        one_to_many: whether it is.
+        chosen: ``MODEL.SparseRCNN.NMS_THRESHOLD``; None: the usual one.
+
+    Raises:
+        ValueError: a one-to-many matcher without NMS; or not an IoU.
+    """
+    if chosen is None:
+        return _NMS_OF_ONE_TO_MANY if one_to_many else _NO_NMS
+    if not isinstance(chosen, (int, float)) or not chosen > 0:
+        raise ValueError(f"MODEL.SparseRCNN.NMS_THRESHOLD is {chosen!r}: use an IoU above 0, or 1 for no NMS")
+    if one_to_many and chosen >= _NO_NMS:
+        raise ValueError(
+            f"MODEL.SparseRCNN.NMS_THRESHOLD is {chosen} (none), and MODEL.SparseRCNN.MATCHER {matcher} one-to-many: "
+            f"an object would be found several times. Set NMS_THRESHOLD below 1 ({_NMS_OF_ONE_TO_MANY} is usual, "
+            "0.999 drops only equal boxes), or use a one-to-one matcher"
+        )
+    return float(chosen)
