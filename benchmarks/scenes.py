@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """A set on which proposals that depend on the image must help: the positive control of dynamic proposals.
 
-Each image is one of three kinds of scene, which its background tells, and each kind has its objects at six places of its
-own. Six proposals that are the same for every image cannot be near all 18 places; six for each kind can.
+Each image is one of three kinds of scene, which its background tells, and each kind has its objects at six places of
+its own. Six proposals that are the same for every image cannot be near all 18 places; six for each kind can.
 
     python benchmarks/scenes.py --output output/scenes
     python tools/train_net.py ... DATASETS.TRAIN "('coco:output/scenes/train.json:output/scenes/train',)"
@@ -48,8 +48,8 @@ def draw_scene(
     y, x = np.mgrid[:SIDE, :SIDE]
     stripes = np.sin(np.stack([x, y, x + y])[kind] * np.pi / 4)  # upright, level or slanted
     pixels = 128 + 40 * stripes[..., None] + rng.normal(0, 12, (SIDE, SIDE, 3))
-    boxes = places(kind) + [MARGIN, MARGIN, -MARGIN, -MARGIN]
-    boxes = boxes + rng.integers(-JITTER, JITTER + 1, boxes.shape)
+    inwards = MARGIN + rng.integers(-JITTER, JITTER + 1, (PLACES, 4))
+    boxes = places(kind) + inwards * [1, 1, -1, -1]
     classes = rng.integers(len(CLASS_NAMES), size=PLACES)
     for (x1, y1, x2, y2), color in zip(boxes.astype(int), COLORS[classes], strict=True):
         pixels[y1:y2, x1:x2] = color + rng.normal(0, 12, (y2 - y1, x2 - x1, 3))
