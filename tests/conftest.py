@@ -27,7 +27,7 @@ def _seeded() -> None:
 @pytest.fixture(autouse=True)
 def _loggers_left_as_they_were() -> Iterator[None]:
     """Runs set up detectron2's logging, which stops propagation: later tests want to see what is logged."""
-    loggers = [logging.getLogger(name) for name in ("detectron2", "dynamic_sparse_rcnn", "fvcore")]
+    loggers = [logging.getLogger(name) for name in ("detectron2", "dynamic_sparse_rcnn", "fvcore", "timm")]
     before = [(logger, logger.propagate, logger.level, list(logger.handlers)) for logger in loggers]
     yield
     for logger, propagate, level, handlers in before:

@@ -3,15 +3,24 @@
 from __future__ import annotations
 
 import argparse
+import logging
+import os
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from .options import DATA_HELP, Subparsers, add_command, add_run_options, detectron2_arguments, run_options
 
-#: For own data, small enough for a CPU.
-DEFAULT_CONFIG = "small/sparse_rcnn_R_18_FPN_50pro_256px.yaml"
+logger = logging.getLogger(__name__)
+
+#: For own data, small enough for a CPU; the data decide the rest.
+DEFAULT_CONFIG = "small/dynamic_sparse_rcnn_lite0_FPN_30pro_160px.yaml"
+DEFAULT_MINUTES = 10.0
 _DESCRIPTION = """Train a detector.
+Without a config, data, machine and time decide the settings; the log says why.
+Without --val, a fifth of a COCO set is kept to choose the best checkpoint with.
 Checkpoints, config.yaml, log.txt and TensorBoard's scalars go to --output.
-With --val the last line is "bbox AP .. AP50 .. AP75 ..".
+The last line is "bbox AP .. AP50 .. AP75 ..".
 KEY VALUE pairs change the config (of a lazy config: KEY=VALUE)."""
 
 
@@ -21,6 +30,9 @@ def add_parser(subparsers: Subparsers) -> None:
     parser.add_argument("--data", action="append", default=[], metavar="NAME", help=DATA_HELP)
     parser.add_argument("--val", action="append", default=[], metavar="NAME", help="to evaluate on, likewise")
     parser.add_argument("--output", required=True, metavar="DIR", help="folder of the run")
+    length = parser.add_mutually_exclusive_group()
+    length.add_argument("--minutes", type=positive, metavar="N", help="that it may take; default without a config: 10")
+    length.add_argument("--epochs", type=positive, metavar="N", help="how often each image is learned")
     parser.add_argument("--weights", metavar="RUN_OR_FILE", help="a run or checkpoint to start from")
     parser.add_argument("--resume", action="store_true", help="continue the run in --output")
     add_run_options(parser)
@@ -31,7 +43,7 @@ def run(args: argparse.Namespace) -> None:
     """Trains, in as many processes as are asked for.
 
     Raises:
-        ValueError: a new run has no data.
+        ValueError: a new run has no data, or a resumed one is given another length.
     """
     from ..checkpoints.runs import find_checkpoint
     from ..engine.launch import launch
@@ -42,7 +54,7 @@ def run(args: argparse.Namespace) -> None:
     resumes = args.resume and saved.is_file()
     if not (args.data or resumes):
         raise ValueError("--data is needed: the data set to train on, such as coco:train.json:images")
-    config_file = args.config_file or (str(saved) if resumes else choose_config(args))
+    config_file = args.config_file or (str(saved) if resumes else DEFAULT_CONFIG)
     options = run_options(
         config_file,
         output,
@@ -50,9 +62,58 @@ def run(args: argparse.Namespace) -> None:
         test=args.val if args.val or not resumes else None,
         weights=find_checkpoint(args.weights) if args.weights else None,
     )
+    if resumes and (args.minutes or args.epochs):
+        raise ValueError("a resumed run keeps its length: for more iterations set SOLVER.MAX_ITER and SOLVER.STEPS")
+    if not resumes:
+        options += choose_options(args, config_file, options, output)
     launch(run_process, detectron2_arguments(args, config_file, options, resume=args.resume))
 
 
-def choose_config(args: argparse.Namespace) -> str:
-    """The config of a training for which none is named."""
-    return DEFAULT_CONFIG
+def choose_options(args: argparse.Namespace, config_file: str, options: Sequence[str], output: str) -> list[str]:
+    """Options for what the command line leaves open: all settings without a config, otherwise the length alone.
+
+    Args:
+        args: of the command line.
+        config_file: of the run.
+        options: of the run so far.
+        output: folder of the run, for its log.
+
+    Raises:
+        OSError, ValueError: the data cannot be used, or the command line contradicts itself.
+    """
+    if args.config_file and args.minutes is None and args.epochs is None:
+        return []
+    from ..config_reading import is_lazy_config, read_config
+    from ..engine.launch import import_modules
+    from ..engine.process import set_up_logging
+    from ..engine.run_length import choose_length, choose_training
+    from ..engine.small_data import as_options
+
+    if "LOCAL_RANK" in os.environ:
+        raise ValueError("under torchrun each process would choose other settings: name a config, without --minutes")
+    if is_lazy_config(config_file):
+        raise ValueError("--minutes and --epochs are for yaml configs: of a lazy config set train.max_iter")
+    import_modules(args)
+    set_up_logging(output)
+
+    def read(chosen: Sequence[str]) -> Any:
+        return read_config(config_file, [*options, *chosen, *args.opts])
+
+    length: dict[str, Any] = {"minutes": args.minutes, "epochs": args.epochs, "processes": args.num_gpus}
+    if args.config_file:
+        choices = choose_length(read([]), **length)
+    else:
+        if args.epochs is None and "SOLVER.MAX_ITER" not in args.opts:
+            length["minutes"] = args.minutes or DEFAULT_MINUTES
+        choices = choose_training(read, args.data, args.val, **length)
+    for choice in choices:
+        logger.info(f"Chosen: {choice}")
+    return as_options(choices)
+
+
+def positive(text: str) -> float:
+    """A number above 0, for argparse."""
+    number = float(text)
+    if not 0 < number < float("inf"):
+        raise ValueError(text)
+    return number

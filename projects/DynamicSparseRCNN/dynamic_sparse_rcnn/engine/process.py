@@ -14,7 +14,7 @@ from detectron2.utils.logger import setup_logger
 
 logger = logging.getLogger(__name__)
 
-_LOGGERS = ("fvcore", "detectron2", "dynamic_sparse_rcnn")
+_LOGGERS = ("fvcore", "timm", "detectron2", "dynamic_sparse_rcnn")
 
 
 def set_up_logging(output_dir: str) -> None:

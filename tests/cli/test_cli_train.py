@@ -1,0 +1,92 @@
+"""``dsrcnn train`` without a config: what is chosen is kept, and is what a resumed run has."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+from small_runs import CONFIG
+
+from dynamic_sparse_rcnn.cli import main
+
+# Makes the default detector tiny; the length and the batch stay open.
+TINY = [
+    *("MODEL.TIMM.NAME", "test_efficientnet", "MODEL.TIMM.CHECKPOINT", "", "MODEL.DEVICE", "cpu"),
+    *("MODEL.FPN.OUT_CHANNELS", "32", "MODEL.SparseRCNN.HIDDEN_DIM", "32", "MODEL.SparseRCNN.DIM_DYNAMIC", "8"),
+    *("MODEL.SparseRCNN.DPG.HIDDEN_DIM", "16", "DATALOADER.NUM_WORKERS", "0", "INPUT.MIN_SIZE_TRAIN", "(64,)"),
+]
+
+
+def config_of(folder: Path) -> dict:
+    content: dict = yaml.safe_load((folder / "config.yaml").read_text())
+    return content
+
+
+def test_epochs_are_all_that_a_training_needs_and_a_resumed_one_keeps_what_was_chosen(shapes, tmp_path, capsys):
+    main(["train", "--data", shapes, "--output", str(tmp_path), "--epochs", "8", *TINY, "SOLVER.IMS_PER_BATCH", "5"])
+    assert capsys.readouterr().out.splitlines()[-1].startswith("bbox AP ")
+    config = config_of(tmp_path)
+    assert config["MODEL"]["META_ARCHITECTURE"] == "DynamicSparseRCNN"
+    assert config["MODEL"]["SparseRCNN"]["NUM_PROPOSALS"] == 30
+    # Five of the six images, in batches of five; the command line has the last word.
+    assert (config["SOLVER"]["MAX_ITER"], config["SOLVER"]["STEPS"], config["INPUT"]["MIN_SIZE_TEST"]) == (8, [6], 160)
+    assert config["INPUT"]["MIN_SIZE_TRAIN"] == [64]
+    assert (config["DATASETS"]["TRAIN"], config["DATASETS"]["TEST"]) == ([f"{shapes}:0-80%"], [f"{shapes}:80-100%"])
+    assert "Chosen: SOLVER.MAX_ITER 8: 8 epochs of 5 images" in (tmp_path / "log.txt").read_text()
+    (tmp_path / "last_checkpoint").write_text("model_0000003.pth")
+    main(["train", "--resume", "--output", str(tmp_path)])
+    assert config_of(tmp_path) == config
+    assert "Resuming the run" in (tmp_path / "log.txt").read_text()
+
+
+def test_minutes_set_the_length_of_a_config_too(shapes, tmp_path, monkeypatch):
+    from dynamic_sparse_rcnn.engine import run_length
+
+    monkeypatch.setattr(run_length, "measure", lambda cfg, processes: run_length.Timing(5.0, 0.0))
+    arguments = ["train", "--data", shapes, "--output", str(tmp_path), "--minutes", "0.2", "--config-file", CONFIG]
+    main([*arguments, *TINY[6:], "SOLVER.IMS_PER_BATCH", "2"])
+    config = config_of(tmp_path)
+    assert config["SOLVER"]["MAX_ITER"] == 2
+    assert config["MODEL"]["META_ARCHITECTURE"] == "SparseRCNN"
+    assert "Chosen: SOLVER.MAX_ITER 2: 0.2 minutes; an iteration takes 5.00 s" in (tmp_path / "log.txt").read_text()
+
+
+def test_ten_minutes_are_the_default_without_a_config_alone(shapes, tmp_path, monkeypatch):
+    from dynamic_sparse_rcnn.engine import launch, run_length
+
+    lengths = []
+    monkeypatch.setattr(launch, "launch", lambda *args: None)
+    monkeypatch.setattr(run_length, "choose_training", lambda *args, **length: lengths.append(length["minutes"]) or [])
+    data = ["train", "--data", shapes, "--output", str(tmp_path)]
+    for options in ([], ["--minutes", "3"], ["SOLVER.MAX_ITER", "7"], ["--epochs", "2"], ["--config-file", CONFIG]):
+        main([*data, *options])
+    assert lengths == [10, 3, None, None]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--minutes", "0"], "invalid positive value: '0'"),
+        (["--minutes", "1", "--epochs", "1"], "not allowed with argument"),
+        (["--minutes", "1", "--config-file", "lazy/sparse_rcnn_R_50_FPN_300pro_3x.py"], "are for yaml configs"),
+    ],
+)
+def test_what_contradicts_itself_is_one_line(tmp_path, capsys, arguments, message):
+    with pytest.raises(SystemExit):
+        main(["train", "--data", "coco:none.json", "--output", str(tmp_path), *arguments])
+    assert message in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_a_resumed_run_has_no_other_length(tmp_path, capsys):
+    (tmp_path / "config.yaml").write_text("")
+    with pytest.raises(SystemExit):
+        main(["train", "--resume", "--output", str(tmp_path), "--minutes", "5"])
+    assert "a resumed run keeps its length" in capsys.readouterr().err
+
+
+def test_processes_of_torchrun_do_not_choose_each_for_itself(tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("LOCAL_RANK", "0")
+    with pytest.raises(SystemExit):
+        main(["train", "--data", "coco:none.json", "--output", str(tmp_path)])
+    assert "under torchrun each process would choose other settings" in capsys.readouterr().err
