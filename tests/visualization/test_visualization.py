@@ -3,6 +3,7 @@ import pytest
 import torch
 from detectron2.structures import Boxes, Instances
 
+from dynamic_sparse_rcnn.visualization.drawing import draw_boxes
 from dynamic_sparse_rcnn.visualization.figures import (
     draw_annotations,
     draw_assignment,
@@ -247,3 +248,15 @@ def test_annotations_are_drawn_in_the_color_of_their_class_and_crowds_in_grey() 
     assert brightest.min() > 100 and np.ptp(brightest) < 20
     with pytest.raises(ValueError, match="have no name"):
         draw_annotations(np.zeros((60, 80, 3), np.uint8), annotations, ["a"], "image", 320)
+
+
+@pytest.mark.parametrize("opacity", [1.0, 0.25])
+def test_boxes_of_low_opacity_let_the_image_show_through(opacity):
+    picture = draw_boxes(grey_image(), np.array([[50.0, 60, 150, 160]]), [(255, 0, 0)], opacity=opacity)
+    blended = [opacity * color + (1 - opacity) * GREY for color in (255, 0, 0)]
+    assert picture[160, 100].tolist() == pytest.approx(blended, abs=1)
+
+
+@pytest.mark.parametrize("box", [[-1e9, -1e9, 1e9, 1e9], [float("nan")] * 4, [30, 30, 10, 10], [600, 10, 700, 50]])
+def test_boxes_of_any_numbers_can_be_drawn(box):
+    assert draw_boxes(grey_image(), np.array([box]), [(255, 0, 0)], ["label"]).shape == (400, 500, 3)

@@ -119,14 +119,10 @@ def convert_state_dict(state_dict: StateDict, wanted: Iterable[str]) -> Conversi
 
 def _renamed(plain: Mapping[str, Any], mapping: Mapping[str, str], wanted: set[str], source: str) -> Conversion:
     new_names = {old: mapping.get(old, old) for old in plain}
-    not_used = tuple(old for old, new in new_names.items() if new not in wanted and _has_no_place(old, new))
-    converted = {new: plain[old] for old, new in new_names.items() if old not in not_used}
-    return Conversion(converted, source, not_used)
-
-
-def _has_no_place(old: str, new: str) -> bool:
-    """Whether a detector may well lack a weight: one that counts batches, a classifier's, one of an unknown name."""
-    return new.endswith(_COUNTER) or new.startswith(f"{_BOTTOM_UP}fc.") or new == old
+    # Frozen norms count no batches, and a backbone's classifier has no place. Other names are for the loader to report.
+    dispensable = (_COUNTER, *(f"{_BOTTOM_UP}fc.{kind}" for kind in ("weight", "bias")))
+    not_used = tuple(old for old, new in new_names.items() if new not in wanted and new.endswith(dispensable))
+    return Conversion({new: plain[old] for old, new in new_names.items() if old not in not_used}, source, not_used)
 
 
 def _from_mmdetection(name: str) -> str:
