@@ -219,10 +219,10 @@ def _add_solver(node: CfgNode) -> None:
     node.ACCUMULATE_STEPS = 1
     # Mixed precision (SOLVER.AMP.ENABLED): float16 with a gradient scaler, or bfloat16. On a CPU always bfloat16.
     node.AMP.PRECISION = "float16"
-    # Moving average of the weights, which is then evaluated, saved and predicted with; DECAY is the share of it that an
-    # iteration keeps, less in the first iterations.
+    # Exponential moving average of the weights, which is then evaluated, saved and predicted with. DECAY is the share of
+    # the average that an iteration keeps; it starts lower.
     node.EMA = CfgNode({"ENABLED": False, "DECAY": 0.9999})
-    # Number of evaluations without gain in TEST.BEST_METRIC after which the training stops; 0: it never does.
+    # Stop training after this number of evaluations without a gain in TEST.BEST_METRIC; 0: never.
     node.PATIENCE = 0
 
 
@@ -232,7 +232,7 @@ def _add_evaluation(node: CfgNode) -> None:
     node.VOC_METRIC = "auto"
     # Evaluate in mixed precision, also during training; PRECISION as in SOLVER.AMP.PRECISION.
     node.AMP = CfgNode({"ENABLED": False, "PRECISION": "float16"})
-    # The metric, by task and name, whose best evaluation is kept as model_best.pth; empty: none is kept.
+    # Metric (task/name) by which the best checkpoint is chosen and kept as model_best.pth; empty: none is kept.
     node.BEST_METRIC = "bbox/AP"
-    # Whether evaluations compute the losses too, as the task validation.
+    # Compute the losses in evaluations too, as the task validation.
     node.LOSS = False
