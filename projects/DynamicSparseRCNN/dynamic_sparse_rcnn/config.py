@@ -219,8 +219,8 @@ def _add_solver(node: CfgNode) -> None:
     node.ACCUMULATE_STEPS = 1
     # Mixed precision (SOLVER.AMP.ENABLED): float16 with a gradient scaler, or bfloat16. On a CPU always bfloat16.
     node.AMP.PRECISION = "float16"
-    # Exponential moving average of the weights, which is then evaluated, saved and predicted with. DECAY is the share of
-    # the average that an iteration keeps; it starts lower.
+    # Exponential moving average of the weights, which is then evaluated, saved and predicted with. DECAY is the share
+    # of the average that an iteration keeps; it starts lower.
     node.EMA = CfgNode({"ENABLED": False, "DECAY": 0.9999})
     # Stop training after this number of evaluations without a gain in TEST.BEST_METRIC; 0: never.
     node.PATIENCE = 0
