@@ -90,7 +90,7 @@ def test_what_a_format_does_not_know_is_left_out_and_counted(
     write_images(tmp_path / "images", CONTENT)
     converted = registered(convert_dataset(write_coco(tmp_path, coco), target, tmp_path / "converted", "train"))
     warnings = [record.getMessage() for record in log.records]
-    assert warnings[:2] == ["1 boxes cannot be used.", "1 boxes are crowds, which this format does not know."]
+    assert warnings[:2] == ["1 unusable boxes are dropped.", "1 crowds are dropped, which this format does not have."]
     (annotation,) = DatasetCatalog.get(converted)[0]["annotations"]
     assert annotation["bbox"] == pytest.approx([0 if target == "yolo" else -10, 10, 30, 30])
     assert any("1 boxes reach beyond their image" in warning for warning in warnings) == (target == "yolo")

@@ -131,8 +131,8 @@ def test_an_image_that_nothing_would_be_left_of_is_named_and_replaced(mapper_cfg
     cv2.imwrite(str(tmp_path / "strip.png"), np.zeros((1, 4000, 3), np.uint8))
     strip = {"file_name": str(tmp_path / "strip.png"), "image_id": 2, "height": 1, "width": 4000, "annotations": []}
     assert DetectionMapper(mapper_cfg, is_train=True, spares=[record])(strip)["file_name"] == record["file_name"]
-    assert "strip.png is 4000x1: resized to a long side of 1333 pixels nothing is left" in caplog.text
-    with pytest.raises(OSError, match=r"strip\.png is 4000x1: resized .*Replace"):
+    assert "strip.png is 4000x1: with its long side resized to 1333 pixels, nothing is left" in caplog.text
+    with pytest.raises(OSError, match=r"strip\.png is 4000x1: with .*Replace"):
         DetectionMapper(mapper_cfg, is_train=False)(strip)
 
 

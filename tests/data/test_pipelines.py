@@ -17,16 +17,16 @@ from dynamic_sparse_rcnn.data.mapper import DetectionMapper, build_augmentations
 from dynamic_sparse_rcnn.data.pipelines import AlbumentationsPipeline, PipelineAugmentation
 
 WIDTH, HEIGHT = 120, 80
-# A colour for each class, which tells where each box has to be.
+# A color for each class, which tells where each box has to be.
 BOXES = np.array([[10, 10, 40, 30], [60, 20, 110, 70], [5, 50, 25, 75]], dtype=np.float32)
-COLOURS = [(255, 0, 0), (0, 255, 0), (0, 0, 255)]
+COLORS = [(255, 0, 0), (0, 255, 0), (0, 0, 255)]
 
 
 @pytest.fixture
 def image() -> np.ndarray:
     image = np.zeros((HEIGHT, WIDTH, 3), np.uint8)
-    for (x1, y1, x2, y2), colour in zip(BOXES.astype(int), COLOURS, strict=True):
-        image[y1:y2, x1:x2] = colour
+    for (x1, y1, x2, y2), color in zip(BOXES.astype(int), COLORS, strict=True):
+        image[y1:y2, x1:x2] = color
     return image
 
 
@@ -37,13 +37,13 @@ def save(pipeline, path: Path) -> str:
 
 
 def geometry(folder: Path, suffix: str = ".yaml") -> str:
-    """Crops and flips, none of which invents a colour."""
+    """Crops and flips, none of which invents a color."""
     A = pytest.importorskip("albumentations")
     return save(A.Compose([A.RandomCrop(50, 70, p=0.7), A.HorizontalFlip(), A.VerticalFlip()]), folder / f"p{suffix}")
 
 
 def seen(image: np.ndarray, channel: int) -> list[int] | None:
-    """The rectangle of a colour, or None."""
+    """The rectangle of a color, or None."""
     rows, columns = np.nonzero(image[..., channel] > 127)
     return [columns.min(), rows.min(), columns.max() + 1, rows.max() + 1] if len(rows) else None
 
@@ -146,21 +146,21 @@ def test_a_pipeline_that_fails_at_once_is_an_error_and_later_a_warning(image: np
 
     augmentation = PipelineAugmentation(needs_large, "RGB")
     small = T.AugInput(image[:10], boxes=BOXES.copy())
-    with pytest.raises(ValueError, match=r"needs_large.* fails at an image of 120 x 10: image too small\. Correct"):
+    with pytest.raises(ValueError, match=r"needs_large.* fails on an image of 120 x 10: image too small\. Correct"):
         augmentation(small)
     augmentation(T.AugInput(image, boxes=BOXES.copy()))
     for _ in range(3):
         augmentation(small)
     assert np.array_equal(small.image, image[:10])
     (warning,) = (r.getMessage() for r in caplog.records)  # not one for each of a million images
-    assert warning.endswith(": 1 images stayed unaugmented in this process, the last, of 120 x 10: image too small")
+    assert warning.endswith(": 1 images were not augmented in this process; the last, of 120 x 10: image too small")
 
 
 @pytest.mark.filterwarnings("ignore:Got processor for bboxes:UserWarning")
-def test_pipelines_that_normalise_are_told_not_to(tmp_path: Path, image: np.ndarray) -> None:
+def test_pipelines_that_normalize_are_told_not_to(tmp_path: Path, image: np.ndarray) -> None:
     A = pytest.importorskip("albumentations")
     pipeline = AlbumentationsPipeline(save(A.Compose([A.Normalize()]), tmp_path / "p.yaml"))
-    with pytest.raises(ValueError, match=r"\(80, 120, 3\) float32, needed are .* leave out what normalises"):
+    with pytest.raises(ValueError, match=r"\(80, 120, 3\) float32 instead of .* remove normalization"):
         PipelineAugmentation(pipeline, "RGB")(T.AugInput(image, boxes=BOXES.copy()))
 
 
@@ -169,7 +169,7 @@ def test_a_missing_library_file_or_pipeline_is_named_with_the_remedy(tmp_path: P
     with pytest.raises(FileNotFoundError, match=r"none\.yaml, which does not exist"):
         AlbumentationsPipeline(str(tmp_path / "none.yaml"))
     (tmp_path / "list.yaml").write_text("[1, 2]")
-    with pytest.raises(ValueError, match=r"list\.yaml is no pipeline .*albumentations\.save"):
+    with pytest.raises(ValueError, match=r"list\.yaml is not an Albumentations pipeline .*albumentations\.save"):
         AlbumentationsPipeline(str(tmp_path / "list.yaml"))
 
 

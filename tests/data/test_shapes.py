@@ -115,11 +115,11 @@ def test_every_object_contrasts_with_the_background_around_it(drawn_images):
         lab, background = to_lab(image.pixels), ~image.masks.any(axis=0)
         for visible, mask in zip(visible_masks(image), image.masks, strict=True):
             around = cv2.dilate(mask.astype(np.uint8), np.ones((9, 9), np.uint8)).astype(bool) & background
-            colour = np.median(lab[visible], axis=0)
-            assert np.median(np.linalg.norm(lab[around] - colour, axis=1)) > 0.8 * MIN_CONTRAST
+            color = np.median(lab[visible], axis=0)
+            assert np.median(np.linalg.norm(lab[around] - color, axis=1)) > 0.8 * MIN_CONTRAST
 
 
-def test_classes_are_balanced_and_colour_does_not_tell_them(drawn_images):
+def test_classes_are_balanced_and_color_does_not_tell_them(drawn_images):
     hues, classes = [], []
     for image in drawn_images:
         hsv = cv2.cvtColor(image.pixels, cv2.COLOR_RGB2HSV)

@@ -52,8 +52,7 @@ def test_evaluation_needs_no_training_annotations(run, tmp_path):
     )
     assert "AP" in results["bbox"]
     assert (
-        "classes of the training set is not known: Annotation file nowhere.json"
-        in (tmp_path / "run/log.txt").read_text()
+        "have the classes of the training set: Annotation file nowhere.json" in (tmp_path / "run/log.txt").read_text()
     )
 
 

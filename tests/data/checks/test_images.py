@@ -154,7 +154,7 @@ def test_sixteen_bits_are_read_as_their_upper_eight_and_counted(tmp_path: Path) 
 
 
 @pytest.mark.parametrize("mode", ["L", "1", "P", "LA", "RGBA", "CMYK", "RGB"])
-def test_grey_transparent_and_palette_images_are_read_in_colour(tmp_path: Path, pixels: np.ndarray, mode: str) -> None:
+def test_gray_transparent_and_palette_images_are_read_in_color(tmp_path: Path, pixels: np.ndarray, mode: str) -> None:
     suffix = "tif" if mode == "CMYK" else "png"
     image = Image.fromarray(pixels).convert(mode)
     image.save(tmp_path / f"image.{suffix}")
@@ -180,7 +180,9 @@ def test_an_image_is_dropped_if_and_only_if_resizing_leaves_nothing_of_it(
         shape = (0, 0)
     assert bool(report.unusable) == (min(shape[:2]) == 0)
     for _, reason in report.unusable:
-        assert reason.startswith(f"is {size[0]}x{size[1]}: resized to a long side of {max_size} pixels nothing is left")
+        assert reason.startswith(
+            f"is {size[0]}x{size[1]}: with its long side resized to {max_size} pixels, nothing is left"
+        )
 
 
 def test_images_that_are_not_resized_may_have_any_size() -> None:

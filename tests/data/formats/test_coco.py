@@ -129,7 +129,7 @@ def test_ids_of_annotations_need_not_be_distinct_or_there(tmp_path: Path, ids: l
         ({"id": 2}, r"1 ids of 'images' are used more than once, first: \[2\] \(a\.jpg, b\.jpg\)\. Give each"),
         (
             {"width": "120"},
-            r"number 0 of 'images' has 'width' '120', which is no positive whole .*a\.jpg.*Correct",
+            r"'images'\[0\] has 'width' '120', which is not a positive integer: .*a\.jpg.*Correct",
         ),
         ({"height": 0}, "has 'height' 0, which"),
         ({"height": 79.5}, r"has 'height' 79\.5, which"),
@@ -153,7 +153,7 @@ def test_coco_images_that_cannot_be_told_apart_or_have_no_size_are_named(
 
 @pytest.mark.parametrize("annotations", [None, {"1": []}, [[1, 2]]])
 def test_coco_annotations_that_are_no_list_of_objects_are_named(tmp_path: Path, annotations: Any) -> None:
-    with pytest.raises(ValueError, match=r"boxes\.json: 'annotations' is no list"):
+    with pytest.raises(ValueError, match=r"boxes\.json: 'annotations' is not a list"):
         register_dataset(write_coco(tmp_path, coco_content(CONTENT) | {"annotations": annotations}))
 
 
@@ -169,7 +169,7 @@ def test_coco_annotations_of_images_that_are_not_listed_are_left_out_and_counted
     assert [len(record["annotations"]) for record in dicts] == [1, 2, 0]
     ensure_coco_json(name, str(tmp_path / "output"))
     assert len(json.loads(Path(MetadataCatalog.get(name).json_file).read_text())["annotations"]) == 3
-    assert "boxes.json: 2 annotations have an 'image_id'" in caplog.text
+    assert "boxes.json: 2 annotations are dropped: their 'image_id'" in caplog.text
     assert "first: ['99', 'None']" in caplog.text
 
 
@@ -236,7 +236,7 @@ def test_an_area_that_is_none_is_replaced_by_that_of_the_box_and_counted(
     assert ap_of_ground_truth(name, tmp_path / "output") == pytest.approx(100)
     written = json.loads(Path(MetadataCatalog.get(name).json_file).read_text())["annotations"]
     assert [a["area"] for a in written[:3]] == [120 * 80 if area != 1e300 else 1e10, 7.5, 60 * 65]
-    expected = "boxes.json: 1 annotations have an 'area' that is no area, first:"
+    expected = "boxes.json: 1 annotations have an 'area' that is not a number from 0 on, first:"
     assert all(expected in warning for warning in warnings_of(log))
     assert bool(warnings_of(log)) == (area != 1e300)
 

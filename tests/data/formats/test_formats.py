@@ -95,7 +95,7 @@ def test_images_are_found_where_tools_put_them(tmp_path: Path, images: str) -> N
     json_file = tmp_path / "annotations/instances_train.json"
     write_coco(tmp_path, coco_content(CONTENT))
     (tmp_path / "boxes.json").rename(json_file)
-    with pytest.raises(FileNotFoundError, match=r"instances_train\.json are not in .*no 'a\.jpg' there"):
+    with pytest.raises(FileNotFoundError, match=r"instances_train\.json were not found: 'a\.jpg' is in none"):
         register_dataset(f"coco:{json_file}")
     folder = (json_file.parent / images).resolve()
     folder.mkdir(exist_ok=True, parents=True)

@@ -48,7 +48,7 @@ def test_voc_image_named_twice_is_used_once_with_a_warning(
     write_split(voc_folder, "twice", ["a", "b", "a"])
     assert list(table(registered(f"voc:{voc_folder}:twice"))) == ["a", "b"]
     assert len(caplog.records) == 1
-    assert "twice.txt repeats image names in 1 lines" in caplog.text
+    assert "twice.txt repeats image names on 1 lines" in caplog.text
 
 
 def test_missing_voc_files_are_named(voc_folder: Path, tmp_path: Path) -> None:

@@ -153,10 +153,12 @@ def test_images_without_label_files_have_no_objects_and_are_counted(
     (tmp_path / "train/labels/c.txt").unlink()
     assert [len(record["annotations"]) for record in DatasetCatalog.get(name)] == [3, 2, 0]
     (warning,) = (record.getMessage() for record in log.records)
-    assert warning == f"{name}: 1 of 3 images have no label file, and so no objects."
+    assert warning == f"{name}: 1 of 3 images have no label file; they count as empty."
     for file in (tmp_path / "train/labels").iterdir():
         file.unlink()
-    with pytest.raises(FileNotFoundError, match=r"None of the 3 images .* has a label file, .*train/labels/a\.txt\."):
+    with pytest.raises(
+        FileNotFoundError, match=r"None of the 3 images .* has a label file such as .*train/labels/a\.txt\."
+    ):
         DatasetCatalog.get(name)
 
 
@@ -191,7 +193,7 @@ def test_class_names_are_a_list_or_a_mapping(tmp_path: Path, text: str, classes:
         ("train: train/images\nnames: [a, b]\nnc: 3", "'nc' is 3, but there are 2 'names'"),
         ("train: train/images\nnames: [a, b, a]", "first: 'a' by the categories"),
         ("val: train/images\nnames: [a]", "has no images of the split 'train'; its other keys are val"),
-        ("train: nowhere\nnames: [a]", "train is 'nowhere', but there is no .*/nowhere. Correct"),
+        ("train: nowhere\nnames: [a]", "train is 'nowhere', but .*/nowhere do not exist. Correct"),
         ("train: labels\nnames: [a]", "labels has no images"),
         ("train: none.txt\nnames: [a]", "none.txt lists no images"),
         ("[" * 20_000, "is not a YAML file"),
@@ -248,7 +250,7 @@ def test_images_listed_twice_are_used_once_and_those_that_are_missing_are_named(
         "train/images/a.jpg",
         "train/images/b.jpg",
     ]
-    assert "1 images are listed again; each is used once" in log.text
+    assert "lists 1 images again; each is used once" in log.text
     (tmp_path / "train/images/b.jpg").unlink()
     with pytest.raises(FileNotFoundError, match=r"1 of 2 images of yolo:.* do not exist, first: .*train/images/b\.jpg"):
         load_checked_dataset(name, num_classes=3)
@@ -259,7 +261,9 @@ def test_a_plain_folder_needs_class_names_alone(tmp_path: Path) -> None:
     (tmp_path / "labels").mkdir()
     for stem, boxes in CONTENT.items():
         (tmp_path / f"labels/{stem}.txt").write_text("".join(yolo_line(len(box.name) - 3, box) for box in boxes))
-    with pytest.raises(FileNotFoundError, match=r"has no class names: write classes\.txt there with one name a line"):
+    with pytest.raises(
+        FileNotFoundError, match=r"has no class names: write classes\.txt there, with one name per line"
+    ):
         register_dataset(f"yolo:{tmp_path}")
     (tmp_path / "labels/classes.txt").write_text("insect\ncell\n")
     kinds = {"ant": "insect", "bee": "insect", "cell": "cell"}
@@ -276,7 +280,7 @@ def test_a_plain_folder_needs_class_names_alone(tmp_path: Path) -> None:
 def test_a_folder_without_the_split_or_without_images_is_named(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"nowhere does not exist"):
         register_dataset(f"yolo:{tmp_path}/nowhere:train")
-    with pytest.raises(FileNotFoundError, match=r"none of .*images/train, .*train/images\. Name a data\.yaml"):
+    with pytest.raises(FileNotFoundError, match=r"None of .*images/train, .*train/images exists\. Name a data\.yaml"):
         register_dataset(f"yolo:{tmp_path}:train")
 
 

@@ -1,4 +1,4 @@
-"""Converting a data set to another format, images included."""
+"""Converts a data set to another format, with its images."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class _Object:
-    """One annotation: the name and number of its class, and absolute xyxy pixels."""
+    """An annotation: its class's name and number, and absolute xyxy pixels."""
 
     name: str
     number: int
@@ -38,7 +38,7 @@ class _Object:
 
 @dataclass(frozen=True)
 class _Image:
-    """One image: its record, its path in the new data set, and its objects."""
+    """An image: its record, its path in the new data set, and its objects."""
 
     record: Record
     path: Path
@@ -46,25 +46,24 @@ class _Image:
 
 
 def convert_dataset(name: str, prefix: str, folder: str | Path, split: str) -> str:
-    """Writes a data set in another format. Several splits may go to one folder, one after the other.
+    """Writes a data set in another format. Splits of one data set can go to one folder, one after the other.
 
-    What the new format does not know is left out, with a warning that counts it: crowds and boxes that no detection
-    could match. Areas that are not those of the boxes stay in COCO files only. VOC has its classes sorted by name, and
-    only those that have objects.
+    Unusable boxes, and crowds in VOC and YOLO, are dropped with a warning that counts them. Only COCO files keep areas
+    that differ from the boxes'. VOC sorts classes by name, and has only those with objects.
 
     Args:
-        name: of the data set.
-        prefix: of the new format: coco, voc or yolo.
-        folder: to write to.
-        split: what the images are called there: train, val, ...
+        name: the data set's.
+        prefix: the new format's: coco, voc or yolo.
+        folder: where to write.
+        split: the split's name in the new data set.
 
     Returns:
         The name of the new data set.
 
     Raises:
-        FileExistsError: if the folder has another image of a name, or other classes.
-        OSError, KeyError, ValueError: if the data set cannot be read or the format is unknown; or if two images differ
-            in their suffix only, which VOC and YOLO cannot tell apart.
+        FileExistsError: if the folder has a different image of the same name, or other classes.
+        OSError, KeyError, ValueError: if the data set cannot be read or the format is unknown; or if VOC or YOLO cannot
+            tell two images apart, whose names differ only in the suffix.
     """
     if prefix not in _WRITERS:
         raise ValueError(f"Data sets can be converted to {', '.join(_WRITERS)}, not to {prefix!r}.")
@@ -79,7 +78,10 @@ def convert_dataset(name: str, prefix: str, folder: str | Path, split: str) -> s
 def _write_coco(records: list[Record], classes: Classes, folder: Path, split: str) -> str:
     paths = _relative_paths(records)
     content = coco_content(records, classes)
-    _warn(sum(len(record["annotations"]) for record in records) - len(content["annotations"]), "boxes cannot be used")
+    _warn(
+        sum(len(record["annotations"]) for record in records) - len(content["annotations"]),
+        "unusable boxes are dropped",
+    )
     for image, record, path in zip(content["images"], records, paths, strict=True):
         _copy(record["file_name"], folder / "images" / path)
         image["file_name"] = path.as_posix()
@@ -136,7 +138,7 @@ def _write_yolo(records: list[Record], classes: Classes, folder: Path, split: st
             lines.append(" ".join([str(obj.number), *map(repr, numbers)]) + "\n")
         _copy(image.record["file_name"], folder / "images" / split / image.path)
         _write_text((folder / "labels" / split / image.path).with_suffix(".txt"), "".join(lines))
-    _warn(clipped, "boxes reach beyond their image, which YOLO does not allow: they are clipped")
+    _warn(clipped, "boxes reach beyond their image and are clipped, as YOLO demands")
     description[split] = f"images/{split}"
     _write_text(file, yaml.safe_dump(description, allow_unicode=True, sort_keys=False))
     return f"yolo:{file}:{split}"
@@ -155,11 +157,11 @@ def _without_crowds(records: list[Record], classes: Classes) -> list[_Image]:
     unknown = [path for path in paths if path.suffix.lower() not in IMAGE_SUFFIXES]
     if repeated or unknown:
         reason = f"{repeated[0]}.* are several images" if repeated else f"{unknown[0]} has none of the image suffixes"
-        raise ValueError(f"VOC and YOLO know images by their names without suffix, but {reason}. Rename them.")
+        raise ValueError(f"VOC and YOLO find images by their names without suffix, but {reason}. Rename them.")
     table = BoxTable.from_records(records)
     usable = table.find_problems(max_point_side=0.0) == BoxProblem.NONE
-    _warn(int((~usable).sum()), "boxes cannot be used")
-    _warn(int((usable & table.crowd).sum()), "boxes are crowds, which this format does not know")
+    _warn(int((~usable).sum()), "unusable boxes are dropped")
+    _warn(int((usable & table.crowd).sum()), "crowds are dropped, which this format does not have")
     images = [_Image(record, path, []) for record, path in zip(records, paths, strict=True)]
     annotations = [annotation for record in records for annotation in record["annotations"]]
     for i in np.flatnonzero(usable & ~table.crowd):
@@ -171,7 +173,7 @@ def _without_crowds(records: list[Record], classes: Classes) -> list[_Image]:
 
 
 def _relative_paths(records: Sequence[Record]) -> list[Path]:
-    """Paths of the images below the folder that has all of them."""
+    """The images' paths below the folder that contains all of them."""
     files = [os.path.abspath(record["file_name"]) for record in records]
     common = os.path.commonpath([os.path.dirname(file) for file in files])
     return [Path(os.path.relpath(file, common)) for file in files]

@@ -1,4 +1,4 @@
-"""Data sets named by their files (``.formats``): registering them with detectron2, and comparing their classes."""
+"""Registers data sets that are named by their files (``.formats``), and compares their classes."""
 
 from __future__ import annotations
 
@@ -16,13 +16,11 @@ logger = logging.getLogger(__name__)
 
 
 def register_dataset(name: str) -> None:
-    """Register a data set that is named by its files with detectron2 on first use; other names are left alone.
-
-    Nothing stays registered when this fails.
+    """Registers a data set that is named by its files with detectron2, once. Does nothing for other names.
 
     Raises:
         OSError: if the annotation file or a folder does not exist or cannot be read.
-        ValueError: if the name or an annotation file is malformed, or classes share a name.
+        ValueError: if the name or an annotation file is malformed, or two classes have the same name.
     """
     dataset = parse_dataset_name(name)
     if dataset is None or name in DatasetCatalog:
@@ -49,12 +47,12 @@ def _require_distinct_names(classes: Classes, name: str) -> None:
 
 
 def check_same_classes(names: Sequence[str]) -> None:
-    """Register data sets and make sure that a class id means the same in all of them.
+    """Registers data sets and checks that they have the same classes in the same order.
 
-    Data sets without class names are passed over.
+    Data sets without class names are skipped.
 
     Raises:
-        OSError, ValueError: see ``register_dataset``; or if two sets disagree in names or order.
+        OSError, ValueError: see ``register_dataset``; or if the classes differ.
     """
     first: tuple[str, list[str]] | None = None
     for name in names:
@@ -72,7 +70,7 @@ def check_same_classes(names: Sequence[str]) -> None:
 
 
 def class_difference(first: Sequence[str], second: Sequence[str]) -> str:
-    """What long lists differ in."""
+    """How two lists differ, however long they are."""
     only_first, only_second = ([n for n in a if n not in b] for a, b in ((first, second), (second, first)))
     if only_first or only_second:
         return f"only the first has {only_first[:10]}, only the second {only_second[:10]}"
@@ -81,17 +79,17 @@ def class_difference(first: Sequence[str], second: Sequence[str]) -> str:
 
 
 def with_known_classes(names: Sequence[str], num_classes: int) -> list[str]:
-    """Those of a model's training sets that tell what its classes are, for an evaluation, which does not need them.
+    """The training sets that tell the classes of a model, for an evaluation, which can do without.
 
-    Left out are sets that have another number of classes, which it cannot have been trained on, and (with a warning)
-    those that cannot be read any more.
+    Leaves out sets with another number of classes, which the model cannot have been trained on, and (with a warning)
+    sets that can no longer be read.
     """
     known = []
     for name in names:
         try:
             register_dataset(name)
         except (OSError, ValueError) as error:
-            logger.warning("Whether the test sets have the classes of the training set is not known: %s", error)
+            logger.warning("It is not known whether the test sets have the classes of the training set: %s", error)
         else:
             known += [name] * (len(MetadataCatalog.get(name).get("thing_classes") or ()) == num_classes)
     return known
@@ -101,8 +99,8 @@ def resolve_num_classes(cfg: CfgNode) -> int:
     """``MODEL.SparseRCNN.NUM_CLASSES``, or the number of classes of the training sets where that is 0.
 
     Raises:
-        OSError, ValueError: see ``register_dataset``; and if the key is negative, or is 0 while
-            there is no training set, one has no class names, or two disagree in them.
+        OSError, ValueError: see ``register_dataset``; or if the key is negative, or is 0 and there is no training set,
+            one has no class names, or two have different classes.
     """
     num_classes: int = cfg.MODEL.SparseRCNN.NUM_CLASSES
     if num_classes < 0:
@@ -125,7 +123,7 @@ def _class_names(name: str) -> list[str]:
     if not class_names:
         known = "has no class names" if name in DatasetCatalog else "is not registered"
         raise ValueError(
-            f"Training set {name!r} {known}, so that the number of classes is unknown. Use one of "
+            f"Training set {name!r} {known}, so the number of classes is unknown. Use one of "
             f"{known_forms()}, or set MODEL.SparseRCNN.NUM_CLASSES."
         )
     return class_names

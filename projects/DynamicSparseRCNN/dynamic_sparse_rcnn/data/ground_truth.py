@@ -1,4 +1,4 @@
-"""The ground truth of any data set as a COCO file, which COCO's evaluation is done against."""
+"""The ground truth of any data set as a COCO file, for COCO's evaluation."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import logging
 import os
 import re
 from collections.abc import Sequence
-from typing import Any
+from typing import TypedDict
 
 import numpy as np
 from detectron2.data import DatasetCatalog, MetadataCatalog
@@ -21,21 +21,30 @@ from .records import BoxProblem, BoxTable, Record
 
 logger = logging.getLogger(__name__)
 
-# COCO's evaluation takes larger objects for none at all.
+# COCO's evaluation ignores larger objects.
 _LARGEST_AREA = 1e10
 _IMAGE_KEYS = ("file_name", "width", "height")
 
 
-def coco_content(records: Sequence[Record], classes: Classes) -> dict[str, Any]:
-    """Records as the content of a COCO annotation file.
+class CocoJson(TypedDict):
+    """The content of a COCO annotation file."""
 
-    detectron2's ``convert_to_coco_dict`` rounds boxes, and knows nothing of areas and boxes that cannot be used. Left
-    out are boxes that no detection could ever match: not finite, without area, or outside of the image. Single pixels
-    stay, so that the result is that of any COCO evaluation. The area is that of the box where a record has none.
+    info: dict[str, str]
+    images: list[Record]
+    annotations: list[Record]
+    categories: list[Record]
+
+
+def coco_content(records: Sequence[Record], classes: Classes) -> CocoJson:
+    """Turns records into the content of a COCO annotation file.
+
+    Leaves out boxes that no detection could match: not finite, without area, or outside of the image. Single pixels
+    stay, so that results equal those of any COCO evaluation. Annotations without an area get that of their box.
+    (detectron2's ``convert_to_coco_dict`` rounds boxes, ignores areas, and keeps unusable boxes.)
 
     Args:
         records: see ``DatasetFormat.records``.
-        classes: of the records.
+        classes: the records' classes.
     """
     table = BoxTable.from_records(records)
     sides = table.boxes[:, 2:] - table.boxes[:, :2]
@@ -46,7 +55,7 @@ def coco_content(records: Sequence[Record], classes: Classes) -> dict[str, Any]:
         as_written = flat[i]["bbox_mode"] == BoxMode.XYWH_ABS
         annotations.append(
             {
-                "id": len(annotations) + 1,  # COCO's evaluation takes an id of 0 for "not matched"
+                "id": len(annotations) + 1,  # to COCO's evaluation, an id of 0 means "not matched"
                 "image_id": records[table.image[i]]["image_id"],
                 "category_id": classes.category_ids[table.classes[i]],
                 "bbox": list(flat[i]["bbox"]) if as_written else boxes[i],
@@ -60,11 +69,11 @@ def coco_content(records: Sequence[Record], classes: Classes) -> dict[str, Any]:
 
 
 def ensure_coco_json(name: str, output_dir: str) -> None:
-    """Make ``json_file`` of the data set's metadata a file that ``COCOEvaluator`` can evaluate against.
+    """Writes the file that ``COCOEvaluator`` evaluates against, and names it as ``json_file`` in the metadata.
 
-    It is written to ``output_dir`` anew, from what the data set holds now. Sets that were registered otherwise, such
-    as ``coco_2017_val``, are left to detectron2, so that results on them stay comparable. To be called by all
-    processes; the main one writes.
+    The file goes to ``output_dir`` and holds what the data set holds now. Data sets that were registered otherwise,
+    such as ``coco_2017_val``, are left to detectron2, so that results on them stay comparable. All processes must call
+    this; the main one writes.
 
     Raises:
         OSError, ValueError: see ``register_dataset``; or if a ``bbox`` is not four numbers.
@@ -87,6 +96,6 @@ def ensure_coco_json(name: str, output_dir: str) -> None:
 
 
 def file_stem(name: str) -> str:
-    """A file name for a data set, whose name may be long and contain ``/`` and ``:``; unique to the name."""
+    """A file name for a data set, unique to its name, which may be long and contain ``/`` and ``:``."""
     readable = re.sub(r"[^A-Za-z0-9.-]+", "_", name).strip("_.")[-80:]
     return f"{readable}_{hashlib.sha256(name.encode()).hexdigest()[:8]}"

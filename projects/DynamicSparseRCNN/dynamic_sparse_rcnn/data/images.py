@@ -1,4 +1,4 @@
-"""Image files as they really are: what reading them gives, and what can go wrong."""
+"""Reading image files, and their sizes without decoding them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from detectron2.data.detection_utils import read_image as read_8_bit_image
 from detectron2.utils.file_io import PathManager
 from PIL import Image, ImageOps
 
-#: What reading an image file can raise when the file is damaged, missing or has another size than annotated.
+#: What reading an image file can raise if it is damaged, missing or not of the annotated size.
 IMAGE_ERRORS = (
     OSError,
     SyntaxError,  # of Pillow, for a damaged PNG
@@ -34,10 +34,9 @@ _LONGEST_EXIF = 1 << 16
 
 
 def read_image(file_name: str, image_format: str) -> npt.NDArray[np.uint8]:
-    """Reads an image as detectron2's ``read_image`` does, also with 16 bits.
+    """Reads an image as detectron2's ``read_image`` does: in color, and rotated as its EXIF data say.
 
-    Grayscale, palette and transparent images come in color, rotated as their EXIF data say. 16-bit values are divided
-    by 256, where Pillow would clip them at 255.
+    16-bit values are divided by 256, where Pillow would clip them at 255.
 
     Args:
         file_name: anything ``PathManager`` can open.
@@ -61,19 +60,19 @@ def read_image(file_name: str, image_format: str) -> npt.NDArray[np.uint8]:
 
 
 def rotated_size(image: Image.Image, file: str) -> tuple[int, int]:
-    """Width and height that :func:`read_image` gives an image, without decoding it.
+    """Width and height of what :func:`read_image` returns, without decoding the image.
 
     Args:
-        image: just opened.
-        file: its path on this machine.
+        image: as ``Image.open`` returns it.
+        file: its path, not a URL.
     """
     width, height = image.size
     return (height, width) if is_rotated_by_a_quarter(image, file) else (width, height)
 
 
 def is_rotated_by_a_quarter(image: Image.Image, file: str) -> bool:
-    """Whether the EXIF data of an image exchange its width and height; see :func:`rotated_size`."""
-    # Pillow decodes every PNG for EXIF data that may be behind its pixels; the end of the file shows whether there are.
+    """Whether EXIF data swap an image's width and height; see :func:`rotated_size`."""
+    # A PNG may have EXIF data after its pixels, for which Pillow decodes it; the last bytes show whether there are any.
     decoding = image.format == "PNG" and _PNG_EXIF in end_of_file(file, _LONGEST_EXIF)
     exif = image.getexif() if decoding else Image.Image.getexif(image)
     return exif.get(_EXIF_ORIENTATION) in _QUARTER_TURNS

@@ -1,13 +1,14 @@
-"""The batches of a training, which a run that goes on takes up where it left them."""
+"""The training loader, which a resumed run continues exactly where it stopped."""
 
 from __future__ import annotations
 
 import copy
 import itertools
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
+from detectron2.config import CfgNode
 from detectron2.data import DatasetFromList, MapDataset, build_detection_train_loader
 from detectron2.data.build import trivial_batch_collator
 from detectron2.data.samplers import GroupedBatchSampler, TrainingSampler
@@ -15,28 +16,28 @@ from detectron2.utils import comm
 from torch.utils.data import BatchSampler, DataLoader, Dataset, Sampler
 
 from .mapper import DetectionMapper
+from .records import Record
 from .seeding import derive_seed, seeded, shared_seed
 
 # Images that take the place of one that can no longer be used.
 _SPARE_IMAGES = 16
-Mapper = Callable[[dict[str, Any]], dict[str, Any]]
+Mapper: TypeAlias = Callable[[Record], Record]
 
 
 class TrainLoader:
-    """The same batches as detectron2's training loader gives, endless, but from any iteration on.
+    """An endless loader of the same batches as detectron2's, which can start at any iteration.
 
-    What a batch contains depends on the seed, the iteration, the rank and the number of ranks alone: neither on what
-    was loaded before, nor on the number of workers. So does its augmentation, with Python's, NumPy's and PyTorch's
-    random numbers.
+    A batch and its augmentation (with random numbers of Python, NumPy and PyTorch) depend only on the seed, the
+    iteration, the rank and the number of ranks; not on what was loaded before, nor on the number of workers.
 
     Attributes:
-        start_iter: iteration whose batch comes first; to be set before the first batch is asked for.
-        pin_memory: likewise.
+        start_iter: iteration of the first batch; set it before iterating.
+        pin_memory: whether to pin the images' memory; set it before iterating.
     """
 
     def __init__(
         self,
-        dataset: list[dict[str, Any]],
+        dataset: list[Record],
         mapper: Mapper,
         *,
         total_batch_size: int,
@@ -48,18 +49,18 @@ class TrainLoader:
     ) -> None:
         """
         Args:
-            dataset: detectron2's dictionaries, with ``width`` and ``height`` if images are grouped by them.
-            mapper: makes an input of the model of one of them.
-            total_batch_size: images of a batch on all ranks together.
+            dataset: records, with ``width`` and ``height`` if images are grouped by aspect ratio.
+            mapper: maps a record to an input of the model.
+            total_batch_size: images per batch, over all ranks.
             seed: not negative, the same on all ranks.
-            sampler: gives this rank's positions in ``dataset``, without end and the same ones each time; by default
-                they are shuffled.
-            aspect_ratio_grouping: whether the images of a batch are all wider than high, or none is.
-            num_workers: processes that load.
-            pin_memory: whether images are put where a GPU can fetch them without the host.
+            sampler: yields this rank's positions in ``dataset``, endlessly, and the same ones every time; default:
+                shuffled.
+            aspect_ratio_grouping: whether to batch images wider than high separately from the others.
+            num_workers: number of worker processes.
+            pin_memory: whether to pin the images' memory, for faster copies to a GPU.
 
         Raises:
-            ValueError: if the batch cannot be shared equally by the ranks, or images to be grouped have no size.
+            ValueError: if the ranks cannot share the batch equally, or images to be grouped have no size.
         """
         self.start_iter = 0
         self.pin_memory = pin_memory
@@ -74,19 +75,19 @@ class TrainLoader:
         self._seed = seed
         self._num_workers = num_workers
 
-    def __iter__(self) -> Iterator[list[dict[str, Any]]]:
-        # A generator: no worker starts before the first batch is asked for.
+    def __iter__(self) -> Iterator[list[Record]]:
+        # A generator: workers start with the first batch, not before.
         yield from DataLoader(
             self._dataset,
             batch_sampler=self._seeded_batches(),
             num_workers=self._num_workers,
             collate_fn=trivial_batch_collator,
             pin_memory=self.pin_memory,
-            generator=torch.Generator(),  # otherwise it draws from the one that dropout uses
+            generator=torch.Generator(),  # otherwise it draws from the global one, which dropout uses
         )
 
     def _seeded_batches(self) -> Iterator[list[tuple[int, int]]]:
-        """Positions of the images of each batch, each with the seed of its augmentation."""
+        """Yields batches of positions, each with the seed of its augmentation."""
         batches: BatchSampler
         if self._groups is None:
             batches = BatchSampler(self._sampler, self._batch_size, drop_last=True)
@@ -98,7 +99,7 @@ class TrainLoader:
 
 
 def images_of_a_process(total_batch_size: int) -> int:
-    """Its share of a batch.
+    """The number of images in each process's share of a batch.
 
     Raises:
         ValueError: if the processes cannot share the batch equally.
@@ -112,19 +113,19 @@ def images_of_a_process(total_batch_size: int) -> int:
     return total_batch_size // world_size
 
 
-def _aspect_groups(dataset: list[dict[str, Any]]) -> list[int]:
-    """0 for images wider than high, 1 for others."""
+def _aspect_groups(dataset: list[Record]) -> list[int]:
+    """0 for images wider than high, 1 for the others."""
     for record in dataset:
         if not {"width", "height"} <= record.keys():
             raise ValueError(
-                f"The data set does not have width and height of {record.get('file_name', 'an image')}: add them, or "
+                f"The data set lacks width and height of {record.get('file_name', 'an image')}: add them, or "
                 "set DATALOADER.ASPECT_RATIO_GROUPING False (of a lazy config dataloader.train.aspect_ratio_grouping)"
             )
     return [int(record["width"] <= record["height"]) for record in dataset]
 
 
 class _SeededDataset(Dataset):
-    """A data set whose elements are asked for with the seed of what is random in them."""
+    """A data set indexed by (position, seed); the seed decides what is random in the element."""
 
     def __init__(self, dataset: Dataset) -> None:
         self._dataset = dataset
@@ -135,10 +136,10 @@ class _SeededDataset(Dataset):
             return self._dataset[position]
 
 
-def build_train_loader(cfg: Any, dicts: Sequence[dict[str, Any]], mapper: Mapper) -> TrainLoader:
-    """The loader of a config's sampler (``DATALOADER.SAMPLER_TRAIN``, of detectron2), batch and workers."""
+def build_train_loader(cfg: CfgNode, dicts: Sequence[Record], mapper: Mapper) -> TrainLoader:
+    """Builds the loader from a config: sampler (``DATALOADER.SAMPLER_TRAIN``), batch size and workers."""
     seed = shared_seed(cfg.SEED)
-    with seeded(seed):  # detectron2 draws the sampler's
+    with seeded(seed):  # detectron2 draws the sampler's seed
         arguments = build_detection_train_loader.from_config(cfg, mapper=mapper, dataset=list(dicts))
     return TrainLoader(
         arguments["dataset"],
@@ -148,6 +149,6 @@ def build_train_loader(cfg: Any, dicts: Sequence[dict[str, Any]], mapper: Mapper
         sampler=arguments["sampler"],
         aspect_ratio_grouping=arguments["aspect_ratio_grouping"],
         num_workers=arguments["num_workers"],
-        # Not wherever there is a GPU: pinning takes some of its memory.
+        # Only if the GPU is used: pinning takes some of its memory.
         pin_memory=cfg.MODEL.DEVICE.startswith("cuda"),
     )

@@ -27,18 +27,18 @@ logger = logging.getLogger(__name__)
 
 #: Short sides, in pixels, to one of which half of the images are resized before they are cropped.
 _SIZES_BEFORE_CROP = [400, 500, 600]
-#: Long side that an image has at most when it is cropped, in terms of ``INPUT.MAX_SIZE_TRAIN``. It is reached by images
-#: at least 9 times as long as wide, which would take gigabytes otherwise.
+#: Limit of the long side before the crop, in units of ``INPUT.MAX_SIZE_TRAIN``. Only images about 9 times as long as
+#: wide reach it; without it, they would take gigabytes.
 _MAX_SIZE_BEFORE_CROP = 4
 
 
 @dataclass(frozen=True)
 class Resize:
-    """How an image's size becomes that of the network's input.
+    """How images are resized for the network.
 
     Attributes:
-        short_side: the smallest that short sides become, in pixels.
-        max_size: what long sides become at most, in pixels.
+        short_side: the smallest target of the short side, in pixels.
+        max_size: the limit of the long side, in pixels.
     """
 
     short_side: int
@@ -46,18 +46,18 @@ class Resize:
 
     @classmethod
     def of(cls, augmentations: Sequence[T.Augmentation]) -> Resize | None:
-        """The last resize of all images among augmentations; None without one."""
+        """The last unconditional resize among augmentations; None without one."""
         resizes = [a for a in augmentations if isinstance(a, T.ResizeShortestEdge) and min(a.short_edge_length)]
         return cls(min(resizes[-1].short_edge_length), resizes[-1].max_size) if resizes else None
 
     def problem(self, width: int, height: int) -> str:
-        """Why an image of this size cannot be resized; nothing: the empty string."""
+        """Why an image of this size cannot be resized; the empty string if it can."""
         shape = T.ResizeShortestEdge.get_output_shape(height, width, self.short_side, self.max_size)
         if min(shape) > 0:
             return ""
         return (
-            f"is {width}x{height}: resized to a long side of {self.max_size} pixels nothing is left of its short side. "
-            "Cut it into pieces, or remove it"
+            f"is {width}x{height}: with its long side resized to {self.max_size} pixels, nothing is left of the short "
+            "side. Cut it into pieces, or remove it"
         )
 
 

@@ -1,4 +1,4 @@
-"""What the records of a data set hold, as arrays, and which of their boxes cannot be used."""
+"""The records of a data set as arrays, and which of their boxes are unusable."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ import numpy as np
 import numpy.typing as npt
 from detectron2.structures import BoxMode
 
-#: detectron2's dictionary of an image or an annotation, see its "Use Custom Datasets".
+#: A dictionary of an image or of an annotation, with the keys of detectron2's "Use Custom Datasets".
 Record: TypeAlias = dict[str, Any]
 
-# A box this many pixels wide and high, or smaller, marks one point and no object. Pascal VOC's corners are
-# inclusive, so that an object with xmin == xmax and ymin == ymax arrives here with sides of exactly 1.
+# A box at most this many pixels wide and high marks a point, not an object. Pascal VOC's corners are inclusive: an
+# object with xmin == xmax and ymin == ymax has sides of exactly 1.
 MAX_POINT_SIDE = 1.0
 # Far below a pixel, far above the rounding error of x + width - x.
 _ROUNDING = 1e-6
 
 
 class BoxProblem(IntEnum):
-    """Why a box cannot be used; ``NONE`` for a usable box."""
+    """Why a box is unusable; ``NONE`` for a usable box."""
 
     NONE = 0
     NON_FINITE = 1
@@ -33,10 +33,10 @@ class BoxProblem(IntEnum):
 
 @dataclass(frozen=True)
 class BoxTable:
-    """The annotations of a data set in the order of its images.
+    """The annotations of a data set, in the order of its images.
 
     Attributes:
-        image: (N,) int64, position of each annotation's image.
+        image: (N,) int64, index of each annotation's image.
         boxes: (N, 4) float64, absolute xyxy pixels.
         classes: (N,) int64.
         crowd: (N,) bool.
@@ -51,7 +51,7 @@ class BoxTable:
 
     @classmethod
     def from_records(cls, records: Sequence[Record]) -> BoxTable:
-        """The table of detectron2's records.
+        """Makes the table.
 
         Raises:
             ValueError: if a ``bbox`` is not four numbers, a ``bbox_mode`` is missing or not absolute, or a
@@ -82,10 +82,10 @@ class BoxTable:
 def find_box_problems(
     boxes: npt.NDArray[np.float64], image_sizes: npt.NDArray[np.float64], max_point_side: float = MAX_POINT_SIDE
 ) -> npt.NDArray[np.int64]:
-    """Sort boxes into usable ones and the kinds of ``BoxProblem``.
+    """Finds the unusable boxes.
 
-    A box is degenerate if a side is zero or negative, or if what the image shows of it is a single point: both sides
-    are at most ``max_point_side``. A line one pixel wide is kept. Boxes partly outside of the image are kept as well.
+    A box is degenerate if a side is zero or negative, or if its part in the image is a point: both sides at most
+    ``max_point_side``. Lines one pixel wide and boxes partly outside of the image are usable.
 
     Args:
         boxes: (N, 4) float, absolute xyxy pixels.
@@ -129,7 +129,7 @@ def _column(
     expected: str,
     where: Callable[[int], str],
 ) -> np.ndarray:
-    """One value of every annotation, whose dtype has one of ``kinds``."""
+    """The values of ``key`` as one array, whose dtype is one of ``kinds``."""
     if not annotations:
         return np.zeros((0, *row_shape))
     values = [annotation.get(key) for annotation in annotations]
@@ -141,7 +141,7 @@ def _column(
     first = ", ".join(f"{values[i]!r} in {where(i)}" for i in bad[:5])
     raise ValueError(
         f"{len(bad)} annotations have a {key!r} that is not {expected}, first: {first}. "
-        "Repair or remove these annotations."
+        "Correct or remove these annotations."
     )
 
 

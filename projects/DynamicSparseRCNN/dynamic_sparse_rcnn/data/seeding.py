@@ -1,4 +1,4 @@
-"""Random numbers that depend on a run's seed and a place in it, not on what was drawn before."""
+"""Random numbers that depend on a run's seed and a position in the run, not on what was drawn before."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from ..config_reading import read_config
 
 
 def shared_seed(seed: int) -> int:
-    """``seed``, or where it is negative one that is drawn, the same on all ranks. To be called by all of them."""
+    """Returns ``seed``, or draws one if it is negative; the same on all ranks, all of which must call this."""
     return seed if seed >= 0 else int(comm.shared_random_seed())
 
 
 def seed_of_run(seed: int, output_dir: str, resume: bool) -> int:
-    """``shared_seed``, but a run that goes on keeps the one that was drawn for it. To be called by all ranks.
+    """``shared_seed``, but a resumed run keeps the seed that was drawn when it started. All ranks must call this.
 
     Args:
-        seed: of the config.
-        output_dir: where the run has its ``config.yaml``.
-        resume: whether it goes on.
+        seed: the config's.
+        output_dir: the folder that holds the run's ``config.yaml``.
+        resume: whether the run is resumed.
     """
     saved = Path(output_dir) / "config.yaml"
     if seed < 0 and resume and comm.is_main_process() and saved.is_file():
@@ -36,16 +36,16 @@ def seed_of_run(seed: int, output_dir: str, resume: bool) -> int:
 
 
 def derive_seed(*numbers: int) -> int:
-    """A seed in [0, 2^32) that follows from non-negative numbers below 2^32, and has nothing of their regularity.
+    """Hashes non-negative numbers below 2^32 to a seed in [0, 2^32).
 
-    Zeros at their end do not count, and with 32 bits some of a million others have the same seed.
+    Trailing zeros do not count. With 32 bits, collisions are to be expected among a million seeds.
     """
     return int(np.random.SeedSequence(numbers).generate_state(1)[0])
 
 
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
-    """What is drawn within (of Python, NumPy, and PyTorch on the CPU) follows from ``seed``; later draws do not."""
+    """Seeds Python, NumPy, and PyTorch on the CPU within the context, and restores their states afterwards."""
     python_state, numpy_state = random.getstate(), np.random.get_state()
     with torch.random.fork_rng(devices=[]):
         random.seed(seed)

@@ -1,7 +1,7 @@
-"""Images of coloured shapes on textured backgrounds, with their ground truth.
+"""Images of colored shapes on textured backgrounds, with their ground truth.
 
 They are easy for a small detector but not trivial: several classes, rotated and stretched objects, overlaps,
-objects cut by the image border, and colours that say nothing about the class.
+objects cut by the image border, and colors that say nothing about the class.
 """
 
 import zlib
@@ -18,7 +18,7 @@ Mask = npt.NDArray[np.bool_]
 
 # Smallest part of an object that neither the image border nor later objects may hide.
 MIN_VISIBLE = 0.6
-# Smallest distance in CIELAB between an object's colour and (95 % of) the pixels it covers or borders on.
+# Smallest distance in CIELAB between an object's color and (95 % of) the pixels it covers or borders on.
 MIN_CONTRAST = 25.0
 
 _SUPERSAMPLING = 4
@@ -26,7 +26,7 @@ _MIN_OBJECT_PIXELS = 8
 _MAX_OUTSIDE = 0.15
 _PLACEMENT_TRIES = 50
 _LAYOUT_TRIES = 50
-_COLOUR_TRIES = 32
+_COLOR_TRIES = 32
 
 
 @dataclass(frozen=True)
@@ -142,8 +142,8 @@ def tight_box(mask: Mask) -> tuple[float, float, float, float]:
 
 
 def draw_background(rng: np.random.Generator, image_size: int) -> FloatArray:
-    """A (H,W,3) float32 RGB image in [0,1]: two mixed colours, low-frequency noise, a gradient and grain."""
-    first, second = (_random_colour(rng, saturation=(0.0, 0.6), value=(0.25, 0.85)) for _ in range(2))
+    """A (H,W,3) float32 RGB image in [0,1]: two mixed colors, low-frequency noise, a gradient and grain."""
+    first, second = (_random_color(rng, saturation=(0.0, 0.6), value=(0.25, 0.85)) for _ in range(2))
     mix = 0.5 * _smooth_noise(rng, image_size, cells=int(rng.integers(3, 7)))
     brightness = 1 + 0.15 * (2 * _smooth_noise(rng, image_size, cells=int(rng.integers(12, 25))) - 1)
     angle = rng.uniform(0, 2 * np.pi)
@@ -162,7 +162,7 @@ def _grain(rng: np.random.Generator, image_size: int) -> FloatArray:
     return 0.03 * rng.standard_normal((image_size, image_size, 1), dtype=np.float32)
 
 
-def _random_colour(rng: np.random.Generator, saturation: tuple[float, float], value: tuple[float, float]) -> FloatArray:
+def _random_color(rng: np.random.Generator, saturation: tuple[float, float], value: tuple[float, float]) -> FloatArray:
     hsv = [rng.uniform(0, 360), rng.uniform(*saturation), rng.uniform(*value)]
     return _convert(np.array([[hsv]], np.float32), cv2.COLOR_HSV2RGB)[0, 0]
 
@@ -185,15 +185,15 @@ def _place(rng: np.random.Generator, config: ShapesConfig, class_index: int, siz
     # The whole object is drawn on a canvas with a margin first, to know how much the image border cuts off.
     margin = int(np.ceil(outside.max())) + 1
     placed = [(contour - low) * scale + corner + margin for contour in contours]
-    coverage = _rasterise(placed, config.image_size + 2 * margin)
+    coverage = _rasterize(placed, config.image_size + 2 * margin)
     inside = slice(margin, margin + config.image_size)
     return _PlacedObject(class_index, coverage[inside, inside], int(_mask(coverage).sum()))
 
 
-def _rasterise(contours: list[npt.NDArray[np.float64]], canvas_size: int) -> FloatArray:
+def _rasterize(contours: list[npt.NDArray[np.float64]], canvas_size: int) -> FloatArray:
     """(H,W) part of each pixel that lies within the contours (absolute xy pixels of the canvas)."""
     fine = np.zeros((canvas_size * _SUPERSAMPLING,) * 2, np.uint8)
-    # OpenCV's integer coordinates are pixel centres, ours are continuous.
+    # OpenCV's integer coordinates are pixel centers, ours are continuous.
     corners = [np.rint(contour * _SUPERSAMPLING - 0.5).astype(np.int32) for contour in contours]
     cv2.fillPoly(fine, corners, 255)
     coverage = cv2.resize(fine, (canvas_size, canvas_size), interpolation=cv2.INTER_AREA)
@@ -223,15 +223,15 @@ def _iou(first: tuple[float, ...], second: tuple[float, ...]) -> float:
     return intersection / (sum(areas) - intersection)
 
 
-def _contrasting_colour(rng: np.random.Generator, canvas: FloatArray, mask: Mask) -> FloatArray | None:
-    """A random RGB colour that stands out from what the mask and its surroundings show now, if found."""
+def _contrasting_color(rng: np.random.Generator, canvas: FloatArray, mask: Mask) -> FloatArray | None:
+    """A random RGB color that stands out from what the mask and its surroundings show now, if found."""
     surroundings = cv2.dilate(mask.astype(np.uint8), np.ones((7, 7), np.uint8)) > 0
     below = _convert(canvas, cv2.COLOR_RGB2LAB)[surroundings]
-    for _ in range(_COLOUR_TRIES):
-        colour = _random_colour(rng, saturation=(0.3, 1.0), value=(0.15, 1.0))
-        distance = np.linalg.norm(below - _convert(colour[None, None], cv2.COLOR_RGB2LAB)[0, 0], axis=1)
+    for _ in range(_COLOR_TRIES):
+        color = _random_color(rng, saturation=(0.3, 1.0), value=(0.15, 1.0))
+        distance = np.linalg.norm(below - _convert(color[None, None], cv2.COLOR_RGB2LAB)[0, 0], axis=1)
         if np.percentile(distance, 5) >= MIN_CONTRAST:
-            return colour
+            return color
     return None
 
 
@@ -247,12 +247,12 @@ def _draw_layout(
             candidate = _place(rng, config, class_index, size)
             if not _fits(candidate, placed, config.max_overlap):
                 continue
-            colour = _contrasting_colour(rng, canvas, candidate.mask)
-            if colour is not None:
+            color = _contrasting_color(rng, canvas, candidate.mask)
+            if color is not None:
                 break
         else:
             return None
-        surface = colour + _grain(rng, config.image_size)
+        surface = color + _grain(rng, config.image_size)
         canvas = canvas + candidate.coverage[..., None] * (np.clip(surface, 0, 1) - canvas)
         placed.append(candidate)
     return canvas, placed

@@ -1,16 +1,16 @@
-"""A generated detection data set in COCO format: coloured shapes on textured backgrounds.
+"""A generated detection data set in COCO format: colored shapes on textured backgrounds.
 
-It needs no download, so that training, evaluation and drawing can be tried anywhere.
+It needs no download.
 """
 
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 from tqdm import tqdm
 
 from ..file_io import write_image, write_json
+from .records import Record
 from .shape_images import SHAPE_CLASSES, ShapesConfig, ShapesImage, draw_image
 
 __all__ = ["SHAPE_CLASSES", "ShapesConfig", "ShapesPaths", "generate_shapes"]
@@ -52,7 +52,7 @@ def generate_shapes(folder: Path, split: str, config: ShapesConfig) -> ShapesPat
             return paths
         _remove(existing, paths)
     paths.image_folder.mkdir(parents=True, exist_ok=True)
-    images, annotations = [], list[dict[str, Any]]()
+    images, annotations = [], list[Record]()
     for number in tqdm(range(1, config.num_images + 1), desc=f"drawing {split} images", unit="image"):
         drawn = draw_image(config, split, number)
         images.append(_write_image(drawn, number, paths.image_folder))
@@ -64,7 +64,7 @@ def generate_shapes(folder: Path, split: str, config: ShapesConfig) -> ShapesPat
     return paths
 
 
-def _read_generated(json_path: Path) -> dict[str, Any]:
+def _read_generated(json_path: Path) -> Record:
     try:
         content = json.loads(json_path.read_text())
         if content["info"]["description"] == _DESCRIPTION:
@@ -76,17 +76,17 @@ def _read_generated(json_path: Path) -> dict[str, Any]:
     )
 
 
-def _images_exist(content: dict[str, Any], paths: ShapesPaths) -> bool:
+def _images_exist(content: Record, paths: ShapesPaths) -> bool:
     return all((paths.image_folder / image["file_name"]).is_file() for image in content["images"])
 
 
-def _remove(content: dict[str, Any], paths: ShapesPaths) -> None:
+def _remove(content: Record, paths: ShapesPaths) -> None:
     paths.json_path.unlink()
     for image in content["images"]:
         (paths.image_folder / image["file_name"]).unlink(missing_ok=True)
 
 
-def _write_image(drawn: ShapesImage, number: int, image_folder: Path) -> dict[str, Any]:
+def _write_image(drawn: ShapesImage, number: int, image_folder: Path) -> Record:
     """Saves the pixels and returns the image's COCO entry."""
     path = image_folder / f"{number:06d}.png"
     write_image(drawn.pixels, path)
@@ -94,7 +94,7 @@ def _write_image(drawn: ShapesImage, number: int, image_folder: Path) -> dict[st
     return {"id": number, "file_name": path.name, "width": width, "height": height}
 
 
-def _annotations(drawn: ShapesImage, number: int, first_id: int) -> list[dict[str, Any]]:
+def _annotations(drawn: ShapesImage, number: int, first_id: int) -> list[Record]:
     boxes_xywh = drawn.boxes.copy()
     boxes_xywh[:, 2:] -= boxes_xywh[:, :2]
     return [

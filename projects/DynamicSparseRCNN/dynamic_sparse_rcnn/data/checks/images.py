@@ -1,4 +1,4 @@
-"""Image files that a run could not use, found before it."""
+"""Finds image files that a run cannot use, before it starts."""
 
 from __future__ import annotations
 
@@ -21,25 +21,25 @@ from ..mapper import Resize
 from ..records import Record
 
 _FIRST_FILES = 5
-# The ends of complete files. A JPEG's data never contain its end marker, a PNG's last chunk has a fixed content.
+# How complete files end. A JPEG's data cannot contain its end marker; a PNG's last chunk is always the same.
 _ENDS = {"JPEG": b"\xff\xd9", "PNG": b"IEND\xaeB`\x82"}
 _LONGEST_END = max(map(len, _ENDS.values()))
 
 
 @dataclass(frozen=True)
 class ImageReport:
-    """What a look at the image files found.
+    """What was found in the image files.
 
     Attributes:
-        unusable: file and reason of every image that cannot be used.
-        deep: files of 16-bit images.
+        unusable: file and reason, for every image that cannot be used.
+        deep: the files of 16-bit images.
     """
 
     unusable: tuple[tuple[str, str], ...]
     deep: tuple[str, ...]
 
     def warnings(self) -> list[str]:
-        """One line for each kind of finding."""
+        """One line per kind of finding."""
         warnings = []
         if self.unusable:
             warnings.append(f"images dropped: {len(self.unusable)} cannot be used, {self.first_unusable()}")
@@ -54,16 +54,16 @@ class ImageReport:
 
 
 def check_images(records: Sequence[Record], resize: Resize | None = None) -> tuple[list[Record], ImageReport]:
-    """Look at the file of every image, without decoding it where its end shows that it is complete.
+    """Checks the file of every image; decodes it only if its last bytes do not show that it is complete.
 
-    Files that do not exist, and URLs, are passed over. The processes of a run, all of which call this, share the files.
+    Files that do not exist, and URLs, are skipped. All processes of a run must call this; they share the work.
 
     Args:
-        records: detectron2's, of a data set.
-        resize: how images are resized for the network.
+        records: the data set's.
+        resize: how images are resized for the network; None: not at all.
 
     Returns:
-        The records of the images that can be used, and the report.
+        The records of the usable images, and the report.
     """
     share = range(comm.get_rank(), len(records), comm.get_world_size())
     shares = comm.all_gather([(i, *_look_at(records[i], resize)) for i in share])
@@ -77,7 +77,7 @@ def check_images(records: Sequence[Record], resize: Resize | None = None) -> tup
 
 
 def _look_at(record: Record, resize: Resize | None) -> tuple[str, bool]:
-    """What is wrong with an image (nothing: the empty string), and whether it has 16 bits."""
+    """What is wrong with an image (the empty string: nothing), and whether it has 16 bits."""
     file = record["file_name"]
     if not os.path.isfile(file):
         return "", False
@@ -116,6 +116,6 @@ def _mode_problem(image: Image.Image) -> str:
 
 
 def _is_complete(file: str, image_format: str | None) -> bool:
-    """Whether the end of the file shows that nothing is missing; if not, it takes decoding to know."""
+    """Whether the last bytes show that nothing is missing; if they do not, the image has to be decoded."""
     end = _ENDS.get(image_format or "")
     return end is not None and end_of_file(file, _LONGEST_END).endswith(end)

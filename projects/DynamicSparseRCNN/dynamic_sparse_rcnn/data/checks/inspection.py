@@ -1,4 +1,4 @@
-"""A look at a data set before it is used: what cannot be used is dropped and counted, or refused."""
+"""Checks a data set before it is used: what is unusable is dropped and counted, or an error."""
 
 from __future__ import annotations
 
@@ -28,7 +28,13 @@ _FIRST_FILES = 5
 
 @dataclass(frozen=True)
 class Inspection:
-    """A data set that has been looked at: the usable part, what to tell of it, and whether that has warnings."""
+    """A checked data set.
+
+    Attributes:
+        records: what can be used.
+        text: the report, of several lines.
+        has_warnings: whether the report has any.
+    """
 
     records: list[Record]
     text: str
@@ -38,7 +44,7 @@ class Inspection:
 def report_dataset(
     name: str, *, num_classes: int, num_proposals: int, resize: Resize | None = None, is_train: bool = True
 ) -> list[Record]:
-    """As :func:`inspect_dataset`; logs what was found and returns the records."""
+    """As :func:`inspect_dataset`, but logs the report and returns the usable records."""
     found = inspect_dataset(
         name, num_classes=num_classes, num_proposals=num_proposals, resize=resize, is_train=is_train
     )
@@ -49,18 +55,18 @@ def report_dataset(
 def inspect_dataset(
     name: str, *, num_classes: int, num_proposals: int, resize: Resize | None = None, is_train: bool = True
 ) -> Inspection:
-    """As :func:`load_checked_dataset`, after a look at the image files.
+    """Checks image files and annotations of a data set.
 
     Args:
-        name: see there.
-        num_classes: see there.
-        num_proposals: number of proposals an image, for the warning about images with more boxes.
-        resize: how images are resized for the network, to find those that nothing would be left of.
-        is_train: a training leaves out images that cannot be used; an evaluation without them would be another one.
+        name: see :func:`load_checked_dataset`.
+        num_classes: number of classes of the model.
+        num_proposals: proposals per image, for the warning about images with more boxes.
+        resize: how images are resized for the network; finds those that would vanish.
+        is_train: unusable images are dropped for a training, but an error for an evaluation.
 
     Raises:
-        OSError, KeyError, ValueError: see there; or if images cannot be used (``check_images``): all of
-            them, or any if this is not for training.
+        OSError, KeyError, ValueError: see :func:`load_checked_dataset`; or if any image (for a training: every image)
+            is unusable.
     """
     records = _load(name)
     usable, images = check_images(records, resize)
@@ -103,11 +109,11 @@ def report_training_sets(
 
 
 def require_boxes(records: Sequence[Record], names: Sequence[str]) -> None:
-    """Raises ``ValueError`` if the records of training sets have no object to learn from.
+    """Raises ``ValueError`` if training sets have no object to learn from.
 
     Args:
-        records: of all sets together.
-        names: of the sets.
+        records: those of all sets together.
+        names: the names of the sets.
     """
     annotations = [annotation for record in records for annotation in record.get("annotations", ())]
     if all(annotation.get("iscrowd", 0) for annotation in annotations):
@@ -120,16 +126,16 @@ def require_boxes(records: Sequence[Record], names: Sequence[str]) -> None:
 
 
 def load_checked_dataset(name: str, *, num_classes: int) -> list[Record]:
-    """The records of a data set without unusable boxes.
+    """Loads the records of a data set, without unusable boxes.
 
     Args:
-        name: a data set named by its files, registered on first use, or one that is registered already.
+        name: a data set named by its files, or a registered one.
         num_classes: number of classes of the model.
 
     Raises:
         OSError: if the annotations or images are missing.
         KeyError: if no data set of that name is registered.
-        ValueError: if the data set is empty, or cannot be used as it is (``check_records``).
+        ValueError: if the data set is empty, or for the reasons of :func:`check_records`.
     """
     return _check(_load(name), name, num_classes)[0]
 
@@ -146,11 +152,11 @@ def _load(name: str) -> list[Record]:
             f"Data set {name}: {error}. detectron2 looks for its own data sets below DETECTRON2_DATASETS, now "
             f"{root!r}: set it to the folder that holds coco/, VOC2007/ and so on."
         ) from error
-    except ValueError as error:  # detectron2's loader of VOC meets a class that is none of VOC's, say
+    except ValueError as error:  # detectron2's VOC loader met a class that is not one of VOC's, say
         if parse_dataset_name(name) is not None:
             raise
         raise ValueError(
-            f"Data set {name} cannot be read: {error}. Data of your own are named by their files: {known_forms()}."
+            f"Data set {name} cannot be read: {error}. Name your own data by their files: {known_forms()}."
         ) from error
     if not records:
         raise ValueError(f"Data set {name} has no images. Name another one, or add images to it.")
@@ -165,16 +171,16 @@ def _check(records: list[Record], name: str, num_classes: int) -> tuple[list[Rec
 def check_records(
     records: list[Record], *, name: str, class_names: Sequence[str], num_classes: int
 ) -> tuple[list[Record], DatasetReport]:
-    """Drop and count boxes that cannot be used, and refuse what cannot be dropped.
+    """Drops and counts unusable boxes.
 
     Args:
-        records: detectron2's; they are not changed.
-        name: name of the data set, for report and errors.
-        class_names: names of the classes, as many as are known.
+        records: the data set's; not changed.
+        name: the data set's, for report and errors.
+        class_names: as far as they are known.
         num_classes: number of classes of the model.
 
     Returns:
-        The records without unusable boxes (the given ones where nothing changes), and the report.
+        The records without unusable boxes (the same objects where nothing changes), and the report.
 
     Raises:
         FileNotFoundError: if images are missing.
@@ -223,7 +229,7 @@ def _require_class_ids(
 def _without(records: list[Record], image: npt.NDArray[np.int64], unusable: npt.NDArray[np.bool_]) -> list[Record]:
     cleaned = list(records)
     affected = np.unique(image[unusable])
-    # The annotations of an image are neighbours in the table.
+    # In the table, the annotations of an image follow each other.
     for i, start in zip(affected, np.searchsorted(image, affected), strict=True):
         annotations = enumerate(records[i]["annotations"], start=start)
         cleaned[i] = {**records[i], "annotations": [a for row, a in annotations if not unusable[row]]}

@@ -1,4 +1,4 @@
-"""What a look at a data set found, and how it is told."""
+"""The report on a data set."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from ..records import BoxProblem, BoxTable
 _CLASSES_IN_TABLE = 80
 _CLASSES_PER_ROW = 4
 _FIRST_FILES = 5
-# How far a box may reach beyond its image, in pixels, without a word: annotation tools round.
+# How far a box may reach beyond its image without a warning, in pixels: annotation tools round.
 _BEYOND = 1.0
-# Shares of all boxes from which a mistake in the whole file is likelier than mistakes in single boxes.
+# Shares of all boxes above which a mistake in the whole file is more likely than mistakes in single boxes.
 _MANY_BEYOND, _MANY_DEGENERATE = 0.2, 0.5
 
 
 @dataclass(frozen=True)
 class BoxFinding:
-    """Boxes that have something in common: how many, their share of all boxes, and the first images with one."""
+    """Boxes with something in common: their number, their share of all boxes, and the first images with one."""
 
     count: int
     share: float
@@ -32,7 +32,7 @@ class BoxFinding:
 
     @classmethod
     def of(cls, found: npt.NDArray[np.bool_], table: BoxTable, files: Sequence[str]) -> BoxFinding:
-        """The boxes that a mask (N,) over the table's marks."""
+        """The boxes of a table that ``found``, (N,) bool, selects."""
         images = np.unique(table.image[found])[:_FIRST_FILES]
         return cls(int(found.sum()), float(found.sum() / max(1, len(found))), tuple(files[i] for i in images))
 
@@ -42,19 +42,19 @@ class BoxFinding:
 
 @dataclass(frozen=True)
 class DatasetReport:
-    """What a data set contains once its unusable boxes are dropped.
+    """What a data set contains after unusable boxes were dropped.
 
     Attributes:
-        name: name of the data set.
+        name: the data set's.
         images: number of images.
-        boxes: number of boxes to be detected, crowd boxes not among them.
-        crowd_boxes: number of boxes around crowds, which neither training nor evaluation counts as objects.
-        images_without_boxes: number of images that have no box to be detected.
-        most_boxes_in_an_image: the largest number of boxes to be detected in one image.
-        fullest_image: file name of (the first of) the images with that many.
-        class_counts: number of boxes to be detected of each class, by its name.
-        dropped: boxes by what is wrong with them.
-        beyond: boxes that reach beyond their image, by more than a pixel; only the part within it is learned.
+        boxes: number of boxes to detect, without crowds.
+        crowd_boxes: number of boxes around crowds, which count as objects neither in training nor in evaluation.
+        images_without_boxes: number of images without a box to detect.
+        most_boxes_in_an_image: the largest number of boxes to detect in one image.
+        fullest_image: file name of the first image with that many.
+        class_counts: number of boxes to detect, by class name.
+        dropped: unusable boxes, by what is wrong with them.
+        beyond: boxes that reach more than a pixel beyond their image; only the part in the image is learned.
     """
 
     name: str
@@ -77,14 +77,14 @@ class DatasetReport:
         files: Sequence[str],
         class_names: Sequence[str],
     ) -> DatasetReport:
-        """The report on a data set.
+        """Makes the report.
 
         Args:
-            table: of its boxes.
-            problems: (N,) values of ``BoxProblem``.
-            name: of the data set.
-            files: of its images.
-            class_names: a name for each class.
+            table: the data set's boxes.
+            problems: (N,) int64, values of ``BoxProblem``.
+            name: the data set's.
+            files: those of its images.
+            class_names: one for each class.
         """
         usable = problems == BoxProblem.NONE
         counted = usable & ~table.crowd
@@ -107,10 +107,10 @@ class DatasetReport:
         )
 
     def summary(self, num_proposals: int) -> str:
-        """The counts as a few lines.
+        """The counts, as a few lines.
 
         Args:
-            num_proposals: number of proposals an image; an image cannot have more boxes detected than that.
+            num_proposals: proposals per image, which limit the number of objects found in it.
         """
         lines = [
             f"Data set {self.name}",
@@ -122,7 +122,7 @@ class DatasetReport:
         return "\n".join(lines)
 
     def warnings(self, num_proposals: int) -> list[str]:
-        """What a user should know before training or trusting an evaluation; empty if all is well."""
+        """What to know before training on the data set or trusting an evaluation; empty if all is well."""
         warnings = [
             f"boxes dropped: {found.count} {_PROBLEMS[kind]} {found}"
             for kind, found in self.dropped.items()
@@ -133,9 +133,9 @@ class DatasetReport:
         if self.beyond.count:
             warnings.append(f"{self.beyond.count} boxes reach beyond their image and are clipped to it {self.beyond}")
         if self.beyond.share > _MANY_BEYOND:
-            warnings.append("many boxes reach beyond their image: is the second corner written in place of a size?")
+            warnings.append("many boxes reach beyond their image: do they hold a second corner in place of a size?")
         if self.crowd_boxes and not self.boxes:
-            warnings.append(f"all {self.crowd_boxes} boxes are crowds ('iscrowd' 1), which count as no objects")
+            warnings.append(f"all {self.crowd_boxes} boxes are crowds ('iscrowd' 1), which do not count as objects")
         if self.most_boxes_in_an_image > num_proposals:
             warnings.append(
                 f"{_list_files([self.fullest_image])} has {self.most_boxes_in_an_image} boxes, more than the "

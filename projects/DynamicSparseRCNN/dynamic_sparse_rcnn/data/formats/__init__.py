@@ -1,4 +1,4 @@
-"""Formats of data sets, a file each; register a subclass of ``DatasetFormat`` to add one."""
+"""Data set formats, one per file. To add one, register a subclass of ``DatasetFormat``."""
 
 from .base import DATASET_FORMAT_REGISTRY, Classes, DatasetFormat, known_forms, parse_dataset_name
 from .coco import CocoDataset

@@ -1,11 +1,11 @@
-"""What a data set format is: it parses a data set's name, and gives classes and records."""
+"""The interface of data set formats: parse a name, read classes and records."""
 
 from __future__ import annotations
 
 import re
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from detectron2.utils.registry import Registry
 
@@ -17,11 +17,11 @@ DATASET_FORMAT_REGISTRY.__doc__ = "Registry of the subclasses of :class:`Dataset
 
 @dataclass(frozen=True)
 class Classes:
-    """The classes of a data set in the order of their contiguous ids.
+    """The classes of a data set, in the order of their contiguous ids.
 
     Attributes:
-        names: what people call them.
-        category_ids: what the annotation files call them.
+        names: for people.
+        category_ids: the ids in annotation files and results.
     """
 
     names: tuple[str, ...]
@@ -29,15 +29,15 @@ class Classes:
 
     @classmethod
     def numbered_from_zero(cls, names: tuple[str, ...]) -> Classes:
-        """Classes whose category id is their contiguous id."""
+        """Classes whose category ids are their contiguous ids."""
         return cls(names, tuple(range(len(names))))
 
 
 class DatasetFormat(ABC):
-    """One data set, named ``<prefix>:<rest>``. A registered subclass makes such names usable wherever a data set is.
+    """A data set named ``<prefix>:<rest>``. Registering a subclass makes such names usable everywhere.
 
     Attributes:
-        prefix: what names of this format start with, before the first colon.
+        prefix: the part of the name before the first colon.
         form: the form of the whole name, for error messages.
     """
 
@@ -47,18 +47,18 @@ class DatasetFormat(ABC):
     @classmethod
     @abstractmethod
     def parse(cls, rest: str) -> DatasetFormat:
-        """The data set that a name stands for. Files are not read.
+        """Parses a name, without reading files.
 
         Args:
             rest: the name without ``<prefix>:``; see :func:`path_separators` for colons within paths.
 
         Raises:
-            ValueError: if the name does not have this form, with the reason if there is more to say.
+            ValueError: if the name does not have this form; the message, which may be empty, tells why.
         """
 
     @abstractmethod
     def classes(self) -> Classes:
-        """Reads the classes, which must not depend on the split.
+        """Reads the classes, which should not depend on the split.
 
         Raises:
             OSError, ValueError: if files are missing or malformed; the message names the file.
@@ -66,28 +66,28 @@ class DatasetFormat(ABC):
 
     @abstractmethod
     def records(self, classes: Classes) -> list[Record]:
-        """Reads the images with their annotations, as detectron2's dictionaries.
+        """Reads the images with their annotations, in detectron2's format.
 
         Each has ``file_name``, ``image_id``, ``height``, ``width`` and ``annotations``: ``bbox``, ``bbox_mode`` and
         ``category_id`` (contiguous); optionally ``iscrowd``, and ``area`` in pixels for COCO's size buckets.
 
         Args:
-            classes: what :meth:`classes` gave when the data set was registered.
+            classes: what :meth:`classes` returned when the data set was registered.
 
         Raises:
             OSError, ValueError: if files are missing or malformed; the message names the file.
         """
 
-    def metadata(self) -> dict[str, Any]:
-        """More for detectron2's ``MetadataCatalog``, such as what an evaluator other than COCO's needs."""
+    def metadata(self) -> dict[str, str | int]:
+        """More entries for ``MetadataCatalog``, such as what evaluators other than COCO's need."""
         return {}
 
 
 def parse_dataset_name(name: str) -> DatasetFormat | None:
-    """The data set that a name stands for, or None if the name has no registered prefix.
+    """Parses the name of a data set; None if it does not start with a registered prefix.
 
     Raises:
-        ValueError: if the name has a registered prefix, but not the form that belongs to it.
+        ValueError: if the name does not have the form that belongs to its prefix.
     """
     prefix, separator, rest = name.partition(":")
     for _, dataset_format in DATASET_FORMAT_REGISTRY:
@@ -107,7 +107,7 @@ def known_forms() -> str:
 
 
 def path_separators(text: str) -> list[int]:
-    """Positions of the colons that may separate paths: not those of ``https://`` or of a drive such as ``C:\\``."""
+    """The positions of colons that may separate paths, unlike those in ``https://`` and ``C:\\``."""
     return [
         match.start()
         for match in re.finditer(r":(?!//)", text)
@@ -116,7 +116,7 @@ def path_separators(text: str) -> list[int]:
 
 
 def split_last(text: str) -> tuple[str, str]:
-    """``<path>:<word>``, where the path may contain colons.
+    """Splits ``<path>:<word>`` at the last separator; the path may contain colons.
 
     Raises:
         ValueError: if one of the two is missing.

@@ -1,7 +1,7 @@
 """COCO annotation files: ``coco:<json>[:<image folder>][:<from>-<to>%[:<seed>]]``.
 
-detectron2's own ``load_coco_json`` leaves out objects whose polygons are malformed, which a detector of boxes does not
-look at, and does not name the file that is wrong, hence this reader. Order, boxes and classes are the same.
+detectron2's ``load_coco_json`` drops objects with malformed polygons, which a detector of boxes does not need, and does
+not name the file that is wrong. This reader does not; order, boxes and classes are the same.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import re
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from ..records import Record
 from ..splits import SplitPart
@@ -30,12 +30,12 @@ _JSON_SUFFIX = re.compile(r"\.json(\.gz)?$", re.IGNORECASE)
 @DATASET_FORMAT_REGISTRY.register()
 @dataclass(frozen=True)
 class CocoDataset(DatasetFormat):
-    """A COCO annotation file, or a part of its images.
+    """A COCO annotation file, or part of its images.
 
     Attributes:
-        json_file: path of the annotation file.
-        image_folder: folder of the images; None: looked for beside the annotation file.
-        part: which of the images; None: all.
+        json_file: the annotation file.
+        image_folder: the folder of the images; None: found where annotation tools put it.
+        part: which images; None: all.
     """
 
     prefix: ClassVar[str] = "coco"
@@ -47,7 +47,7 @@ class CocoDataset(DatasetFormat):
 
     @classmethod
     def parse(cls, rest: str) -> CocoDataset:
-        """See :class:`DatasetFormat`. Where colons leave a choice, files that exist decide, then the suffix .json."""
+        """See :class:`DatasetFormat`. If colons are ambiguous, existing files decide, then the suffix .json."""
         match = _PART.search(rest)
         part = SplitPart.parse(match["share"], match["seed"] or "0") if match else None
         paths = rest[: match.start()] if match else rest
@@ -61,14 +61,13 @@ class CocoDataset(DatasetFormat):
         return content.classes
 
     def records(self, classes: Classes) -> list[Record]:
-        """The images sorted by id, boxes in ``BoxMode.XYWH_ABS``.
+        """The images, sorted by id, with boxes in ``BoxMode.XYWH_ABS``.
 
-        Annotations of images that the file does not list are left out, with a warning that counts them. What is not
-        needed for boxes (``segmentation``, ``keypoints``) is not looked at.
+        Annotations of images that the file does not list are dropped, with a warning that counts them.
         """
         content = read_coco(self.json_file)
         if content.classes != classes:
-            raise ValueError(f"The categories of {self.json_file} have changed since this run began. Start it again.")
+            raise ValueError(f"The categories of {self.json_file} have changed since this run started. Start it again.")
         folder = self._folder_of(content.images)
         images = content.images
         if self.part is not None:
@@ -80,10 +79,10 @@ class CocoDataset(DatasetFormat):
             image["annotations"] = objects[image["image_id"]]
         return sorted(images, key=lambda image: image["image_id"])
 
-    def metadata(self) -> dict[str, Any]:
+    def metadata(self) -> dict[str, str | int]:
         """See :class:`DatasetFormat`."""
-        whole = {"json_file": self.json_file} if self.part is None else {}
-        return whole | ({"image_root": self.image_folder} if self.image_folder else {})
+        known = {"json_file": None if self.part else self.json_file, "image_root": self.image_folder}
+        return {key: value for key, value in known.items() if value is not None}
 
     def _folder_of(self, images: Sequence[Record]) -> str:
         if self.image_folder is not None:
@@ -94,13 +93,13 @@ class CocoDataset(DatasetFormat):
             if os.path.isfile(join_image_path(folder, images[0]["file_name"])):
                 return folder
         raise FileNotFoundError(
-            f"The images of {self.json_file} are not in {', '.join(folders)}: no {images[0]['file_name']!r} there. "
-            f"Name their folder: {self.form}."
+            f"The images of {self.json_file} were not found: {images[0]['file_name']!r} is in none of "
+            f"{', '.join(folders)}. Name their folder: {self.form}."
         )
 
 
 def _split_paths(text: str) -> tuple[str, str | None]:
-    """The annotation file and the image folder, if that is named."""
+    """The annotation file, and the image folder if there is one."""
     pairs = [(text[:position], text[position + 1 :]) for position in path_separators(text)]
     if not text or any(not first or not second for first, second in pairs):
         raise ValueError
@@ -119,7 +118,7 @@ def _is_file(path: str) -> bool:
 
 
 def _usual_image_folders(json_file: str) -> list[str]:
-    """Where annotation tools put the images: beside the file, or where COCO itself and CVAT have them."""
+    """Where annotation tools put the images: beside the file, or where COCO itself and CVAT do."""
     if is_url(json_file):
         return [os.path.dirname(json_file)]
     subset = _JSON_SUFFIX.sub("", os.path.basename(json_file)).removeprefix("instances_")
@@ -127,9 +126,9 @@ def _usual_image_folders(json_file: str) -> list[str]:
     return [os.path.normpath(os.path.join(os.path.dirname(json_file), folder)) for folder in folders]
 
 
-def _objects_by_image(content: CocoContent, json_file: str) -> dict[Any, list[Record]]:
+def _objects_by_image(content: CocoContent, json_file: str) -> dict[int | str, list[Record]]:
     listed = {image["image_id"] for image in content.images}
-    objects: dict[Any, list[Record]] = defaultdict(list)
+    objects: dict[int | str, list[Record]] = defaultdict(list)
     strays = []
     for annotation in content.annotations:
         image_id = annotation.pop("image_id")
@@ -139,8 +138,8 @@ def _objects_by_image(content: CocoContent, json_file: str) -> dict[Any, list[Re
             strays.append(image_id)
     if strays:
         logger.warning(
-            "%s: %d annotations have an 'image_id' that 'images' does not list, first: %s. They are left out; "
-            "correct the ids, or add the images.",
+            "%s: %d annotations are dropped: their 'image_id' is not in 'images', first: %s. Correct the ids, or add "
+            "the images.",
             json_file,
             len(strays),
             list(map(repr, strays))[:_FIRST],

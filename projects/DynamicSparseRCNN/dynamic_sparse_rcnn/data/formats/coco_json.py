@@ -1,4 +1,4 @@
-"""The content of COCO annotation files, checked."""
+"""Reading and checking COCO annotation files."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from .reading import is_text, read_bytes
 logger = logging.getLogger(__name__)
 
 _FIRST = 5
-# Larger integers are not exact in every JSON reader, and no ids or sizes for COCO's evaluation.
+# Larger integers are not exact in every JSON reader, nor usable in COCO's evaluation.
 _LARGEST_ID = 1 << 53
 _LARGEST_SIDE = 1 << 31
 _INTEGER = re.compile(r"0|[1-9][0-9]{0,15}")
@@ -28,13 +28,13 @@ _INTEGER = re.compile(r"0|[1-9][0-9]{0,15}")
 
 @dataclass(frozen=True)
 class CocoContent:
-    """What is needed of a COCO file, checked.
+    """The checked content of a COCO file, without what a detector of boxes does not need.
 
     Attributes:
-        classes: see :class:`Classes`.
-        images: ``image_id``, ``file_name`` as it is written, ``height`` and ``width`` of each image.
-        annotations: ``image_id`` (of any image), contiguous ``category_id``, ``bbox``, and ``iscrowd`` and ``area``
-            where they are given.
+        classes: sorted by category id.
+        images: ``image_id``, ``file_name`` as written, ``height`` and ``width`` of each image.
+        annotations: ``image_id`` (not necessarily of a listed image), contiguous ``category_id``, ``bbox``,
+            ``bbox_mode``; ``iscrowd`` and ``area`` where given.
     """
 
     classes: Classes
@@ -43,16 +43,16 @@ class CocoContent:
 
 
 def read_coco(json_file: str) -> CocoContent:
-    """Reads and checks a COCO annotation file. Ids that are written differently, 1, 1.0 and "1", are one id.
+    """Reads and checks a COCO annotation file. Ids may be written as 1, 1.0 or "1".
 
     Args:
-        json_file: path of the file, also of a gzip file, or anything detectron2's ``PathManager`` can open.
+        json_file: a path or anything else detectron2's ``PathManager`` can open; may be compressed with gzip.
 
     Raises:
-        FileNotFoundError: if the file does not exist.
-        ValueError: if it is no COCO file, its categories have no distinct integer ids and no names, or its
-            annotations use other category ids, or an ``iscrowd`` or ``ignore`` that is not supported; or an image has
-            no usable id, file name or size, or the id of another.
+        OSError: if the file cannot be read.
+        ValueError: if it is not a COCO file; if categories lack names or distinct integer ids; if annotations have
+            unknown category ids or an unsupported ``iscrowd`` or ``ignore``; or if images lack a distinct id, a file
+            name or a size.
     """
     coco = _read_json(json_file)
     names = _category_names(coco["categories"], json_file)
@@ -71,11 +71,11 @@ def read_coco(json_file: str) -> CocoContent:
     return CocoContent(Classes(tuple(names[i] for i in ids), ids), images, kept)
 
 
-def _read_json(json_file: str) -> dict[str, Any]:
+def _read_json(json_file: str) -> dict[str, list[Any]]:
     content = read_bytes(json_file)
     try:
         coco = json.loads(content)
-    except (ValueError, RecursionError) as error:  # no JSON, not UTF-8, an endless number; nested too deeply
+    except (ValueError, RecursionError) as error:  # not JSON, not UTF-8, numbers too long, nested too deeply
         raise ValueError(f"{json_file} is not a JSON file in UTF-8: {error}. Name a COCO annotation file.") from error
     for key in ("images", "categories"):
         if not isinstance(coco, dict) or not isinstance(coco.get(key), list) or not coco[key]:
@@ -85,12 +85,12 @@ def _read_json(json_file: str) -> dict[str, Any]:
             )
     annotations = coco.setdefault("annotations", [])
     if not isinstance(annotations, list) or not all(isinstance(annotation, dict) for annotation in annotations):
-        raise ValueError(f"{json_file}: 'annotations' is no list of objects. Write it as COCO does, or leave it out.")
+        raise ValueError(f"{json_file}: 'annotations' is not a list of objects. Write it as COCO does, or omit it.")
     return coco
 
 
 def _as_integer(value: object) -> int | None:
-    """The id that 1, 1.0 or "1" stands for, or None."""
+    """The integer id written as 1, 1.0 or "1"; None for anything else."""
     is_whole = isinstance(value, float) and value.is_integer()
     if is_whole or (isinstance(value, str) and _INTEGER.fullmatch(value)):
         value = int(value)  # type: ignore[call-overload]
@@ -98,7 +98,7 @@ def _as_integer(value: object) -> int | None:
 
 
 def _as_text(value: object) -> str | None:
-    """The id as a string, for files whose ids are not all integers."""
+    """The id as a string, for files in which not all ids are integers."""
     if isinstance(value, str):
         return value
     number = _as_integer(value)
@@ -118,7 +118,7 @@ def _category_names(categories: Sequence[Any], json_file: str) -> dict[int, str]
 
 
 def _grouping_ids(categories: Sequence[dict[str, Any]], names: dict[int, str]) -> set[int]:
-    """Categories like the one that Roboflow adds: the supercategory of others, in no supercategory itself."""
+    """Categories like the one that Roboflow adds: a supercategory of others, without one itself."""
     supercategories = [category.get("supercategory") for category in categories]
     return {
         i
@@ -128,11 +128,11 @@ def _grouping_ids(categories: Sequence[dict[str, Any]], names: dict[int, str]) -
 
 
 def _checked_images(images: Sequence[Any], json_file: str) -> tuple[list[Record], Callable[[object], int | str | None]]:
-    """The images, and what makes an ``image_id`` of whatever stands for one."""
+    """The images, and the function that turns a written id into an ``image_id``."""
     for position, image in enumerate(images):
         reason = _image_problem(image)
         if reason:
-            raise ValueError(f"{json_file}: number {position} of 'images' {reason}: {str(image)[:200]}. Correct it.")
+            raise ValueError(f"{json_file}: 'images'[{position}] {reason}: {str(image)[:200]}. Correct it.")
     given = [image["id"] for image in images]
     as_text = all(isinstance(i, str) for i in given) or any(_as_integer(i) is None for i in given)
     as_id: Callable[[object], int | str | None] = _as_text if as_text else _as_integer
@@ -153,7 +153,7 @@ def _checked_images(images: Sequence[Any], json_file: str) -> tuple[list[Record]
 
 def _image_problem(image: Any) -> str | None:
     if not isinstance(image, dict):
-        return "is no object"
+        return "is not an object"
     if _as_text(image.get("id")) is None:
         return "has no 'id'"
     if not is_text(image.get("file_name")):
@@ -162,7 +162,7 @@ def _image_problem(image: Any) -> str | None:
         if key not in image:
             return f"has no {key!r}"
         if not isinstance(image[key], int | float) or not 0 < image[key] < _LARGEST_SIDE or image[key] % 1:
-            return f"has {key!r} {image[key]!r:.50}, which is no positive whole number"
+            return f"has {key!r} {image[key]!r:.50}, which is not a positive integer"
     return None
 
 
@@ -180,10 +180,10 @@ def _check_category_ids(
 
 
 def _check_flags(annotations: Sequence[Record], images: Sequence[Record], json_file: str) -> None:
-    """``iscrowd`` "0" would count as true, and ``ignore`` has no effect on training and evaluation."""
+    """An ``iscrowd`` of "0" would count as true; ``ignore`` would have no effect."""
     for key, allowed, remedy in (
         ("iscrowd", (0, 1), "Write 0 or 1, or leave it out"),
-        ("ignore", (0,), "Set 'iscrowd' 1 for regions that are not to count, or remove 'ignore'"),
+        ("ignore", (0,), "Set 'iscrowd' 1 for regions that must not count, or remove 'ignore'"),
     ):
         affected = [a for a in annotations if a.get(key, 0) not in allowed]
         if affected:
@@ -214,7 +214,7 @@ def _warn_of_areas(annotations: Sequence[Record], kept: Sequence[Record], json_f
     wrong = [a["area"] for a, k in zip(annotations, kept, strict=True) if "area" in a and "area" not in k]
     if wrong:
         logger.warning(
-            "%s: %d annotations have an 'area' that is no area, first: %.50r. The area of the box takes its place.",
+            "%s: %d annotations have an 'area' that is not a number from 0 on, first: %.50r. The box's is used.",
             json_file,
             len(wrong),
             wrong[0],

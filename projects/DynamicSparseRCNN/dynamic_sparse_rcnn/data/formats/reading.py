@@ -1,4 +1,4 @@
-"""Annotation files as bytes and text, whatever program wrote them."""
+"""Reading annotation files, whatever program wrote them."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
 
 
 def is_url(path: str) -> bool:
-    """Whether a path is a URL, which only detectron2's ``PathManager`` can open."""
+    """Whether a path is a URL, for detectron2's ``PathManager``."""
     return "://" in path
 
 
 def read_bytes(file: str) -> bytes:
-    """The content of a file, decompressed if it is gzip's.
+    """The content of a file, decompressed if it is a gzip file.
 
     Args:
         file: anything detectron2's ``PathManager`` can open.
@@ -44,7 +44,7 @@ def read_bytes(file: str) -> bytes:
 
 
 def read_text(file: str) -> str:
-    """The text of a file in UTF-8, or in UTF-16 or UTF-32, without a byte order mark.
+    """The text of a file in UTF-8, UTF-16 or UTF-32, without a byte order mark.
 
     Raises:
         OSError, ValueError: see :func:`read_bytes`; or if the text has another encoding.
@@ -58,15 +58,15 @@ def read_text(file: str) -> str:
 
 
 def is_text(value: object) -> bool:
-    """Whether a value of a JSON or YAML file is a string that can be written again, and not blank."""
+    """Whether a value from a file is a string that is not blank and can be encoded."""
     try:
         return isinstance(value, str) and bool(value.strip() and value.encode())
-    except UnicodeEncodeError:  # halves of surrogate pairs
+    except UnicodeEncodeError:  # unpaired surrogates
         return False
 
 
 def join_image_path(folder: str, name: str) -> str:
-    """The path of an image; backslashes are separators where only that leads to a file."""
+    """The path of an image. Backslashes are separators if the file only exists then."""
     path = os.path.join(folder, name)
     if "\\" in name and not os.path.isfile(path):
         with_slashes = os.path.join(folder, name.replace("\\", "/"))

@@ -2,8 +2,8 @@
 
 They hold ``Annotations/*.xml``, ``ImageSets/Main/<split>.txt`` and ``JPEGImages/``.
 
-detectron2's own ``load_voc_instances`` knows .jpg images only and does not name the file that is wrong, hence
-this reader. Boxes, image ids and the treatment of ``difficult`` objects are the same.
+detectron2's ``load_voc_instances`` only knows .jpg images and does not name the file that is wrong. Here boxes, image
+ids and the treatment of ``difficult`` objects are the same.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import xml.etree.ElementTree as ElementTree
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from detectron2.structures import BoxMode
 
@@ -32,7 +32,7 @@ logger = logging.getLogger(__name__)
 @DATASET_FORMAT_REGISTRY.register()
 @dataclass(frozen=True)
 class VocDataset(DatasetFormat):
-    """One split of a folder in Pascal VOC's layout; its classes are those of all splits, sorted by name."""
+    """A split of a folder in Pascal VOC's layout. The classes are those of all splits, sorted by name."""
 
     prefix: ClassVar[str] = "voc"
     form: ClassVar[str] = "voc:<folder>:<split>"
@@ -55,17 +55,17 @@ class VocDataset(DatasetFormat):
         """See :func:`load_voc`."""
         return load_voc(self.folder, self.split, classes.names)
 
-    def metadata(self) -> dict[str, Any]:
-        """What detectron2's ``PascalVOCDetectionEvaluator`` needs; 2012 stands for the metric over all recalls."""
+    def metadata(self) -> dict[str, str | int]:
+        """What detectron2's ``PascalVOCDetectionEvaluator`` needs; 2012 selects the metric over all recalls."""
         return {"dirname": self.folder, "split": self.split, "year": 2012}
 
 
 def voc_class_names(folder: str) -> tuple[str, ...]:
-    """Sorted names of all objects in all annotations of the folder, so that all of its splits agree.
+    """The sorted names of all objects in the folder, so that its splits have the same classes.
 
     Raises:
         FileNotFoundError: if there are no annotations.
-        ValueError: if an annotation is no valid XML or has an object without a name, or no object exists.
+        ValueError: if an annotation is not valid XML, an object has no name, or there is no object.
     """
     annotation_folder = os.path.join(folder, "Annotations")
     files = glob.glob(os.path.join(glob.escape(annotation_folder), "**", "*.xml"), recursive=True)
@@ -81,7 +81,7 @@ def voc_class_names(folder: str) -> tuple[str, ...]:
 
 
 def load_voc(folder: str, split: str, class_names: Sequence[str]) -> list[Record]:
-    """The images of one split with their objects, ``difficult`` ones included, as detectron2's dictionaries.
+    """Loads the images of a split with their objects, including ``difficult`` ones.
 
     VOC's corners are 1-based and inclusive: (xmin, ymin, xmax, ymax) is read as (xmin-1, ymin-1, xmax, ymax).
 
@@ -91,8 +91,8 @@ def load_voc(folder: str, split: str, class_names: Sequence[str]) -> list[Record
         class_names: the position of an object's name is its class.
 
     Returns:
-        One dictionary an image, boxes in ``BoxMode.XYXY_ABS``, ``image_id`` the name in the split file. Objects have
-        ``difficult`` 0 or 1.
+        A record for each image, with boxes in ``BoxMode.XYXY_ABS``. Its ``image_id`` is the name in the split file.
+        Annotations have ``difficult`` 0 or 1.
 
     Raises:
         FileNotFoundError: if the split, or annotations it lists, do not exist.
@@ -104,7 +104,7 @@ def load_voc(folder: str, split: str, class_names: Sequence[str]) -> list[Record
     class_ids = {name: i for i, name in enumerate(class_names)}
     dicts = []
     for image_id in image_ids:
-        # An image that is not there gets the usual name: the check of the data set reports it.
+        # A missing image gets the usual name; the check of the data set reports it.
         image = os.path.join(image_folder, image_files.get(image_id, f"{image_id}.jpg"))
         dicts.append(_load_image(_annotation_file(folder, image_id), image, image_id, class_ids))
     return dicts
@@ -144,7 +144,7 @@ def _read_split(folder: str, split: str) -> list[str]:
         found = sorted(path.stem for path in split_folder.glob("*.txt"))
         raise FileNotFoundError(
             f"{split_file} does not exist. Splits found: {', '.join(found[:20]) or 'none'}. Name one of them "
-            "or write this file: one image name a line, without extension."
+            "or write this file, with an image name without suffix on each line."
         )
     lines = [line.strip().replace("\\", "/") for line in read_text(str(split_file)).splitlines()]
     # The class-wise files of VOC have a second column, 1 or -1. A name may contain spaces too.
@@ -152,7 +152,7 @@ def _read_split(folder: str, split: str) -> list[str]:
     image_ids = list(dict.fromkeys(names))
     if len(image_ids) < len(names):
         repeated = len(names) - len(image_ids)
-        logger.warning("%s repeats image names in %d lines; each image is used once.", split_file, repeated)
+        logger.warning("%s repeats image names on %d lines; each image is used once.", split_file, repeated)
     missing = [n for n in image_ids if not os.path.isfile(_annotation_file(folder, n))]
     if missing:
         first = ", ".join(_annotation_file(folder, n) for n in missing[:5])
@@ -164,7 +164,7 @@ def _read_split(folder: str, split: str) -> list[str]:
 
 
 def _image_files(image_folder: str) -> dict[str, str]:
-    """Path below ``image_folder`` without suffix -> with suffix; .jpg goes before other suffixes."""
+    """Maps paths below ``image_folder`` without their suffix to those with it; .jpg takes precedence."""
     paths = [path for path in Path(image_folder).rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES]
     relative = sorted((p.relative_to(image_folder) for p in paths), key=lambda p: p.suffix == ".jpg")
     return {path.with_suffix("").as_posix(): path.as_posix() for path in relative}
@@ -179,14 +179,14 @@ def _parse(file: str) -> ElementTree.Element:
     try:
         try:
             return ElementTree.fromstring(content)
-        except (LookupError, ValueError):  # an encoding that the parser does not know: gb2312, or Windows' "ansi"
+        except (LookupError, ValueError):  # an encoding that the parser does not know, such as gb2312 or "ansi"
             return ElementTree.fromstring(_decoded(content))
     except (ElementTree.ParseError, UnicodeDecodeError) as error:
         raise ValueError(f"{file} is not valid XML: {error}. Repair it (save it as UTF-8), or remove it.") from error
 
 
 def _decoded(content: bytes) -> str:
-    """The text in the encoding that it declares, or in UTF-8 where nobody knows that one."""
+    """Decodes XML with the declared encoding, or as UTF-8 if that is unknown."""
     declared = re.search(rb"encoding\s*=\s*[\"']([\w.-]+)", content[:200])
     try:
         return content.decode(codecs.lookup(declared[1].decode()).name if declared else "utf-8")

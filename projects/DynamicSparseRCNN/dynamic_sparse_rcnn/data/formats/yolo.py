@@ -1,6 +1,6 @@
 """Folders in YOLO's layout, ``yolo:<data.yaml>:<split>`` or ``yolo:<folder>[:<split>]``.
 
-supervision's reader reports neither a malformed line nor a missing label file, and decodes every image; hence this one.
+supervision's reader does not name malformed lines or count missing label files; hence this one.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import yaml
 from detectron2.structures import BoxMode
@@ -25,7 +25,7 @@ from .reading import IMAGE_SUFFIXES, is_text, read_text
 logger = logging.getLogger(__name__)
 
 _YAML_SUFFIXES = (".yaml", ".yml")
-# Class names of folders without a data.yaml, one a line: of Label Studio, CVAT and LabelImg.
+# Files of class names, one per line, in folders without a data.yaml: from Label Studio, CVAT and LabelImg.
 _NAME_FILES = ("classes.txt", "obj.names", "labels/classes.txt")
 # How far normalized coordinates may be outside of 0 to 1: tools round, and let polygons touch the border.
 _TOLERANCE = 0.01
@@ -35,11 +35,11 @@ _NUMBER = re.compile(r"0|[1-9][0-9]{0,5}")
 @DATASET_FORMAT_REGISTRY.register()
 @dataclass(frozen=True)
 class YoloDataset(DatasetFormat):
-    """One split of a data set in YOLO's layout.
+    """A split of a data set in YOLO's layout.
 
     Attributes:
-        source: path of the data.yaml, or of a folder that has one, or has ``images`` and ``labels`` and class names.
-        split: what the split is called; empty: all images of the folder.
+        source: a data.yaml, or a folder with one, or with ``images``, ``labels`` and a file of class names.
+        split: the split's name; empty: all images of the folder.
     """
 
     prefix: ClassVar[str] = "yolo"
@@ -58,31 +58,36 @@ class YoloDataset(DatasetFormat):
         return cls(os.path.expanduser(source), split)
 
     def classes(self) -> Classes:
-        """The ``names`` of the data.yaml, or the lines of ``classes.txt`` or ``obj.names``; ids are YOLO's numbers."""
+        """The ``names`` of the data.yaml, or the lines of ``classes.txt`` or ``obj.names``."""
         names = self._describe().names
         return Classes(tuple(names.values()), tuple(names))
 
     def records(self, classes: Classes) -> list[Record]:
-        """The images in the order of their list, or of their paths; boxes in ``BoxMode.XYXY_ABS``.
+        """The images, in the order of their list or of their paths, with boxes in ``BoxMode.XYXY_ABS``.
 
-        Images without a label file are images without objects, and are counted; of polygons the surrounding box is
-        taken. An image that cannot be read has no objects here: the check of the images reports it.
+        Polygons become the boxes around them. Images without a label file have no objects; a warning counts them. An
+        image that cannot be read has none either; the check of the images reports it.
         """
         description = self._describe()
         contiguous = {number: i for i, number in enumerate(classes.category_ids)}
         images = [image for place in description.places for image in _images_of(place, description.roots)]
         distinct = list(dict.fromkeys(images))
         if len(distinct) < len(images):
-            logger.warning("%s: %d images are listed again; each is used once.", self, len(images) - len(distinct))
+            logger.warning("%s lists %d images again; each is used once.", self, len(images) - len(distinct))
         label_files = [_label_file(image) for image in distinct]
         missing = sum(not os.path.isfile(file) for file in label_files)
         if missing == len(distinct):
             raise FileNotFoundError(
-                f"None of the {missing} images in {', '.join(description.places)} has a label file, first looked for: "
-                f"{''.join(label_files[:1])}. Put labels there, or correct the folder."
+                f"None of the {missing} images in {', '.join(description.places)} has a label file such as "
+                f"{label_files[0]}. Put labels there, or correct the folder."
             )
         if missing:
-            logger.warning("%s: %d of %d images have no label file, and so no objects.", self, missing, len(distinct))
+            logger.warning(
+                "%s: %d of %d images have no label file; they count as empty.",
+                self,
+                missing,
+                len(distinct),
+            )
         return [
             _record(image, label_file, description, contiguous)
             for image, label_file in zip(distinct, label_files, strict=True)
@@ -102,13 +107,13 @@ class YoloDataset(DatasetFormat):
 
 @dataclass(frozen=True)
 class _Description:
-    """What is known of a split before its images are looked at.
+    """What the data.yaml or the folder tells about a split.
 
     Attributes:
-        names: class names by YOLO's numbers.
-        roots: folders that relative paths start from, the likeliest first.
-        places: folders of images, and lists of images.
-        has_keypoints: whether numbers behind a box are keypoints, and no polygon.
+        names: class names by class number.
+        roots: folders to which paths may be relative, the most likely first.
+        places: folders and lists of images.
+        has_keypoints: whether a box is followed by keypoints; if not, long lines are polygons.
     """
 
     names: dict[int, str]
@@ -119,7 +124,7 @@ class _Description:
 
 def _describe_yaml(file: str, split: str) -> _Description:
     try:
-        # Not typed, so that the class names no and 007 stay what they are.
+        # Without types, so that the class names no and 007 remain strings.
         data = yaml.load(read_text(file), Loader=yaml.BaseLoader)
     except (yaml.YAMLError, RecursionError) as error:
         raise ValueError(f"{file} is not a YAML file: {' '.join(str(error).split())}. Correct it.") from error
@@ -132,16 +137,16 @@ def _describe_yaml(file: str, split: str) -> _Description:
         raise ValueError(f"{file} has no images of the split {split!r}; its other keys are {', '.join(found[:20])}.")
     folder = os.path.dirname(file)
     path = data.get("path", "")
-    # Of data that were moved, `path` names a folder of another machine.
+    # If the data were moved, `path` is a folder of another machine.
     root = os.path.join(folder, os.path.expanduser(path)) if isinstance(path, str) else folder
     roots = (root, folder) if os.path.isdir(root) else (folder, root)
     places = tuple(_existing(entry, roots, f"{file}: {split}") for entry in entries)
     return _Description(_yaml_names(data, file), roots, places, "kpt_shape" in data)
 
 
-def _yaml_names(data: dict[str, Any], file: str) -> dict[int, str]:
-    names, count = data.get("names"), data.get("nc", "")
-    if names is None and _NUMBER.fullmatch(str(count)):
+def _yaml_names(data: dict[str, object], file: str) -> dict[int, str]:
+    names, count = data.get("names"), str(data.get("nc", ""))
+    if names is None and _NUMBER.fullmatch(count):
         names = [f"class {i}" for i in range(int(count))]
     if isinstance(names, list):
         names = {str(i): name for i, name in enumerate(names)}
@@ -150,7 +155,7 @@ def _yaml_names(data: dict[str, Any], file: str) -> dict[int, str]:
     for key, name in names.items():
         if not (_NUMBER.fullmatch(key) and is_text(name)):
             raise ValueError(f"{file}: 'names' has {key!r}: {name!r}. Write a number and a name.")
-    if _NUMBER.fullmatch(str(count)) and count != str(len(names)):
+    if _NUMBER.fullmatch(count) and count != str(len(names)):
         raise ValueError(f"{file}: 'nc' is {count}, but there are {len(names)} 'names'. Correct one of them.")
     return {number: names[key].strip() for number, key in sorted((int(key), key) for key in names)}
 
@@ -162,13 +167,13 @@ def _describe_folder(folder: str, split: str) -> _Description:
     places = [os.path.join(folder, layout) for layout in layouts]
     place = next(filter(os.path.exists, places), None)
     if place is None:
-        raise FileNotFoundError(f"There is none of {', '.join(places)}. Name a data.yaml, or a split of this folder.")
+        raise FileNotFoundError(f"None of {', '.join(places)} exists. Name a data.yaml, or a split of this folder.")
     for name_file in (os.path.join(folder, name) for name in _NAME_FILES):
         if os.path.isfile(name_file):
             lines = [line.strip() for line in read_text(name_file).splitlines()]
             return _Description({i: line for i, line in enumerate(lines) if line}, (folder,), (place,))
     raise FileNotFoundError(
-        f"{folder} has no class names: write {_NAME_FILES[0]} there with one name a line, or name a data.yaml."
+        f"{folder} has no class names: write {_NAME_FILES[0]} there, with one name per line, or name a data.yaml."
     )
 
 
@@ -177,11 +182,11 @@ def _existing(entry: str, roots: Sequence[str], origin: str) -> str:
     for candidate in candidates:
         if os.path.exists(candidate):
             return candidate
-    raise FileNotFoundError(f"{origin} is {entry!r}, but there is no {' or '.join(candidates)}. Correct the path.")
+    raise FileNotFoundError(f"{origin} is {entry!r}, but {' and '.join(candidates)} do not exist. Correct the path.")
 
 
 def _candidates(entry: str, roots: Sequence[str]) -> list[str]:
-    """Where a path may lead: Roboflow writes ``../`` for the folder of the data.yaml, CVAT ``data/``."""
+    """What a path may stand for. Roboflow writes ``../`` for the folder of the data.yaml, CVAT ``data/``."""
     spellings = (entry.strip(), entry.strip().replace("\\", "/"))
     paths = [path.removeprefix(prefix) for path in spellings for prefix in ("", "../", "data/")]
     return list(dict.fromkeys(os.path.normpath(os.path.join(root, path)) for path in paths for root in roots))
@@ -196,15 +201,15 @@ def _images_of(place: str, roots: Sequence[str]) -> list[str]:
     found = []
     for line in filter(str.strip, read_text(place).splitlines()):
         candidates = _candidates(line, (os.path.dirname(place), *roots))
-        # An image that is nowhere is reported by the check of the data set.
+        # The check of the data set reports a missing image.
         found.append(next(filter(os.path.isfile, candidates), candidates[0]))
     if not found:
-        raise ValueError(f"{place} lists no images. Write one path a line.")
+        raise ValueError(f"{place} lists no images. Write one path per line.")
     return found
 
 
 def _label_file(image: str) -> str:
-    """The last folder ``images`` of the path exchanged for ``labels``; or beside the image, if it is only there."""
+    """In ``labels`` in place of the last ``images`` of the path; or beside the image, if it is only there."""
     beside = Path(image).with_suffix(".txt")
     parts = list(beside.parts)
     positions = [i for i, part in enumerate(parts[:-1]) if part == "images"]
