@@ -14,8 +14,9 @@ import numpy as np
 import pytest
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.structures import BoxMode
+from detectron2.utils.file_io import PathHandler, PathManager
 from PIL import Image
-from written_datasets import CONTENT, ap_of_ground_truth, coco_content, write_coco
+from written_datasets import CONTENT, ap_of_ground_truth, coco_content, write_coco, write_images
 
 from dynamic_sparse_rcnn.data.checks import load_checked_dataset, report_dataset
 from dynamic_sparse_rcnn.data.datasets import check_same_classes, register_dataset
@@ -27,6 +28,7 @@ from dynamic_sparse_rcnn.data.formats import (
     VocDataset,
     parse_dataset_name,
 )
+from dynamic_sparse_rcnn.data.mapper import DetectionMapper
 from dynamic_sparse_rcnn.data.splits import SplitPart
 
 TAIL = SplitPart(Fraction(4, 5), Fraction(1), 7)
@@ -108,6 +110,37 @@ def test_a_folder_that_does_not_exist_is_named_with_the_form(tmp_path: Path) -> 
     name = write_coco(tmp_path, coco_content(CONTENT))
     with pytest.raises(FileNotFoundError, match=r"images:80, does not exist\. .*'coco:<json>:<image folder>"):
         register_dataset(f"{name}:80")
+
+
+class _Store(PathHandler):
+    """Files behind URLs that start with ``store://``."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__()
+        self.folder = folder
+
+    def _get_supported_prefixes(self) -> list[str]:
+        return ["store://"]
+
+    def _open(self, path: str, mode: str = "r", buffering: int = -1, **_: Any) -> Any:
+        return open(self.folder / path.removeprefix("store://"), mode)
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[Path]:
+    PathManager.register_handler(_Store(tmp_path))
+    yield tmp_path
+    del PathManager._path_handlers["store://"]
+
+
+def test_files_and_images_behind_urls_are_read(store: Path, tiny_cfg: Any) -> None:
+    write_coco(store, coco_content(CONTENT))
+    write_images(store / "images", CONTENT)
+    records = report_dataset("coco:store://boxes.json:store://images", num_classes=3, num_proposals=9)
+    mapped = DetectionMapper(tiny_cfg, is_train=True)(records[0])
+    assert mapped["file_name"] == "store://images/a.jpg" and len(mapped["instances"]) == 3
+    with pytest.raises(FileNotFoundError, match=r"store://none\.json cannot be read"):
+        register_dataset("coco:store://none.json:store://images")
 
 
 @dataclass(frozen=True)

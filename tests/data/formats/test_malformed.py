@@ -45,7 +45,7 @@ LEAVES = st.one_of(
     st.none(), st.booleans(), st.integers(-2, 9), st.floats(), st.sampled_from(["", "1", "120", "a.jpg", "nan"])
 )
 JSON_VALUES = st.recursive(LEAVES, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner))
-ANY_EXAMPLE = settings(deadline=None, max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
+ANY_EXAMPLE = settings(deadline=None, max_examples=75, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 def places(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
