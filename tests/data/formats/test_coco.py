@@ -138,6 +138,7 @@ def test_ids_of_annotations_need_not_be_distinct_or_there(tmp_path: Path, ids: l
         ({"id": None}, "has no 'id'"),
         ({"id": "2"}, r"1 ids of 'images' are used more than once, first: \[2\]"),
         ({"id": True}, "has no 'id'"),
+        ({"id": 1 << 60}, "has no 'id'"),
         ({"width": 10**400}, "has 'width' 1000+, which"),
         ({"file_name": 5}, "has no 'file_name'"),
     ],
@@ -263,6 +264,7 @@ def test_ids_written_as_text_or_with_a_point_are_the_same_ids(tmp_path: Path, co
     name = registered(write_coco(tmp_path / "lists", coco))
     assert [record["annotations"] for record in DatasetCatalog.get(name)] == [r["annotations"] for r in expected]
     assert MetadataCatalog.get(name).thing_classes == ["ant", "cell", "bee"]
+    assert [r["image_id"] for r in DatasetCatalog.get(name)] == (["1", "2", "3"] if written is str else [1, 2, 3])
 
 
 def test_ids_of_images_that_are_names_stay_names(tmp_path: Path) -> None:

@@ -158,6 +158,13 @@ def test_an_export_works_as_the_tool_writes_it(tmp_path: Path, export: Any) -> N
     assert ap_of_ground_truth(name, tmp_path / "output") == pytest.approx(100)
 
 
+def test_a_class_called_none_is_a_class(tmp_path: Path) -> None:
+    write_images(tmp_path, EXPECTED)
+    names = ("bike", "car", "none")
+    coco_file(tmp_path / "a.json", [{"id": i, "name": name, "supercategory": "none"} for i, name in enumerate(names)])
+    assert MetadataCatalog.get(registered(f"coco:{tmp_path}/a.json")).thing_classes == ["bike", "car", "none"]
+
+
 def test_a_category_that_groups_others_is_a_class_if_it_has_objects(tmp_path: Path) -> None:
     write_images(tmp_path, EXPECTED)
     categories = [{"id": i, "name": name, "supercategory": "car"} for i, name in ((1, "bike"), (2, "truck"))]

@@ -277,6 +277,13 @@ def test_a_plain_folder_needs_class_names_alone(tmp_path: Path) -> None:
         ]
 
 
+def test_labels_beside_the_images_are_found(tmp_path: Path) -> None:
+    write_images(tmp_path / "images", ["a"])
+    (tmp_path / "images/a.txt").write_text("0 0.5 0.5 0.5 0.5\n")
+    (tmp_path / "classes.txt").write_text("ant\n")
+    assert table(registered(f"yolo:{tmp_path}")) == {"a": {("ant", (30, 20, 90, 60)): 1}}
+
+
 def test_a_folder_without_the_split_or_without_images_is_named(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"nowhere does not exist"):
         register_dataset(f"yolo:{tmp_path}/nowhere:train")

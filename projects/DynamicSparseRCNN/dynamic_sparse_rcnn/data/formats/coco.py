@@ -10,7 +10,7 @@ import logging
 import os
 import re
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -105,16 +105,9 @@ def _split_paths(text: str) -> tuple[str, str | None]:
         raise ValueError
     if not pairs or os.path.isfile(os.path.expanduser(text)):
         return text, None
-    rules: tuple[Callable[[str, str], object], ...] = (
-        lambda file, folder: _is_file(file) and os.path.isdir(os.path.expanduser(folder)),
-        lambda file, folder: _is_file(file),
-        lambda file, folder: _JSON_SUFFIX.search(file),
-    )
-    return next((pair for rule in rules for pair in pairs if rule(*pair)), pairs[0])
-
-
-def _is_file(path: str) -> bool:
-    return os.path.isfile(os.path.expanduser(path))
+    existing = [pair for pair in pairs if os.path.isfile(os.path.expanduser(pair[0]))]
+    with_suffix = [pair for pair in pairs if _JSON_SUFFIX.search(pair[0])]
+    return (existing or with_suffix or pairs)[0]
 
 
 def _usual_image_folders(json_file: str) -> list[str]:
