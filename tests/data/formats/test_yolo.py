@@ -95,8 +95,7 @@ def test_one_set_in_three_formats_is_one_set_to_training_and_evaluation(tmp_path
     for name in names:
         records = load_checked_dataset(name, num_classes=3)
         inputs.append(by_image([mapper(record) for record in records]))
-        tiny_cfg.TEST.VOC_METRIC = "none"
-        evaluator = build_evaluator(tiny_cfg, name, str(tmp_path / "output"))
+        evaluator = build_evaluator(name, str(tmp_path / "output"), voc_metric="none")
         results.append(evaluate(evaluator, detect(name))["bbox"])
     assert inputs[0] == inputs[1] == inputs[2]
     assert sum(len(image[2]) for image in inputs[0].values()) == 4
