@@ -22,7 +22,7 @@ from ..config_resolution import choose_nms_threshold, resolved_copy
 from .events import current_event_storage
 from .head.head import DynamicHead
 from .losses.criterion import build_criterion
-from .structures import BatchedTargets, StagePredictions, image_sizes_to_whwh
+from .structures import BatchedTargets, ModelInput, StagePredictions, image_sizes_to_whwh
 
 # Pairs of proposal and class that NMS looks at, the best of an image.
 NMS_CANDIDATES = 1000
@@ -112,7 +112,7 @@ class SparseRCNN(nn.Module):
 
     def forward(
         self,
-        batched_inputs: list[dict[str, Any]],
+        batched_inputs: list[ModelInput],
         do_postprocess: bool = True,
         *,
         divisor: Tensor | None = None,
@@ -151,7 +151,7 @@ class SparseRCNN(nn.Module):
         ]
 
     @torch.no_grad()
-    def count(self, batched_inputs: list[dict[str, Any]], *, pad_to: tuple[int, int] | None = None) -> Tensor:
+    def count(self, batched_inputs: list[ModelInput], *, pad_to: tuple[int, int] | None = None) -> Tensor:
         """What the criterion counts in these images, on this rank: what it would divide their losses by.
 
         Runs the detector only if predictions decide it. Counts of the parts of a batch add up to that of the batch.
@@ -168,7 +168,7 @@ class SparseRCNN(nn.Module):
         return count
 
     def _compute_losses(
-        self, predictions: StagePredictions, batched_inputs: list[dict[str, Any]], divisor: Tensor | None
+        self, predictions: StagePredictions, batched_inputs: list[ModelInput], divisor: Tensor | None
     ) -> dict[str, Tensor]:
         instances = [x["instances"] for x in batched_inputs]
         _check_classes(batched_inputs, predictions.logits.shape[3])
@@ -186,9 +186,7 @@ class SparseRCNN(nn.Module):
         _require_finite(finite, batched_inputs)
         return losses
 
-    def preprocess_image(
-        self, batched_inputs: list[dict[str, Any]], pad_to: tuple[int, int] | None = None
-    ) -> ImageList:
+    def preprocess_image(self, batched_inputs: list[ModelInput], pad_to: tuple[int, int] | None = None) -> ImageList:
         """Normalizes the images and pads them to a batch, of ``pad_to`` (height, width) pixels at least."""
         # To a GPU without waiting for it: it may still be busy with the step before.
         asynchronous = self.device.type == "cuda"
@@ -272,7 +270,7 @@ def _find_finite(predictions: StagePredictions) -> Tensor:
     return torch.cat([predictions.logits.detach(), area], dim=-1).isfinite().flatten(2).all(-1)
 
 
-def _require_finite(finite: Tensor, batched_inputs: list[dict[str, Any]]) -> None:
+def _require_finite(finite: Tensor, batched_inputs: list[ModelInput]) -> None:
     """Args: what ``_find_finite`` found."""
     # The one look of the host at the predictions: without it, NaN would pass for a silent zero AP.
     if finite.all():
@@ -292,7 +290,7 @@ def _require_finite(finite: Tensor, batched_inputs: list[dict[str, Any]]) -> Non
     )
 
 
-def _check_classes(batched_inputs: list[dict[str, Any]], num_classes: int) -> None:
+def _check_classes(batched_inputs: list[ModelInput], num_classes: int) -> None:
     """Of ground truths on the host alone, where mappers leave them: a look at others would wait for the device."""
     for number, inputs in enumerate(batched_inputs):
         classes = inputs["instances"].gt_classes

@@ -9,11 +9,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
+from typing import Any, TypeAlias
 
 import torch
 from detectron2.structures import Instances
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
+
+#: detectron2's dictionary of one image, see its "Use Models": ``image``, and where they are known ``height``, ``width``
+#: and ``instances``.
+ModelInput: TypeAlias = dict[str, Any]
 
 #: The ``Assignment.gt_index`` of a proposal that learns to be background.
 BACKGROUND = -1

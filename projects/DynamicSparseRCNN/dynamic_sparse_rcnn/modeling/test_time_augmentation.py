@@ -13,6 +13,8 @@ from detectron2.modeling import DatasetMapperTTA
 from detectron2.structures import Boxes, Instances
 from torch import Tensor, nn
 
+from .structures import ModelInput
+
 
 class DetectorWithTTA(nn.Module):
     """A detector with test-time augmentation, to be evaluated like one without.
@@ -28,7 +30,7 @@ class DetectorWithTTA(nn.Module):
         self,
         *,
         model: nn.Module,
-        tta_mapper: Callable[[dict[str, Any]], list[dict[str, Any]]],
+        tta_mapper: Callable[[ModelInput], list[ModelInput]],
         nms_threshold: float,
         num_detections: int,
         batch_size: int = 3,
@@ -49,7 +51,7 @@ class DetectorWithTTA(nn.Module):
         self.batch_size = batch_size
 
     @classmethod
-    def from_config(cls, cfg: CfgNode, model: nn.Module) -> dict[str, Any]:
+    def from_config(cls, cfg: CfgNode, model: nn.Module) -> dict[str, object]:
         return {
             "model": model,
             "tta_mapper": DatasetMapperTTA(cfg),
@@ -57,7 +59,7 @@ class DetectorWithTTA(nn.Module):
             "num_detections": cfg.TEST.DETECTIONS_PER_IMAGE,
         }
 
-    def forward(self, batched_inputs: Sequence[dict[str, Any]]) -> list[dict[str, Instances]]:
+    def forward(self, batched_inputs: Sequence[ModelInput]) -> list[dict[str, Instances]]:
         """As the detector's, in evaluation mode; ``height`` and ``width`` default to the input image's own.
 
         Raises:
@@ -67,7 +69,7 @@ class DetectorWithTTA(nn.Module):
             raise RuntimeError("Test-time augmentation is for evaluation: call eval() on the detector first")
         return [{"instances": self._detect(inputs)} for inputs in batched_inputs]
 
-    def _detect(self, inputs: dict[str, Any]) -> Instances:
+    def _detect(self, inputs: ModelInput) -> Instances:
         height, width = inputs["image"].shape[1:]
         inputs = {"height": height, "width": width} | inputs
         size = (inputs["height"], inputs["width"])
@@ -79,7 +81,7 @@ class DetectorWithTTA(nn.Module):
         ]
         return self._merge(Instances.cat(found))
 
-    def _run(self, versions: list[dict[str, Any]]) -> list[tuple[dict[str, Any], Instances]]:
+    def _run(self, versions: list[ModelInput]) -> list[tuple[ModelInput, Instances]]:
         """Detections in pixels of each version."""
         plain = [{"image": version["image"]} for version in versions]
         return [(version, output["instances"]) for version, output in zip(versions, self.model(plain), strict=True)]

@@ -10,12 +10,13 @@ from typing import Any
 from detectron2.data import DatasetCatalog, build_detection_test_loader
 from detectron2.evaluation import COCOEvaluator, DatasetEvaluator, inference_on_dataset
 from detectron2.modeling.postprocessing import detector_postprocess
+from detectron2.structures import Instances
 from torch import nn
 
 from ..data.ground_truth import ensure_coco_json, file_stem
 from ..data.mapper import DetectionMapper
 from ..file_io import write_json
-from ..modeling.structures import StagePredictions
+from ..modeling.structures import ModelInput, StagePredictions
 from ..prediction.loading import load_detector
 from .recorded import STAGES, read_run
 
@@ -55,7 +56,7 @@ class StageEvaluator(DatasetEvaluator):
     """Evaluates the detections after every stage of a head, as ``stages``: a list of results."""
 
     def __init__(
-        self, detector: Any, build: Callable[..., DatasetEvaluator], output_folder: str | Path | None = None
+        self, detector: nn.Module, build: Callable[..., DatasetEvaluator], output_folder: str | Path | None = None
     ) -> None:
         """
         Args:
@@ -63,7 +64,7 @@ class StageEvaluator(DatasetEvaluator):
             build: makes an evaluator; its argument ``output_dir`` is a folder, or None.
             output_folder: of the last stage's detections.
         """
-        self._detector = detector
+        self._detector: Any = detector
         self._build = build
         self._output_folder = output_folder
 
@@ -72,7 +73,7 @@ class StageEvaluator(DatasetEvaluator):
         self._evaluators: list[DatasetEvaluator] = []
         self._hook = self._detector.head.register_forward_hook(self._keep)
 
-    def process(self, inputs: list[dict[str, Any]], outputs: list[dict[str, Any]]) -> None:
+    def process(self, inputs: list[ModelInput], outputs: list[dict[str, Instances]]) -> None:
         """Takes the detections after every stage; those after the last are the outputs."""
         logits, boxes = self._predictions.logits, self._predictions.boxes
         if not self._evaluators:
@@ -90,7 +91,7 @@ class StageEvaluator(DatasetEvaluator):
             evaluator.process(inputs, scaled)
         self._evaluators[-1].process(inputs, outputs)
 
-    def evaluate(self) -> dict[str, Any]:
+    def evaluate(self) -> dict[str, object]:
         """The results of all stages."""
         self._hook.remove()
         return {"stages": [evaluator.evaluate() for evaluator in self._evaluators]}
