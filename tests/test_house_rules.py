@@ -11,7 +11,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "projects/DynamicSparseRCNN/dynamic_sparse_rcnn"
 FILES = sorted([*PACKAGE.rglob("*.py"), *ROOT.glob("tools/*.py")])
-MAX_FILE_LINES, MAX_BODY_LINES, MAX_ANY = 300, 40, 30
+MAX_FILE_LINES, MAX_BODY_LINES, MAX_ANY = 300, 40, 25
 # Files that are still to be divided.
 TOO_LONG = {"modeling/detector.py"}
 # What the modules of a folder do not import.
