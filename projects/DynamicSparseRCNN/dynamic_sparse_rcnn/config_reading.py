@@ -7,7 +7,7 @@ import importlib
 import importlib.util
 import os
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,8 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from .config import add_dynamic_sparse_rcnn_config
+
+_ABSENT = object()
 
 
 def config_folder() -> Path:
@@ -91,10 +93,10 @@ def read_config(file: str, options: Sequence[str] = ()) -> Any:
         return _read_lazy_config(file, options)
     cfg = get_cfg()
     add_dynamic_sparse_rcnn_config(cfg)
-    with _explaining(cfg, f"{file} (or its _BASE_)"):
+    with _explaining(cfg, f"{file} (or its _BASE_)", lambda: _leaves(CfgNode.load_yaml_with_base(file))):
         cfg.merge_from_file(file)
-    with _explaining(cfg, "the command line"):
-        _check_options(options)
+    _check_options(options)
+    with _explaining(cfg, "the command line", lambda: options[::2]):
         cfg.merge_from_list(list(options))
     _expand_home(cfg)
     return cfg
@@ -105,17 +107,24 @@ class ConfigError(ValueError):
 
 
 @contextmanager
-def _explaining(cfg: CfgNode, source: str) -> Iterator[None]:
-    """One kind of error, whatever yacs and the yaml parser raise."""
+def _explaining(cfg: CfgNode, source: str, given: Callable[[], Iterable[str]]) -> Iterator[None]:
+    """One kind of error, whatever yacs and the yaml parser raise.
+
+    Args:
+        cfg: that keys are merged into.
+        source: of the keys, for the message.
+        given: gives the keys, if the source can be parsed.
+    """
     try:
         yield
     except (AssertionError, AttributeError, KeyError, TypeError, ValueError, yaml.YAMLError) as error:
         message = str(error)
-        unknown = re.search(r"Non-existent (?:config )?key: ([^'\s]+)", message)
+        keys = () if isinstance(error, yaml.YAMLError) else given()
+        unknown = next((key for key in keys if not _is_known(cfg, key)), None)
         if unknown is not None:
-            near = _near_key(unknown[1], _leaves(cfg))
+            near = _near_key(unknown, _leaves(cfg))
             remedy = f"; is {near} meant?" if near else ""
-            message = f"there is no key {unknown[1]} in detectron2 or in this project{remedy}"
+            message = f"there is no key {unknown} in detectron2 or in this project{remedy}"
         elif "DATASETS." in message:
             message += ". Data sets are a list, also if there is one: DATASETS.TRAIN \"('name',)\""
         # Parsers say the place in lines of their own; of a whole section, as yacs shows it, nobody wants more than one.
@@ -130,10 +139,17 @@ def _near_key(key: str, keys: Iterable[str]) -> str | None:
     return known[near[0]] if near else None
 
 
-def _leaves(node: CfgNode, prefix: str = "") -> Iterator[str]:
+def _is_known(cfg: CfgNode, key: str) -> bool:
+    node: Any = cfg
+    for part in key.split("."):
+        node = node.get(part, _ABSENT) if isinstance(node, CfgNode) else _ABSENT
+    return node is not _ABSENT or cfg.key_is_deprecated(key) or cfg.key_is_renamed(key)
+
+
+def _leaves(node: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
     """The keys that have values, in full."""
     for name, value in node.items():
-        if isinstance(value, CfgNode):
+        if isinstance(value, dict):
             yield from _leaves(value, f"{prefix}{name}.")
         else:
             yield f"{prefix}{name}"
@@ -142,9 +158,11 @@ def _leaves(node: CfgNode, prefix: str = "") -> Iterator[str]:
 def _check_options(options: Sequence[str]) -> None:
     misplaced = [key for key in options[::2] if str(key).startswith("--")]
     if misplaced:
-        raise ValueError(f"{misplaced[0]} follows KEY VALUE pairs: put options before them")
+        raise ConfigError(f"the command line: {misplaced[0]} follows KEY VALUE pairs: put options before them")
     if len(options) % 2:
-        raise ValueError(f"{options[-1]} has no value: KEY VALUE pairs are needed, such as SOLVER.MAX_ITER 1000")
+        raise ConfigError(
+            f"the command line: {options[-1]} has no value: KEY VALUE pairs are needed, such as SOLVER.MAX_ITER 1000"
+        )
 
 
 def _expand_home(node: Any) -> None:
