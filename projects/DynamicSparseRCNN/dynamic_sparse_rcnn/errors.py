@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 #: What wrong input, a missing file or a full disk can raise. Anything else is a fault of the program.
-EXPECTED_ERRORS = (OSError, ValueError, KeyError, ImportError, RuntimeError)
+EXPECTED_ERRORS = (OSError, ValueError, KeyError, ImportError, RuntimeError, FloatingPointError)
 
 
 class ReportedError(SystemExit):

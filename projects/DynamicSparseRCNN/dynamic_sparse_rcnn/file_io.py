@@ -14,6 +14,8 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
+_PARTIAL = ".partial"
+
 
 @contextmanager
 def whole_file(path: str | Path, *, sync: bool = True) -> Iterator[IO[bytes]]:
@@ -22,11 +24,14 @@ def whole_file(path: str | Path, *, sync: bool = True) -> Iterator[IO[bytes]]:
     Args:
         path: its folder is created.
         sync: whether to wait until the content is on the disk, so that a power failure loses neither old nor new.
+
+    Raises:
+        OSError: it cannot be written; names ``path``.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", suffix=".partial", delete=False) as file:
-        try:
+    try:
+        with _partial_file(path) as file:
             yield file
             file.flush()
             if sync:
@@ -36,6 +41,18 @@ def whole_file(path: str | Path, *, sync: bool = True) -> Iterator[IO[bytes]]:
             os.umask(mask)
             os.chmod(file.name, 0o666 & ~mask)
             os.replace(file.name, path)
+    except OSError as error:
+        if error.filename is None or str(error.filename).endswith(_PARTIAL):  # nobody knows the partial file
+            raise OSError(error.errno, error.strerror, str(path)) from error
+        raise
+
+
+@contextmanager
+def _partial_file(path: Path) -> Iterator[IO[bytes]]:
+    """A file beside ``path``, which is removed after an error."""
+    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", suffix=_PARTIAL, delete=False) as file:
+        try:
+            yield file
         except BaseException:
             os.unlink(file.name)
             raise

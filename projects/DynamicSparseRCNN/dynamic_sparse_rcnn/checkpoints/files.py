@@ -160,14 +160,20 @@ def write_checkpoint(path: str | Path, content: Checkpoint) -> None:
         content: the weights under ``model``; a safetensors file takes besides what JSON can hold.
 
     Raises:
+        OSError: the file cannot be written; the disk may be full.
         ValueError: another suffix, or something that the kind of file cannot hold.
     """
     file = Path(path)
     if file.suffix == ".safetensors":
         _write_safetensors(file, content)
     elif file.suffix in (".pth", ".pt"):
-        with whole_file(file) as opened:
-            torch.save(dict(content), opened)
+        try:
+            with whole_file(file) as opened:
+                torch.save(dict(content), opened)
+        except RuntimeError as error:
+            if isinstance(error.__context__, OSError):  # PyTorch tells of its own file format alone
+                raise OSError(error.__context__.errno, error.__context__.strerror, str(file)) from error
+            raise
     else:
         raise ValueError(f"{path}: checkpoints are written as .safetensors or .pth")
 
