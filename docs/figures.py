@@ -137,9 +137,10 @@ def plot_transport_plan(cfg: CfgNode, scene: Scene) -> Figure:
     supply = matcher.schedule(scene.costs)[-1]
     cost = torch.cat([scene.costs.cost[-1].mT, scene.costs.cost.new_zeros(1, 1, len(assigned))], dim=1)
     masses = torch.cat([supply, len(assigned) - supply.sum(-1, keepdim=True)], dim=1)
-    plan = sinkhorn(
+    transport = sinkhorn(
         cost, masses, cost.new_ones(1, len(assigned)), epsilon=matcher.epsilon, num_iters=matcher.num_iters
-    ).plan[0]
+    )
+    plan = transport.plan[0]
     background = len(plan) - 1
     rows = torch.where(assigned == BACKGROUND, background, assigned)
     order = (rows * len(assigned) + torch.arange(len(rows))).argsort()
@@ -150,6 +151,7 @@ def plot_transport_plan(cfg: CfgNode, scene: Scene) -> Figure:
         axes.add_patch(matplotlib.patches.Rectangle((column - 0.5, row - 0.5), 1, 1, fill=False, lw=1.5, ec="C3"))
     names = [*scene.gt_names, "background"]
     axes.set_yticks(range(len(plan)), [f"{n}: {m:.1f}" for n, m in zip(names, masses[0].tolist(), strict=True)])
+    axes.set_title(f"largest residual: {float(transport.residual):.1f} units", fontsize="small", loc="right")
     axes.set_xlabel("proposals")
     axes.set_ylabel("supply")
     return figure
