@@ -58,10 +58,12 @@ class Result:
     Attributes:
         metrics: by evaluation and name.
         curve: iteration and AP of each evaluation during the training.
+        minutes: that its iterations took, without evaluations.
     """
 
     metrics: dict[str, dict[str, float]]
     curve: list[tuple[int, float]]
+    minutes: float
 
 
 Results = dict[tuple[str, int], Result]
@@ -84,7 +86,7 @@ def main() -> None:
         if args.jobs > 1:
             os.environ["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // args.jobs))
         results = run_all(plan, args.output, args.data, args.jobs)
-        table = tabulate(summarize(plan, results), ("variant", "evaluation", *METRICS, "reaches reference"))
+        table = tabulate(summarize(plan, results), ("variant", "evaluation", *METRICS, "minutes", "reaches reference"))
         print(table)
         with whole_file(args.output / "table.txt") as file:
             file.write(f"{table}\n".encode())
@@ -150,9 +152,11 @@ def run_variant(plan: Plan, variant: str, seed: int, output: Path, data: str) ->
         for name, extra in plan.evaluations.items():
             call(plan.config, [*options, *weights, *extra], folder / name, data, "--eval-only")
             metrics[name] = read_metrics(folder / name)
-        write_json({"settings": settings, "metrics": metrics, "curve": read_curve(folder)}, done)
+        curve, minutes = read_curve(folder)
+        write_json({"settings": settings, "metrics": metrics, "curve": curve, "minutes": minutes}, done)
     content = json.loads(done.read_text())
-    return Result(content["metrics"], [(iteration, ap) for iteration, ap in content["curve"]])
+    curve = [(iteration, ap) for iteration, ap in content["curve"]]
+    return Result(content["metrics"], curve, content["minutes"])
 
 
 def call(config: str, options: list[Any], folder: Path, data: str, *flags: str) -> None:
@@ -180,11 +184,14 @@ def read_metrics(folder: Path) -> dict[str, float]:
     return metrics
 
 
-def read_curve(folder: Path) -> list[tuple[int, float]]:
-    """Iteration and AP of each evaluation during a training."""
-    file = folder / "metrics.json"
-    lines = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
-    return [(line["iteration"] + 1, line[CURVE]) for line in lines if CURVE in line]
+def read_curve(folder: Path) -> tuple[list[tuple[int, float]], float]:
+    """Iteration and AP of each evaluation during a training, and the minutes of its iterations."""
+    lines = [json.loads(line) for line in (folder / "metrics.json").read_text().splitlines()]
+    seconds = [line["time"] for line in lines if "time" in line]  # medians of the last 20 iterations
+    length = max(line["iteration"] for line in lines if "time" in line) + 1
+    # The last evaluation may be logged after the last iteration.
+    curve = [(min(line["iteration"] + 1, length), line[CURVE]) for line in lines if CURVE in line]
+    return curve, length * statistics.mean(seconds) / 60
 
 
 def summarize(plan: Plan, results: Results) -> list[list[str]]:
@@ -196,10 +203,11 @@ def summarize(plan: Plan, results: Results) -> list[list[str]]:
     for variant in plan.variants:
         runs = [results[variant, seed] for seed in plan.seeds]
         reached = iterations_until(statistics.mean(goals), runs) if goals else ""
+        of_training = [mean_and_std([run.minutes for run in runs]), reached]
         for evaluation in plan.evaluations:
             metrics = [run.metrics[evaluation] for run in runs]
             cells = [mean_and_std([run[name] for run in metrics if name in run]) for name in METRICS]
-            rows.append([variant, evaluation, *cells, reached if evaluation == first else ""])
+            rows.append([variant, evaluation, *cells, *(of_training if evaluation == first else ["", ""])])
     return rows
 
 

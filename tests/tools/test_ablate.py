@@ -36,9 +36,9 @@ print(f"copypaste: {ap},{ap + 1},{ap + 2}")
 if "--eval-only" not in arguments:
     factor = 1 if "MODEL.KEY" in arguments else 0.5
     with open(value["OUTPUT_DIR"] + "/metrics.json", "a") as file:
-        file.write('{"iteration": 19, "total_loss": 1.0}\\n')
-        for iteration in (49, 99):
-            ap = float(value["SEED"]) * iteration * factor
+        file.write('{"iteration": 99, "total_loss": 1.0, "time": 1.8}\\n')
+        for iteration in (49, 100):
+            ap = float(value["SEED"]) * min(iteration, 99) * factor
             file.write(f'{{"iteration": {iteration}, "bbox/AP": {ap}}}\\n')
 """
 
@@ -117,8 +117,17 @@ def test_curves_tell_when_the_reference_is_reached(run_plan, tmp_path):
     assert "75 ± 35" in (tmp_path / "out/table.txt").read_text()
 
 
+def test_minutes_are_those_of_the_iterations(run_plan, tmp_path):
+    # A hundred of 1.8 seconds.
+    assert [row.split()[-1] for row in run_plan([1, 2])[::2]] == ["0.0", "0.0"]
+    results = json.loads((tmp_path / "out/results.json").read_text())
+    assert results["plain, seed 1"]["minutes"] == pytest.approx(3)
+
+
 def test_a_detector_without_initial_proposals_has_a_dash_for_them(run_plan):
-    assert [row.split()[-1] for row in run_plan([1], common=("NAME", "RetinaNet"))] == ["-"] * 4
+    rows = run_plan([1], common=("NAME", "RetinaNet"))
+    # Before the minutes, which only a variant's first row has.
+    assert [row.split()[position] for row, position in zip(rows, (-2, -1, -2, -1), strict=True)] == ["-"] * 4
 
 
 def test_the_folder_of_the_data_is_no_part_of_the_settings(run_plan, tmp_path):
