@@ -74,7 +74,7 @@ def test_what_a_run_found_in_its_data_is_what_it_logged_last(tmp_path: Path) -> 
     first, second = ("  5 images\n  WARNING: odd\n", "  6 images\n")
     log = f"[1] d2: Data set a b\n{first}[2] d2: Data set c\n{first}[3] d2: Data set c\n{second}[4] d2: end\n"
     (tmp_path / "log.txt").write_text(log)
-    assert read_run(tmp_path).datasets == {"a b": first, "c": second}
+    assert read_run(tmp_path).datasets == {"a b": "5 images\nWARNING: odd\n", "c": "6 images\n"}
 
 
 def test_detections_of_several_test_sets_have_their_names(tmp_path: Path) -> None:

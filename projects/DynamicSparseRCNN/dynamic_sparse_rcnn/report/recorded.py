@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import textwrap
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -98,7 +99,7 @@ def read_run(folder: str | Path) -> RecordedRun:
     logged = log.read_text(encoding="utf-8", errors="replace") if log.is_file() else ""
     evaluations = tuple(_find_evaluations(folder, _names(config, _TEST_SETS)))
     environment = "".join(_ENVIRONMENT.findall(logged)[-1:])
-    datasets = dict(_DATASET.findall(logged))
+    datasets = {name: textwrap.dedent(text) for name, text in _DATASET.findall(logged)}
     return RecordedRun(folder, curves, config_text, config, environment, datasets, evaluations, tuple(warnings))
 
 

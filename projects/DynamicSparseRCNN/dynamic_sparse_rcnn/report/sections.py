@@ -116,9 +116,10 @@ def method(runs: Sequence[ReportedRun]) -> Section:
     stages = {name.removeprefix(prefix).replace("_", " "): name for name in sorted(positives)}
     tables = [
         Table(
-            f"AP after each stage of {one.name}: {evaluation.dataset}",
+            f"AP after each stage of {one.name}",
             ["", *_METRICS],
             [[f"stage {n}", *(_number(s[name]) for name in _METRICS)] for n, s in enumerate(evaluation.stages, 1)],
+            f"Test set: {evaluation.dataset}",
         )
         for one in runs
         for evaluation in one.run.evaluations
