@@ -52,7 +52,7 @@ def commands_of(page: Page) -> list[str]:
 def test_the_report_of_a_training_has_the_numbers_of_its_evaluation(run: Callable[..., Any], tmp_path: Path) -> None:
     run(*DYNAMIC, "TEST.EVAL_PERIOD", "2", "SOLVER.BASE_LR", "0.001")
     results = {name.removeprefix("bbox/"): value for name, value in read_metrics(tmp_path / "run")[-1].items()}
-    page = Page.read(write_report(tmp_path / "run"))
+    page = Page.read(tmp_path / "run/report.html")  # the training has written it
     names = ("AP", "AP50", "AP75", "APs", "APm", "APl")
     assert page.tables["COCO's metrics, %"] == [["", *names], ["run", *one_decimal(results, *names)]]
     classes = {row[0]: row for row in page.tables["Classes"][1:]}
@@ -73,6 +73,18 @@ def test_the_report_of_a_training_has_the_numbers_of_its_evaluation(run: Callabl
     ):
         assert chart in charts
     assert any("Python" in text for text in page.texts["pre"])
+
+
+def test_a_report_that_fails_does_not_fail_the_training(
+    run: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def fail(folder: str) -> Path:
+        raise ZeroDivisionError("of the report")
+
+    monkeypatch.setattr("dynamic_sparse_rcnn.report.writing.write_report", fail)
+    assert "bbox" in run("SOLVER.MAX_ITER", "1")
+    log = (tmp_path / "run/log.txt").read_text()
+    assert "There is no report of this run: ZeroDivisionError: of the report" in log
 
 
 def test_a_page_needs_no_other_file_and_no_network(written_run: Callable[..., Path]) -> None:

@@ -27,12 +27,14 @@ def run(args: argparse.Namespace) -> None:
     """Writes the report."""
     from detectron2.utils.logger import setup_logger
 
-    from ..report.stages import evaluate_run
     from ..report.writing import write_comparison
 
     setup_logger(name="dynamic_sparse_rcnn")
-    for folder in args.runs if args.evaluate else ():
+    if args.evaluate:
+        from ..report.stages import evaluate_run
+
         setup_logger(name="detectron2")
-        evaluate_run(folder, args.trust_checkpoint)
+        for folder in args.runs:
+            evaluate_run(folder, args.trust_checkpoint)
     name = "report.html" if len(args.runs) == 1 else "comparison.html"
     print(f"Wrote {write_comparison(args.runs, args.output or args.runs[0] / name)}")

@@ -22,6 +22,7 @@ from ..checkpoints.classes import DetectorClasses
 from ..checkpoints.loading import Checkpointer
 from ..data.loader import TrainLoader
 from ..data.seeding import shared_seed
+from ..errors import describe
 from .hooks import Evaluation, IterationSeed, Results, State, StopTraining, WeightAverage
 from .loggers import build_writers, check_loggers, forget_tracked_runs
 from .parallel import distribute
@@ -211,6 +212,8 @@ class TrainingRun(DefaultTrainer):
         """Runs the training, and gives the results of the last evaluation (in the main process)."""
         with naming_output(self.parts.settings.output_dir), suppress(StopTraining):
             TrainerBase.train(self, self.start_iter, self.max_iter)
+        if comm.is_main_process():
+            _report(self.parts.settings.output_dir)
         return self.last_results
 
     def state_dict(self) -> State:
@@ -241,6 +244,16 @@ def naming_output(output_dir: str) -> Iterator[None]:
         if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS) and error.filename is None:
             raise OSError(error.errno, error.strerror, output_dir) from error
         raise
+
+
+def _report(output_dir: str) -> None:
+    """Writes ``report.html``. No training fails because of its report."""
+    try:
+        from ..report.writing import write_report  # with matplotlib, which a training does not need
+
+        logger.info(f"Wrote {write_report(output_dir)}")
+    except Exception as error:
+        logger.warning(f"There is no report of this run: {describe(error)}. Retry with: dsrcnn report {output_dir}")
 
 
 def _tell_start(settings: RunSettings, resume: bool, last_checkpoint: str) -> None:

@@ -51,7 +51,11 @@ class StagePredictions:
     @property
     def last(self) -> StagePredictions:
         """The last stage alone, (1, B, P, .)."""
-        return replace(self, **{field.name: getattr(self, field.name)[-1:] for field in fields(self)})
+        return self.stage(len(self.logits) - 1)
+
+    def stage(self, index: int) -> StagePredictions:
+        """One stage alone, (1, B, P, .), counted from 0."""
+        return replace(self, **{field.name: getattr(self, field.name)[index : index + 1] for field in fields(self)})
 
     def cat(self, *others: StagePredictions) -> StagePredictions:
         """These stages, then those of others of the same class."""

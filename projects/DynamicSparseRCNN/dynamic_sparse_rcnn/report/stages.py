@@ -13,8 +13,9 @@ from detectron2.modeling.postprocessing import detector_postprocess
 from detectron2.structures import Instances
 from torch import nn
 
-from ..data.ground_truth import ensure_coco_json, file_stem
+from ..data.ground_truth import ensure_coco_json
 from ..data.mapper import DetectionMapper
+from ..engine.evaluation import inference_folder
 from ..file_io import write_json
 from ..modeling.structures import ModelInput, StagePredictions
 from ..prediction.loading import load_detector
@@ -44,19 +45,19 @@ def evaluate_run(run_folder: str | Path, trust: bool = False) -> None:
         is_train=False, keep_crowd=False, augmentations=loaded.augmentations.augs, image_format=loaded.image_format
     )
     for name in names:
-        folder = Path(run_folder) / "inference" / (file_stem(name) if len(names) > 1 else "")
-        ensure_coco_json(name, str(folder))
+        folder = inference_folder(str(run_folder), name, names)
+        ensure_coco_json(name, folder)
         loader = build_detection_test_loader(DatasetCatalog.get(name), mapper=mapper)
         evaluator = StageEvaluator(loaded.model, partial(COCOEvaluator, name), folder)
         stages = inference_on_dataset(loaded.model, loader, evaluator)["stages"]
-        write_json([stage["bbox"] for stage in stages], folder / STAGES)
+        write_json([stage["bbox"] for stage in stages], Path(folder) / STAGES)
 
 
 class StageEvaluator(DatasetEvaluator):
     """Evaluates the detections after every stage of a head, as ``stages``: a list of results."""
 
     def __init__(
-        self, detector: nn.Module, build: Callable[..., DatasetEvaluator], output_folder: str | Path | None = None
+        self, detector: nn.Module, build: Callable[..., DatasetEvaluator], output_folder: str | None = None
     ) -> None:
         """
         Args:
@@ -75,17 +76,14 @@ class StageEvaluator(DatasetEvaluator):
 
     def process(self, inputs: list[ModelInput], outputs: list[dict[str, Instances]]) -> None:
         """Takes the detections after every stage; those after the last are the outputs."""
-        logits, boxes = self._predictions.logits, self._predictions.boxes
         if not self._evaluators:
-            folder = None if self._output_folder is None else str(self._output_folder)
-            self._evaluators = [self._build(output_dir=None) for _ in logits[1:]]
-            self._evaluators.append(self._build(output_dir=folder))
+            self._evaluators = [self._build(output_dir=None) for _ in self._predictions.logits[1:]]
+            self._evaluators.append(self._build(output_dir=self._output_folder))
             for evaluator in self._evaluators:
                 evaluator.reset()
         sizes = [tuple(one["image"].shape[-2:]) for one in inputs]
         for stage, evaluator in enumerate(self._evaluators[:-1]):
-            predictions = StagePredictions(logits[stage : stage + 1], boxes[stage : stage + 1])
-            detections = self._detector.detect(predictions, sizes)
+            detections = self._detector.detect(self._predictions.stage(stage), sizes)
             pairs = zip(detections, inputs, strict=True)
             scaled = [{"instances": detector_postprocess(x, one["height"], one["width"])} for x, one in pairs]
             evaluator.process(inputs, scaled)
