@@ -27,6 +27,7 @@ def test_each_stage_is_evaluated_as_a_detector_that_ends_with_it(
     tiny_cfg: CfgNode, shapes: str, tmp_path: Path
 ) -> None:
     tiny_cfg.MODEL.SparseRCNN.NUM_HEADS, tiny_cfg.MODEL.SparseRCNN.NUM_CLASSES = 3, 5
+    tiny_cfg.INPUT.MIN_SIZE_TEST = 64
     ensure_coco_json(shapes, str(tmp_path))
     detector = build_model(tiny_cfg).eval()
     with torch.no_grad():  # boxes of their own for each stage, so that something is found
