@@ -19,8 +19,9 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from ..file_io import whole_file, write_json
 from .datasets import register_dataset
 from .formats import Classes
-from .formats.reading import IMAGE_SUFFIXES, read_text
+from .formats.reading import read_text
 from .ground_truth import coco_content
+from .images import IMAGE_SUFFIXES
 from .records import BoxProblem, BoxTable, Record
 
 logger = logging.getLogger(__name__)

@@ -12,6 +12,8 @@ from detectron2.data.detection_utils import read_image as read_8_bit_image
 from detectron2.utils.file_io import PathManager
 from PIL import Image, ImageOps
 
+#: Of files that folders are searched for, in lower case.
+IMAGE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".jp2", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
 #: What reading an image file can raise if it is damaged, missing or not of the annotated size.
 IMAGE_ERRORS = (
     OSError,
@@ -53,10 +55,17 @@ def read_image(file_name: str, image_format: str) -> npt.NDArray[np.uint8]:
         if image.mode in UNBOUNDED_MODES:
             raise ValueError(f"{file_name} has floating-point pixels of unknown range. Convert it to 8 or 16 bits.")
         if image.mode in DEEP_MODES:
-            deep = np.asarray(ImageOps.exif_transpose(image)).astype(np.int64)
-            shallow = Image.fromarray((deep // 256).clip(0, 255).astype(np.uint8))
-            return convert_PIL_to_numpy(shallow, image_format)
+            return to_pixels(image, image_format)
     return read_8_bit_image(file_name, format=image_format)
+
+
+def to_pixels(image: Image.Image, image_format: str) -> npt.NDArray[np.uint8]:
+    """What :func:`read_image` returns for an image that is open, (H, W, 3) uint8."""
+    image = ImageOps.exif_transpose(image)
+    if image.mode in DEEP_MODES:
+        image = Image.fromarray((np.asarray(image).astype(np.int64) // 256).clip(0, 255).astype(np.uint8))
+    pixels: npt.NDArray[np.uint8] = convert_PIL_to_numpy(image, image_format)
+    return pixels
 
 
 def rotated_size(image: Image.Image, file: str) -> tuple[int, int]:

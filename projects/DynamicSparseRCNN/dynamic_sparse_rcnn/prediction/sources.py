@@ -16,18 +16,16 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 import torch
-from detectron2.data.detection_utils import convert_PIL_to_numpy
 from detectron2.utils.file_io import PathManager
-from PIL import Image, ImageOps
+from PIL import Image
 
-from ..data.images import DEEP_MODES, IMAGE_ERRORS, UNBOUNDED_MODES, read_image
+from ..data.images import IMAGE_ERRORS, IMAGE_SUFFIXES, UNBOUNDED_MODES, read_image, to_pixels
 
 logger = logging.getLogger(__name__)
 
 #: An image in memory, see :func:`to_frame`.
 InMemory: TypeAlias = "npt.NDArray[Any] | torch.Tensor | Image.Image"
 
-IMAGE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".jp2", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
 VIDEO_SUFFIXES = (".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm")
 _DEFAULT_FPS, _MOST_FPS = 25.0, 1000.0
 # Of these, phones write previews and depth maps as further frames, which nobody means.
@@ -271,10 +269,4 @@ def _tensor_to_rgb(tensor: torch.Tensor, name: str) -> npt.NDArray[np.uint8]:
 def _pil_to_rgb(image: Image.Image, name: str) -> npt.NDArray[np.uint8]:
     if image.mode in UNBOUNDED_MODES or not (image.width and image.height):
         raise ValueError(f"{name} is a PIL image of mode {image.mode} and size {image.size}: convert it to RGB")
-    turned = ImageOps.exif_transpose(image)
-    if turned.mode in DEEP_MODES:  # of 16 bits, which Pillow would clip at 8
-        return np.repeat(
-            (np.asarray(turned).astype(np.int64) // 256).clip(0, 255).astype(np.uint8)[..., None], 3, axis=2
-        )
-    pixels: npt.NDArray[np.uint8] = convert_PIL_to_numpy(turned, "RGB")
-    return pixels
+    return to_pixels(image, "RGB")

@@ -9,8 +9,6 @@ import zlib
 
 from detectron2.utils.file_io import PathManager
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
-
 
 def is_url(path: str) -> bool:
     """Whether a path is a URL, for detectron2's ``PathManager``."""

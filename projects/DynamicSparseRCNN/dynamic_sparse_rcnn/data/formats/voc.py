@@ -22,9 +22,10 @@ from typing import ClassVar
 
 from detectron2.structures import BoxMode
 
+from ..images import IMAGE_SUFFIXES
 from ..records import Record
 from .base import DATASET_FORMAT_REGISTRY, Classes, DatasetFormat, split_last
-from .reading import IMAGE_SUFFIXES, read_bytes, read_text, require_folder
+from .reading import read_bytes, read_text, require_folder
 
 logger = logging.getLogger(__name__)
 

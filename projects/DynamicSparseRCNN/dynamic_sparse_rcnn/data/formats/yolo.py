@@ -17,10 +17,10 @@ import yaml
 from detectron2.structures import BoxMode
 from PIL import Image
 
-from ..images import IMAGE_ERRORS, rotated_size
+from ..images import IMAGE_ERRORS, IMAGE_SUFFIXES, rotated_size
 from ..records import Record
 from .base import DATASET_FORMAT_REGISTRY, Classes, DatasetFormat, path_separators, split_last
-from .reading import IMAGE_SUFFIXES, is_text, read_text
+from .reading import is_text, read_text
 
 logger = logging.getLogger(__name__)
 
