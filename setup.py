@@ -15,6 +15,9 @@ ALBUMENTATIONS = ["albumentations>=2.0"]
 ONNX = ["onnx>=1.17", "onnxscript>=0.5", "onnxruntime>=1.20"]
 # Writes OpenVINO files, by way of ONNX, and runs them; NNCF quantizes.
 OPENVINO = ["onnx>=1.17", "onnxscript>=0.5", "openvino>=2025.0", "nncf>=2.15"]
+# Trackers of experiments, for the key LOGGERS.
+WANDB = ["wandb>=0.17"]
+MLFLOW = ["mlflow-skinny>=2.14"]
 # Builds the documentation.
 DOCS = ["mkdocs-material>=9.6", "mkdocstrings[python]>=0.29", "latex2mathml>=3.77"]
 # Executes notebooks.
@@ -67,6 +70,7 @@ setup(
         "fvcore>=0.1.5",
         "iopath>=0.1.9",
         "omegaconf>=2.1",
+        "hydra-core>=1.1",
         "pycocotools>=2.0.8",
         "matplotlib>=3.7",
         "tabulate>=0.9",
@@ -80,6 +84,8 @@ setup(
         "onnx": ONNX,
         "openvino": OPENVINO,
         "supervision": SUPERVISION,
+        "wandb": WANDB,
+        "mlflow": MLFLOW,
         "docs": DOCS,
         "dev": [
             *LITE,
@@ -92,6 +98,8 @@ setup(
             *ONNX,
             *OPENVINO,
             *SUPERVISION,
+            *WANDB,
+            *MLFLOW,
             *DOCS,
             *NOTEBOOKS,
             "hypothesis",
