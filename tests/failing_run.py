@@ -6,6 +6,7 @@ import argparse
 import os
 
 from detectron2.engine import HookBase
+from detectron2.modeling import META_ARCH_REGISTRY
 from detectron2.utils import comm
 from train_net import argument_parser
 
@@ -29,6 +30,17 @@ def main(args: argparse.Namespace) -> None:
     if os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") == "0":
         trainer.register_hooks([Failure()])
     trainer.train()
+
+
+def fail_or_give(args: argparse.Namespace) -> str:
+    """Without a training: the second process fails if it is to; the first gives what a module has registered."""
+    import torch
+
+    if args.fails and comm.get_rank() == 1:
+        raise TypeError("a fault of the program")
+    torch.distributed.all_reduce(torch.ones(1))
+    (registered,) = (name for name in META_ARCH_REGISTRY._obj_map if name.startswith("Imported"))
+    return f"{registered} {comm.get_world_size()}"
 
 
 if __name__ == "__main__":

@@ -5,12 +5,17 @@ from __future__ import annotations
 import errno
 import json
 import os
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
+import torch
 
-from dynamic_sparse_rcnn.file_io import whole_file, write_image, write_json
+from dynamic_sparse_rcnn import write_checkpoint
+from dynamic_sparse_rcnn.file_io import naming_the_file, whole_file, write_image, write_json
 
 
 def test_a_file_takes_its_place_when_all_of_it_is_written(tmp_path):
@@ -55,3 +60,56 @@ def test_suffixes_of_no_image_are_refused(tmp_path, name):
     with pytest.raises(OSError, match=r"cannot be written as an image: give it a suffix such as \.png"):
         write_image(np.zeros((8, 8, 3), np.uint8), tmp_path / name)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A disk of 256 KiB, where one may be mounted."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mounting = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", folder], capture_output=True)
+    if mounting.returncode:
+        pytest.skip("no disk can be mounted here")
+    yield folder
+    subprocess.run(["umount", folder], check=True)
+
+
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+def test_a_full_disk_is_told_with_the_file_which_stays_what_it_was(small_disk, suffix):
+    file = small_disk / f"model{suffix}"
+    write_checkpoint(file, {"model": {"weight": torch.zeros(10)}})
+    before = file.read_bytes()
+    with pytest.raises(OSError, match=rf"No space left on device: '{file}'$") as error:
+        write_checkpoint(file, {"model": {"weight": torch.zeros(100_000)}})
+    assert error.value.errno == errno.ENOSPC
+    assert file.read_bytes() == before
+    assert os.listdir(small_disk) == [file.name]
+
+
+def test_a_full_disk_is_told_of_files_of_any_kind(small_disk):
+    file = small_disk / "folder/values.json"
+    with pytest.raises(OSError, match=rf"No space left on device: '{file}'$"):
+        write_json(["value"] * 100_000, file)
+
+
+def test_a_read_only_disk_is_told_with_the_file(small_disk):
+    subprocess.run(["mount", "-o", "remount,ro", small_disk], check=True)
+    with pytest.raises(OSError, match=rf"Read-only file system: '{small_disk}/model\.pth'$"):
+        write_checkpoint(small_disk / "model.pth", {"model": {}})
+
+
+def test_errors_of_a_disk_are_found_behind_others_and_others_stay_what_they_are(tmp_path):
+    def fail(error: BaseException, cause: BaseException) -> None:
+        with naming_the_file(tmp_path / "file"):
+            try:
+                raise cause
+            except OSError:
+                raise error  # noqa: B904
+
+    full = OSError(errno.ENOSPC, "No space left on device")
+    with pytest.raises(OSError, match=rf"No space left on device: '{tmp_path}/file'"):
+        fail(RuntimeError("unexpected pos"), full)
+    with pytest.raises(OSError, match="other"):  # which is named already
+        fail(OSError(errno.ENOSPC, "No space left on device", "other"), full)
+    with pytest.raises(RuntimeError, match="of another kind"):
+        fail(RuntimeError("of another kind"), OSError(errno.ENOENT, "No such file or directory"))

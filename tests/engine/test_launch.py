@@ -11,6 +11,7 @@ from pathlib import Path
 import failing_run
 import pytest
 import torch
+from detectron2.modeling import META_ARCH_REGISTRY
 from detectron2.utils import comm
 from ranks import run_ranks
 from small_runs import CONFIG, ROOT
@@ -129,6 +130,35 @@ def options(tmp_path) -> list[str]:
         *("SOLVER.IMS_PER_BATCH", "2", "SOLVER.REFERENCE_BATCH_SIZE", "0", "SOLVER.MAX_ITER", "4"),
         *("SOLVER.CHECKPOINT_PERIOD", "2", "SOLVER.STEPS", "()", "OUTPUT_DIR", str(tmp_path / "run")),
     ]
+
+
+IMPORTED = """
+from detectron2.modeling import META_ARCH_REGISTRY
+
+@META_ARCH_REGISTRY.register()
+class ImportedInTest:
+    pass
+"""
+
+
+@pytest.mark.slow
+def test_new_processes_import_modules_give_the_firsts_result_and_show_where_a_fault_is(tmp_path, monkeypatch, capfd):
+    (tmp_path / "module_of_a_user.py").write_text(IMPORTED)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    options = ["--num-gpus", "2", "--dist-url", "auto", "--import", "module_of_a_user", "MODEL.DEVICE", "cpu"]
+    args = arguments(*options)
+    args.fails = False
+    try:
+        assert launch(failing_run.fail_or_give, args) == "ImportedInTest 2"
+        args.fails = True
+        with pytest.raises(RankError, match=r"^rank 1: TypeError: a fault of the program"):
+            launch(failing_run.fail_or_give, args)
+        assert "Rank 1 failed:\nTraceback" in capfd.readouterr().err
+    finally:
+        META_ARCH_REGISTRY._obj_map.pop("ImportedInTest")
+    with pytest.raises(ImportError, match="no_such_module"):
+        launch(must_not_run, arguments("--import", "no_such_module"))
 
 
 @pytest.mark.slow

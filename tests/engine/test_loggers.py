@@ -119,7 +119,9 @@ def test_class_names_are_no_obstacle_for_mlflow(tmp_path, monkeypatch):
 @pytest.mark.parametrize("name", ["wandb", "mlflow"])
 def test_a_missing_package_is_one_clear_line(monkeypatch, name):
     monkeypatch.setattr(loggers, "find_spec", lambda package: None)
-    with pytest.raises(ValueError, match=rf"^LOGGERS has '{name}', but .* pip install 'dynamic-sparse-rcnn\[{name}\]'$"):
+    with pytest.raises(
+        ValueError, match=rf"^LOGGERS has '{name}', but .* pip install 'dynamic-sparse-rcnn\[{name}\]'$"
+    ):
         check_loggers((name,))
     check_loggers(("tensorboard",))
 

@@ -51,6 +51,8 @@ def find_config(name: str) -> str:
     Raises:
         FileNotFoundError: there is no such file, and no config of that name in the model zoo.
     """
+    if "://" not in name:
+        name = os.path.expanduser(name)
     if "://" in name or PathManager.isfile(name):
         return name
     names = list_configs()

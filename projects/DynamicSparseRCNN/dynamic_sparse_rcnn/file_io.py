@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import tempfile
@@ -17,6 +18,36 @@ import numpy.typing as npt
 _PARTIAL = ".partial"
 
 
+# What a disk answers that takes nothing more.
+_DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
+
+
+@contextmanager
+def naming_the_file(path: str | Path) -> Iterator[None]:
+    """Within, the error of a full, read-only or broken disk, which mostly names no file, becomes one that does.
+
+    Args:
+        path: to be named.
+
+    Raises:
+        OSError: in place of any error that came of such a one: PyTorch's, for one, says nothing of the disk.
+    """
+    try:
+        yield
+    except Exception as error:
+        cause: BaseException | None = error
+        while cause is not None and not (isinstance(cause, OSError) and cause.errno in _DISK_ERRORS):
+            cause = cause.__cause__ or cause.__context__
+        if cause is None or (isinstance(error, OSError) and _is_known(error.filename)):
+            raise
+        raise OSError(cause.errno, cause.strerror, str(path)) from error
+
+
+def _is_known(file: object) -> bool:
+    """Whether the reader of an error knows the file that it names, which a partial one is not."""
+    return file is not None and not str(file).endswith(_PARTIAL)
+
+
 @contextmanager
 def whole_file(path: str | Path, *, sync: bool = True) -> Iterator[IO[bytes]]:
     """A binary file to write, which takes the place of ``path`` once all of it is written, or not at all.
@@ -30,21 +61,22 @@ def whole_file(path: str | Path, *, sync: bool = True) -> Iterator[IO[bytes]]:
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        with _partial_file(path) as file:
-            yield file
-            file.flush()
-            if sync:
-                os.fsync(file.fileno())
-            # Temporary files are for their owner alone: this one gets what an ordinary file would have.
-            mask = os.umask(0)
-            os.umask(mask)
-            os.chmod(file.name, 0o666 & ~mask)
-            os.replace(file.name, path)
-    except OSError as error:
-        if error.filename is None or str(error.filename).endswith(_PARTIAL):  # nobody knows the partial file
+    with naming_the_file(path):
+        try:
+            with _partial_file(path) as file:
+                yield file
+                file.flush()
+                if sync:
+                    os.fsync(file.fileno())
+                # Temporary files are for their owner alone: this one gets what an ordinary file would have.
+                mask = os.umask(0)
+                os.umask(mask)
+                os.chmod(file.name, 0o666 & ~mask)
+                os.replace(file.name, path)
+        except OSError as error:
+            if error.filename is None or _is_known(error.filename):
+                raise
             raise OSError(error.errno, error.strerror, str(path)) from error
-        raise
 
 
 @contextmanager

@@ -167,13 +167,8 @@ def write_checkpoint(path: str | Path, content: Checkpoint) -> None:
     if file.suffix == ".safetensors":
         _write_safetensors(file, content)
     elif file.suffix in (".pth", ".pt"):
-        try:
-            with whole_file(file) as opened:
-                torch.save(dict(content), opened)
-        except RuntimeError as error:
-            if isinstance(error.__context__, OSError):  # PyTorch tells of its own file format alone
-                raise OSError(error.__context__.errno, error.__context__.strerror, str(file)) from error
-            raise
+        with whole_file(file) as opened:
+            torch.save(dict(content), opened)
     else:
         raise ValueError(f"{path}: checkpoints are written as .safetensors or .pth")
 

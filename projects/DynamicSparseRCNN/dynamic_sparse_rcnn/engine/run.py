@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import copy
-import errno
 import logging
 import weakref
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -23,6 +22,7 @@ from ..checkpoints.loading import Checkpointer
 from ..data.loader import TrainLoader
 from ..data.seeding import shared_seed
 from ..errors import describe
+from ..file_io import naming_the_file
 from .hooks import Evaluation, IterationSeed, Results, State, StopTraining, WeightAverage
 from .loggers import build_writers, check_loggers, forget_tracked_runs
 from .parallel import distribute
@@ -210,7 +210,7 @@ class TrainingRun(DefaultTrainer):
 
     def train(self) -> Results:
         """Runs the training, and gives the results of the last evaluation (in the main process)."""
-        with naming_output(self.parts.settings.output_dir), suppress(StopTraining):
+        with naming_the_file(self.parts.settings.output_dir), suppress(StopTraining):
             TrainerBase.train(self, self.start_iter, self.max_iter)
         if comm.is_main_process():
             _report(self.parts.settings.output_dir)
@@ -233,17 +233,6 @@ class TrainingRun(DefaultTrainer):
             )
         TrainerBase.load_state_dict(self, state_dict)  # DefaultTrainer's, on detectron2's main branch, does both
         self._trainer.load_state_dict(state_dict["_trainer"])
-
-
-@contextmanager
-def naming_output(output_dir: str) -> Iterator[None]:
-    """An error about a full or read-only disk that names no file gets the name of the output folder."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS) and error.filename is None:
-            raise OSError(error.errno, error.strerror, output_dir) from error
-        raise
 
 
 def _report(output_dir: str) -> None:
