@@ -153,6 +153,17 @@ def test_sixteen_bits_are_read_as_their_upper_eight_and_counted(tmp_path: Path) 
     assert report.warnings() == ["1 images have 16 bits, read as value / 256, first: deep.png"]
 
 
+@pytest.mark.parametrize("suffix", ["gif", "tiff"])
+def test_files_of_several_images_are_counted(tmp_path: Path, pixels: np.ndarray, suffix: str) -> None:
+    page = Image.fromarray(pixels)
+    page.save(tmp_path / f"single.{suffix}")
+    page.save(tmp_path / f"several.{suffix}", save_all=True, append_images=[Image.fromarray(pixels[::-1])])
+    usable, report = check_images([record(tmp_path / f"{name}.{suffix}") for name in ("single", "several")])
+    assert len(usable) == 2
+    (warning,) = report.warnings()
+    assert warning.startswith("1 files hold several images") and warning.endswith(f"first: several.{suffix}")
+
+
 @pytest.mark.parametrize("mode", ["L", "1", "P", "LA", "RGBA", "CMYK", "RGB"])
 def test_gray_transparent_and_palette_images_are_read_in_color(tmp_path: Path, pixels: np.ndarray, mode: str) -> None:
     suffix = "tif" if mode == "CMYK" else "png"

@@ -68,6 +68,14 @@ def to_pixels(image: Image.Image, image_format: str) -> npt.NDArray[np.uint8]:
     return pixels
 
 
+def holds_several(image: Image.Image) -> bool:
+    """Whether a file has several images (pages, frames of an animation), of which :func:`read_image` reads the first.
+
+    Previews and depth maps, which phones write behind their photographs, do not count.
+    """
+    return getattr(image, "is_animated", False) and image.format != "MPO"
+
+
 def rotated_size(image: Image.Image, file: str) -> tuple[int, int]:
     """Width and height of what :func:`read_image` returns, without decoding the image.
 

@@ -19,7 +19,7 @@ import torch
 from detectron2.utils.file_io import PathManager
 from PIL import Image
 
-from ..data.images import IMAGE_ERRORS, IMAGE_SUFFIXES, UNBOUNDED_MODES, read_image, to_pixels
+from ..data.images import IMAGE_ERRORS, IMAGE_SUFFIXES, UNBOUNDED_MODES, holds_several, read_image, to_pixels
 
 logger = logging.getLogger(__name__)
 
@@ -28,8 +28,6 @@ InMemory: TypeAlias = "npt.NDArray[Any] | torch.Tensor | Image.Image"
 
 VIDEO_SUFFIXES = (".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm")
 _DEFAULT_FPS, _MOST_FPS = 25.0, 1000.0
-# Of these, phones write previews and depth maps as further frames, which nobody means.
-_SINGLE_FORMATS = ("MPO",)
 
 
 @dataclass(frozen=True)
@@ -103,7 +101,7 @@ class Images(FrameSource):
         if self._told_of_several:
             return
         with PathManager.open(file, "rb") as opened, Image.open(opened) as image:
-            if getattr(image, "is_animated", False) and image.format not in _SINGLE_FORMATS:
+            if holds_several(image):
                 self._told_of_several = True
                 logger.warning(
                     f"{file} holds several images (pages, or frames of an animation): only the first is read, here and "

@@ -14,6 +14,7 @@ from ..images import (
     IMAGE_ERRORS,
     UNBOUNDED_MODES,
     end_of_file,
+    holds_several,
     is_rotated_by_a_quarter,
     rotated_size,
 )
@@ -33,19 +34,25 @@ class ImageReport:
     Attributes:
         unusable: file and reason, for every image that cannot be used.
         deep: the files of 16-bit images.
+        several: the files that hold several images.
     """
 
     unusable: tuple[tuple[str, str], ...]
     deep: tuple[str, ...]
+    several: tuple[str, ...]
 
     def warnings(self) -> list[str]:
         """One line per kind of finding."""
         warnings = []
         if self.unusable:
             warnings.append(f"images dropped: {len(self.unusable)} cannot be used, {self.first_unusable()}")
-        if self.deep:
-            first = ", ".join(map(os.path.basename, self.deep[:_FIRST_FILES]))
-            warnings.append(f"{len(self.deep)} images have 16 bits, read as value / 256, first: {first}")
+        for files, finding in (
+            (self.deep, "images have 16 bits, read as value / 256"),
+            (self.several, "files hold several images (pages, frames of an animation), of which the first is read"),
+        ):
+            if files:
+                first = ", ".join(map(os.path.basename, files[:_FIRST_FILES]))
+                warnings.append(f"{len(files)} {finding}, first: {first}")
         return warnings
 
     def first_unusable(self) -> str:
@@ -68,19 +75,20 @@ def check_images(records: Sequence[Record], resize: Resize | None = None) -> tup
     share = range(comm.get_rank(), len(records), comm.get_world_size())
     shares = comm.all_gather([(i, *_look_at(records[i], resize)) for i in share])
     found = sorted(look for looks in shares for look in looks)
-    unusable = {i: problem for i, problem, _ in found if problem}
+    unusable = {i: problem for i, problem, *_ in found if problem}
     report = ImageReport(
         tuple((records[i]["file_name"], problem) for i, problem in unusable.items()),
-        tuple(records[i]["file_name"] for i, problem, is_deep in found if is_deep and not problem),
+        tuple(records[i]["file_name"] for i, problem, is_deep, _ in found if is_deep and not problem),
+        tuple(records[i]["file_name"] for i, problem, _, is_several in found if is_several and not problem),
     )
     return [record for i, record in enumerate(records) if i not in unusable], report
 
 
-def _look_at(record: Record, resize: Resize | None) -> tuple[str, bool]:
-    """What is wrong with an image (the empty string: nothing), and whether it has 16 bits."""
+def _look_at(record: Record, resize: Resize | None) -> tuple[str, bool, bool]:
+    """What is wrong with an image (the empty string: nothing), whether it has 16 bits, and whether others follow it."""
     file = record["file_name"]
     if not os.path.isfile(file):
-        return "", False
+        return "", False, False
     try:
         with Image.open(file) as image:
             problem = _size_problem(image, record) or _mode_problem(image)
@@ -88,9 +96,9 @@ def _look_at(record: Record, resize: Resize | None) -> tuple[str, bool]:
                 problem = resize.problem(*rotated_size(image, file))
             if not problem and not _is_complete(file, image.format):
                 image.load()
-            return problem, image.mode in DEEP_MODES
+            return problem, image.mode in DEEP_MODES, holds_several(image)
     except IMAGE_ERRORS as error:
-        return f"cannot be read ({error}): replace it or remove it from the annotations", False
+        return f"cannot be read ({error}): replace it or remove it from the annotations", False, False
 
 
 def _size_problem(image: Image.Image, record: Record) -> str:

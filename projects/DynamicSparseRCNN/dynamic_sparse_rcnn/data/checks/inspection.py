@@ -152,6 +152,11 @@ def _load(name: str) -> list[Record]:
             f"Data set {name}: {error}. detectron2 looks for its own data sets below DETECTRON2_DATASETS, now "
             f"{root!r}: set it to the folder that holds coco/, VOC2007/ and so on."
         ) from error
+    except KeyError as error:
+        raise KeyError(
+            f"Data set {name!r} is not registered. Name your own data by their files: {known_forms()}; or name the "
+            "module that registers it (--import)."
+        ) from error
     except ValueError as error:  # detectron2's VOC loader met a class that is not one of VOC's, say
         if parse_dataset_name(name) is not None:
             raise
