@@ -215,7 +215,11 @@ def test_what_a_model_needs_is_what_images_are_padded_to(tiny_cfg):
         ("resnet18", {"OUT_INDICES": [2, 3, 4]}, r"IN_FEATURES \['res2'.*gives {'res3': 8, 'res4': 16, 'res5': 32}"),
         ("resnet18", {"OUT_INDICES": [7]}, r"OUT_INDICES \(7,\)"),
         ("vgg11_bn", {"DROP_PATH": 0.1}, "set MODEL.TIMM.DROP_PATH 0"),
-        ("twins_svt_small", {"GRAD_CHECKPOINTING": True}, "twins_svt_small cannot: set MODEL.TIMM.GRAD_CHECKPOINTING"),
+        (
+            "twins_svt_small",
+            {"GRAD_CHECKPOINTING": True},
+            "twins_svt_small has no gradient checkpointing: set MODEL.TIMM.GRAD",
+        ),
         ("hrnet_w18_small", {"FREEZE_AT": 3}, "FREEZE_AT 3.*use 0"),
         ("resnet18", {"FREEZE_AT": 6}, r"FREEZE_AT 6.*strides \[2, 4, 8, 16, 32\]"),
         ("resnet18", {"NORMALIZATION": "both"}, "'both': use model or config"),

@@ -121,7 +121,7 @@ def _write_ground_truth(
         ElementTree.ElementTree(root).write(folder / "Annotations" / f"{number}.xml")
     if fractional:
         logger.warning(
-            "%s: %d boxes are rounded to whole pixels for VOC's metric, which knows no others.",
+            "%s: %d boxes are rounded to whole pixels, as VOC's metric needs them.",
             dataset_name,
             fractional,
         )

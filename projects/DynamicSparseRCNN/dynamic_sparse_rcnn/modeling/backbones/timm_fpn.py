@@ -237,4 +237,6 @@ def _checkpoint_gradients(model: Any, name: str) -> None:
     try:
         inner.set_grad_checkpointing(True)
     except (AttributeError, AssertionError) as error:
-        raise ValueError(f"MODEL.TIMM.NAME {name} cannot: set MODEL.TIMM.GRAD_CHECKPOINTING False") from error
+        raise ValueError(
+            f"MODEL.TIMM.NAME {name} has no gradient checkpointing: set MODEL.TIMM.GRAD_CHECKPOINTING False"
+        ) from error
