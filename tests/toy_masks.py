@@ -36,7 +36,7 @@ class MaskTargets(BatchedTargets):
         return cls(**vars(plain), masks=nn.utils.rnn.pad_sequence(masks, batch_first=True).to(device))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class MaskPredictions(StagePredictions):
     masks: Tensor  # (S, B, P, SIDE, SIDE) logits
 
@@ -53,7 +53,7 @@ class MaskHead(DynamicHead):
 
     def predictions_of(self, stage: int, logits: Tensor, boxes: Tensor, features: Tensor) -> MaskPredictions:
         masks = self.masks[stage](features).unflatten(-1, (SIDE, SIDE))
-        return MaskPredictions(logits[None], boxes[None], masks[None])
+        return MaskPredictions(logits[None], boxes[None], masks=masks[None])
 
 
 @LOSS_REGISTRY.register()

@@ -11,9 +11,9 @@ from detectron2.modeling import build_model
 from detectron2.structures import Boxes, Instances
 from detectron2.utils.events import EventStorage
 from torch import nn
-from torchvision.ops import box_iou, clip_boxes_to_image
+from torchvision.ops import batched_nms, box_iou, clip_boxes_to_image
 
-from dynamic_sparse_rcnn import SparseRCNN, StagePredictions
+from dynamic_sparse_rcnn import DetectorWithTTA, SparseRCNN, StagePredictions
 from dynamic_sparse_rcnn.engine.solver import build_optimizer
 
 NAMES = {"loss_ce", "loss_bbox", "loss_giou", "loss_ce_0", "loss_bbox_0", "loss_giou_0"}
@@ -135,6 +135,29 @@ def test_nms_replaces_what_it_drops_up_to_the_number_of_detections(tiny_cfg, mak
     logits[0, 0, :, 0] = scores.logit()
     (detections,) = model.detect(StagePredictions(logits, boxes[None, None]), [(64, 64)])
     assert detections.scores.tolist() == pytest.approx([0.9, 0.7, 0.6, 0.5])
+
+
+@pytest.mark.parametrize("architecture", ["SparseRCNN", "DynamicSparseRCNN"])
+def test_minus_one_detections_an_image_means_all_of_them(tiny_dynamic_cfg, make_inputs, architecture):
+    tiny_dynamic_cfg.MODEL.META_ARCHITECTURE = architecture
+    model = build_model(tiny_dynamic_cfg).eval()
+    model.num_detections = 8 * 3  # of proposals and classes
+    inputs = make_inputs([0, 0])
+    tiny_dynamic_cfg.TEST.DETECTIONS_PER_IMAGE = -1
+    unlimited = build_model(tiny_dynamic_cfg).eval()
+    unlimited.load_state_dict(model.state_dict())
+    augmented = DetectorWithTTA(tiny_dynamic_cfg, unlimited)
+    with torch.no_grad():
+        for found, expected in zip(unlimited(inputs), model(inputs), strict=True):
+            assert len(found["instances"]) == len(expected["instances"])
+            torch.testing.assert_close(found["instances"].scores, expected["instances"].scores)
+        merged = Instances.cat([x["instances"] for x in model(inputs[:1])] * 2)
+    assert len(augmented._merge(merged)) == len(merged[keep_of(merged)])
+
+
+def keep_of(detections: Instances) -> torch.Tensor:
+    """What TTA's class-wise NMS at 0.5 keeps."""
+    return batched_nms(detections.pred_boxes.tensor, detections.scores, detections.pred_classes, 0.5)
 
 
 @pytest.mark.parametrize("training", [True, False])

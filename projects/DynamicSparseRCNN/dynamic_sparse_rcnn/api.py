@@ -16,7 +16,7 @@ from .modeling.detector import DynamicSparseRCNN, SparseRCNN
 from .modeling.head.head import DynamicHead
 from .modeling.head.interaction import DynamicConv
 from .modeling.head.stage import DynamicStage, build_stages
-from .modeling.losses.criterion import CRITERION_REGISTRY, SetCriterion, build_criterion
+from .modeling.losses.criterion import CRITERION_REGISTRY, SetCriterion, build_criterion, start_criterion
 from .modeling.losses.terms import LOSS_REGISTRY, ClassLoss, GIoULoss, L1Loss, LossTerm, Matched
 from .modeling.proposals.dynamic import DynamicProposalGenerator, TemperatureSchedule, feature_levels
 from .modeling.proposals.learned import LearnedProposalGenerator
@@ -72,5 +72,6 @@ __all__ = [
     "feature_levels",
     "read_checkpoint",
     "resolve_config",
+    "start_criterion",
     "write_checkpoint",
 ]

@@ -196,6 +196,10 @@ def _add_dynamic_proposal_generation(dpg: CfgNode) -> None:
     # How far from the first expert the others start, as a share of the box size and of the features' root mean square;
     # 0: all experts start alike, and nothing can tell them apart.
     dpg.EXPERT_INIT = 0.5
+    # Weight of an L1 and a GIoU loss on the initial boxes, static or dynamic, matched one to one with the ground
+    # truths; they are logged as loss_start_bbox and loss_start_giou. 0: none, as published: the initial boxes then
+    # learn from the first stage's losses alone.
+    dpg.START_LOSS_WEIGHT = 0.0
 
 
 def _add_solver(node: CfgNode) -> None:

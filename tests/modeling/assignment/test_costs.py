@@ -60,15 +60,22 @@ def test_costs_equal_a_float64_loop_over_pairs(make_instances, make_predictions)
         assert costs.cost[s, b, p, g].item() == pytest.approx(expected.item(), rel=1e-4, abs=1e-5)
 
 
-def test_costs_stay_finite_for_extreme_and_for_half_precision_logits(make_instances, make_predictions):
+def test_extreme_logits_cost_what_the_focal_loss_tends_to_and_half_precision_ones_are_exact(
+    make_instances, make_predictions
+):
     targets = BatchedTargets.from_instances([make_instances(3)], torch.device("cpu"))
     predictions = make_predictions(1, [(64, 96)], 4)
-    extreme = type(predictions)(predictions.logits.sign() * 1e4, predictions.boxes)
-    assert COST_MODEL(extreme, targets).cost.isfinite().all()
+    signs = predictions.logits.sign()
+    extreme = type(predictions)(signs * 1e4, predictions.boxes)
+    # Sure of the class: only background costs, 0.6 a unit of the logit; sure of background: only the class, 0.4.
+    of_class = 3 * torch.where(signs > 0, -0.6e4, 0.4e4)[..., targets.classes[0]]
+    of_boxes = MatchCostModel(terms=[L1Cost(weight=7.0), GIoUCost(weight=0.5)])(predictions, targets).cost
+    torch.testing.assert_close(COST_MODEL(extreme, targets).cost, of_class + of_boxes)
     half = type(predictions)(predictions.logits.bfloat16(), predictions.boxes)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         costs = COST_MODEL(half, targets)
-    assert costs.cost.dtype == torch.float32
+    exact = COST_MODEL(type(predictions)(half.logits.float(), half.boxes), targets)
+    assert torch.equal(costs.cost, exact.cost)
 
 
 def test_all_weights_zero_are_refused():

@@ -101,7 +101,7 @@ def test_supply_of_ground_truths_and_background_is_the_number_of_proposals(monke
     monkeypatch.setattr("dynamic_sparse_rcnn.modeling.assignment.matchers.sinkhorn", spy)
     for ground_truths in range(0, 60, 7):
         assignment = make_matcher("sinkhorn", fixed_k=0, ratio=ratio)(make_costs(6, [ground_truths, 3], 50))
-        assert assignment.residual.isfinite().all()
+        assert (assignment.residual <= 50).all()  # and not NaN
         assert (masses[-1] >= 0).all()
         torch.testing.assert_close(masses[-1].sum(1), torch.full((12,), 50.0))
 

@@ -76,8 +76,10 @@ def test_padding_gets_no_units():
     assert (units > 0).sum(-1).tolist() == [[1, 0, 4]] * 2
 
 
-def test_fewer_proposals_than_top_q_are_enough():
-    assert make_schedule(top_q=8)(make_costs(2, [1], 3)).isfinite().all()
+def test_of_fewer_proposals_than_top_q_all_count():
+    costs = make_costs(2, [1, 2], 3)
+    best = MatchCosts(costs.cost, torch.full_like(costs.iou, 0.9), costs.valid)
+    assert make_schedule(top_q=8, unit_step=0, ratio=1.0)(best).tolist() == [[[2, 0], [1.5, 1.5]]] * 2
 
 
 @pytest.mark.parametrize("wrong", [{"fixed_k": -1}, {"top_q": 0}, {"unit_step": -0.5}, {"ratio": 0}, {"ratio": 1.5}])

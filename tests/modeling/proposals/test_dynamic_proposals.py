@@ -66,6 +66,20 @@ def test_one_expert_equals_the_learned_generator_exactly(tiny_dynamic_cfg, make_
         torch.testing.assert_close(one.grad, other.grad, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("init_boxes", ["image", "random"])
+def test_from_one_seed_one_expert_starts_as_static_proposals_do(tiny_dynamic_cfg, init_boxes):
+    tiny_dynamic_cfg.MODEL.SparseRCNN.DPG.NUM_EXPERTS = 1
+    tiny_dynamic_cfg.MODEL.SparseRCNN.INIT_BOXES = init_boxes
+    states = []
+    for generator in ("DynamicProposalGenerator", "LearnedProposalGenerator"):
+        tiny_dynamic_cfg.MODEL.PROPOSAL_GENERATOR.NAME = generator
+        torch.manual_seed(5)
+        states.append(build_model(tiny_dynamic_cfg).state_dict())
+    assert states[0].keys() == states[1].keys()
+    for name, value in states[0].items():
+        assert torch.equal(value, states[1][name]), name
+
+
 def test_gradients_reach_every_expert_and_all_of_the_router_at_step_0(tiny_dynamic_cfg, make_inputs):
     model = build_model(tiny_dynamic_cfg)
     with EventStorage(0):

@@ -38,15 +38,19 @@ class StagePredictions:
     Attributes:
         logits: (S, B, P, K) class logits before the sigmoid.
         boxes: (S, B, P, 4) float32, absolute XYXY pixels of the network input.
+        initial_boxes: (B, P, 4) float32, likewise: what the first stage started from; None where nobody asks.
     """
 
     logits: Tensor
     boxes: Tensor
+    initial_boxes: Tensor | None = None
 
     def __post_init__(self) -> None:
         if self.logits.dim() != 4:
             raise ValueError(f"logits must be (S, B, P, K), got {tuple(self.logits.shape)}")
         _check_shape("boxes", self.boxes, (*self.logits.shape[:3], 4))
+        if self.initial_boxes is not None:
+            _check_shape("initial_boxes", self.initial_boxes, (*self.logits.shape[1:3], 4))
 
     @property
     def last(self) -> StagePredictions:
@@ -55,12 +59,15 @@ class StagePredictions:
 
     def stage(self, index: int) -> StagePredictions:
         """One stage alone, (1, B, P, .), counted from 0."""
-        return replace(self, **{field.name: getattr(self, field.name)[index : index + 1] for field in fields(self)})
+        return replace(self, **{name: getattr(self, name)[index : index + 1] for name in self._names_by_stage()})
 
     def cat(self, *others: StagePredictions) -> StagePredictions:
         """These stages, then those of others of the same class."""
-        names = [field.name for field in fields(self)]
-        return replace(self, **{name: torch.cat([getattr(x, name) for x in (self, *others)]) for name in names})
+        stages = (self, *others)
+        return replace(self, **{name: torch.cat([getattr(x, name) for x in stages]) for name in self._names_by_stage()})
+
+    def _names_by_stage(self) -> list[str]:
+        return [field.name for field in fields(self) if field.name != "initial_boxes"]
 
 
 @dataclass(frozen=True)
@@ -96,6 +103,11 @@ class BatchedTargets:
         _check_shape("image_whwh", self.image_whwh, (shape[0], 4))
         if self.crowd is not None:
             _check_shape("crowd", self.crowd, shape)
+
+    @property
+    def number(self) -> Tensor:
+        """(1,) float32, how many ground truths there are to learn."""
+        return self.valid.sum().float()[None]
 
     @classmethod
     def from_instances(cls, instances: Sequence[Instances], device: torch.device) -> BatchedTargets:

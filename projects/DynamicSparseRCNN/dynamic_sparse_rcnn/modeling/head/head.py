@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import torch
 from detectron2.config import CfgNode, configurable
@@ -101,7 +102,7 @@ class DynamicHead(nn.Module):
             stages.append(self.predictions_of(number, logits, refined, proposal_features))
             # Each stage learns to correct the boxes it gets, not to please the stages after it.
             boxes = refined.detach()
-        return stages[0].cat(*stages[1:])
+        return replace(stages[0].cat(*stages[1:]), initial_boxes=proposal_boxes)
 
     def predictions_of(self, stage: int, logits: Tensor, boxes: Tensor, features: Tensor) -> StagePredictions:
         """What one stage predicts; a head that predicts more overrides this.

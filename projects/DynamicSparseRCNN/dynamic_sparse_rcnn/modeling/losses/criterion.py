@@ -10,12 +10,12 @@ from detectron2.utils.registry import Registry
 from torch import Tensor, nn
 
 from ...config_resolution import choose_normalizer, find_registered, resolved_copy
-from ..assignment.costs import MatchCostModel
-from ..assignment.matchers import Matcher, build_matcher
+from ..assignment.costs import GIoUCost, L1Cost, MatchCostModel
+from ..assignment.matchers import HungarianMatcher, Matcher, build_matcher
 from ..events import ScalarLog
 from ..structures import Assignment, BatchedTargets, StagePredictions
 from .normalizer import average_over_ranks
-from .terms import LOSS_REGISTRY, LossTerm, Matched
+from .terms import LOSS_REGISTRY, GIoULoss, L1Loss, LossTerm, Matched
 
 CRITERION_REGISTRY = Registry("CRITERION")
 CRITERION_REGISTRY.__doc__ = """
@@ -42,6 +42,7 @@ class SetCriterion(nn.Module):
         losses: Sequence[LossTerm],
         deep_supervision: bool,
         normalizer: str | None = None,
+        start: SetCriterion | None = None,
     ) -> None:
         """
         Args:
@@ -51,6 +52,7 @@ class SetCriterion(nn.Module):
             deep_supervision: whether all stages learn, or the last alone.
             normalizer: what the losses of a stage are divided by, ``positives`` or ``num_gt``; None: what the matcher
                 asks for. One-to-one matchers take None alone.
+            start: what the initial boxes learn by, see :func:`start_criterion`; None: by the first stage alone.
 
         Raises:
             ValueError: ``normalizer`` does not fit the matcher, or two losses have one name.
@@ -65,6 +67,7 @@ class SetCriterion(nn.Module):
         self.matcher = matcher
         self.losses = nn.ModuleList(losses)
         self.deep_supervision = deep_supervision
+        self.start = start
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, object]:
@@ -76,6 +79,9 @@ class SetCriterion(nn.Module):
             "losses": [find_registered(LOSS_REGISTRY, x, "MODEL.SparseRCNN.LOSSES")(cfg) for x in node.LOSSES],
             "deep_supervision": node.DEEP_SUPERVISION,
             "normalizer": node.DLA.NORMALIZER,
+            "start": start_criterion(
+                node.DPG.START_LOSS_WEIGHT, l1_weight=node.L1_WEIGHT, giou_weight=node.GIOU_WEIGHT
+            ),
         }
 
     def forward(
@@ -85,12 +91,13 @@ class SetCriterion(nn.Module):
         Args:
             predictions: of all stages.
             targets: the ground truths of the same images.
-            divisor: (1,) or (S,) float32 that the summed losses are divided by, if these images are part of a
-                larger batch; None: :meth:`count`, averaged over ranks, at least 1.
+            divisor: what the summed losses are divided by, if these images are part of a larger batch: the
+                :meth:`count` of all of it, averaged over ranks, at least 1. None: that of these images.
 
         Returns:
             The losses of the last stage by their names (``loss_ce``, ``loss_bbox``, ``loss_giou``); with the suffix
-            ``_0``, ``_1``, ... those of the earlier stages. Weighted float32 scalars.
+            ``_0``, ``_1``, ... those of the earlier stages, and as ``loss_start_bbox`` and ``loss_start_giou`` those
+            of the initial boxes. Weighted float32 scalars.
         """
         predictions = self._supervised(predictions)
         assignment = self._match(predictions, targets)
@@ -100,21 +107,26 @@ class SetCriterion(nn.Module):
             if divisor is None:
                 divisor = average_over_ranks(self._count(assignment, targets))
             matched = Matched(predictions, targets, assignment)
-            losses = {str(term.name): term.weight * term(matched) / divisor for term in self.losses}
-        return _name_by_stage(losses)
+            of_stages = divisor[1:] if self._counts_start_apart else divisor
+            losses = {str(term.name): term.weight * term(matched) / of_stages for term in self.losses}
+        return _name_by_stage(losses) | self._start_losses(predictions, targets, divisor[:1])
 
     @torch.no_grad()
     def count(self, predictions: StagePredictions, targets: BatchedTargets) -> Tensor:
-        """What the losses of these images are divided by on this rank alone, (1,) or (S,) float32.
+        """What the losses of these images are divided by on this rank alone, float32.
 
         Counts of the parts of a batch add up to that of the batch.
+
+        Returns:
+            (1,) the ground truths; or, if the predictions decide it, (S,) the positives of each stage, with ``start``
+            (1 + S,) the ground truths and these.
         """
         count = self.count_targets(targets)
         return self._count(self._match(self._supervised(predictions), targets), targets) if count is None else count
 
     def count_targets(self, targets: BatchedTargets) -> Tensor | None:
         """:meth:`count`, (1,) float32, if the targets alone decide it; else None."""
-        return None if self.normalizer == "positives" else targets.valid.sum().float()[None]
+        return None if self.normalizer == "positives" else targets.number
 
     def _supervised(self, predictions: StagePredictions) -> StagePredictions:
         return predictions if self.deep_supervision else predictions.last
@@ -124,7 +136,53 @@ class SetCriterion(nn.Module):
 
     def _count(self, assignment: Assignment, targets: BatchedTargets) -> Tensor:
         count = self.count_targets(targets)
-        return assignment.positive.sum((1, 2)).float() if count is None else count
+        if count is not None:
+            return count
+        positives = assignment.positive.sum((1, 2)).float()
+        return torch.cat([targets.number, positives]) if self._counts_start_apart else positives
+
+    @property
+    def _counts_start_apart(self) -> bool:
+        """Whether the first number of a count is that of the initial boxes' losses, the others the stages'."""
+        return self.start is not None and self.normalizer == "positives"
+
+    def _start_losses(
+        self, predictions: StagePredictions, targets: BatchedTargets, divisor: Tensor
+    ) -> dict[str, Tensor]:
+        if self.start is None:
+            return {}
+        boxes = predictions.initial_boxes
+        if boxes is None:
+            raise ValueError("MODEL.SparseRCNN.DPG.START_LOSS_WEIGHT needs a head that gives the initial boxes")
+        start = StagePredictions(boxes.new_zeros(*boxes.shape[:2], 0)[None], boxes[None])
+        losses = self.start(start, targets, divisor=divisor)
+        return {name.replace("loss_", "loss_start_", 1): loss for name, loss in losses.items()}
+
+
+def start_criterion(weight: float, *, l1_weight: float, giou_weight: float) -> SetCriterion | None:
+    """A criterion for the initial boxes, which have no classes: one-to-one matching, L1 and GIoU loss.
+
+    Without it they learn from the first stage's losses alone, and nothing asks them to be near objects. Its matching
+    takes one more copy from the device to the host.
+
+    Args:
+        weight: of both losses; 0: there is no such criterion.
+        l1_weight: of L1 cost and loss.
+        giou_weight: of GIoU cost and loss.
+
+    Raises:
+        ValueError: ``weight`` is negative.
+    """
+    if weight < 0:
+        raise ValueError(f"MODEL.SparseRCNN.DPG.START_LOSS_WEIGHT is {weight}: it must be 0 or more")
+    if weight == 0:
+        return None
+    return SetCriterion(
+        cost_model=MatchCostModel(terms=[L1Cost(weight=l1_weight), GIoUCost(weight=giou_weight)]),
+        matcher=HungarianMatcher(),
+        losses=[L1Loss(weight=weight * l1_weight), GIoULoss(weight=weight * giou_weight)],
+        deep_supervision=True,
+    )
 
 
 def _assignment_scalars(assignment: Assignment, targets: BatchedTargets) -> dict[str, Tensor]:
