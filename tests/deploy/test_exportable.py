@@ -10,7 +10,7 @@ from detectron2.structures import Boxes
 from torch import nn
 
 from dynamic_sparse_rcnn.deploy.exportable import NO_CLASS, ExportableDetector, PyramidPooling
-from dynamic_sparse_rcnn.deploy.suppression import suppress
+from dynamic_sparse_rcnn.deploy.operators import suppress
 
 SIZES = [(64, 96), (40, 50), (33, 96)]
 ORIGINAL_SIZES = [(128, 192), (400, 500), (33, 96)]

@@ -2,37 +2,44 @@
 
 from __future__ import annotations
 
+import io
+import tempfile
 import warnings
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ..file_io import whole_file
 from .exportable import INPUT_NAMES, OUTPUT_NAMES, ExportableDetector
-from .suppression import onnx_translations, suppress_in_onnx
+from .metadata import ExportMetadata
+from .operators import onnx_translations, suppress, suppress_in_onnx
 
 # Of the traced image, in the detector's divisibility: unequal, and neither 0 nor 1, which would be taken for constants.
 _TRACED_ROWS, _TRACED_COLUMNS = 3, 4
 
 
-def export_onnx(
-    detector: nn.Module, path: str | Path, *, size: tuple[int, int] | None = None, with_nms: bool = True
-) -> None:
+def export_onnx(detector: nn.Module, path: str | Path, metadata: ExportMetadata) -> None:
     """Writes an ONNX file; see :class:`ExportableDetector` for its inputs and outputs.
 
     Args:
         detector: a Sparse R-CNN, in evaluation mode, on the CPU.
         path: of the file.
-        size: height and width of the input; None: they are dynamic, as the number of images always is.
-        with_nms: whether boxes that overlap are dropped within, where the detector does so.
+        metadata: what the file says of the detector; of it ``size``, ``nms_inside`` and ``precision`` (``float32`` or
+            ``float16``) decide what is written.
 
     Raises:
         ImportError: onnx or onnxscript is missing.
         ValueError: the detector, or the size, cannot be exported.
     """
-    exportable = ExportableDetector(detector, suppress_in_onnx if with_nms else None).eval()
-    inputs, dynamic_shapes = trace_inputs(exportable, size)
+    import onnx
+
+    exportable = ExportableDetector(detector, suppress_in_onnx if metadata.nms_inside else None).eval()
+    inputs, dynamic_shapes = trace_inputs(exportable, metadata.size)
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")  # of the exporter's own making
         program = torch.onnx.export(
@@ -46,7 +53,69 @@ def export_onnx(
             custom_translation_table=onnx_translations(),
         )
     assert program is not None
-    program.save(str(path))
+    model = program.model_proto
+    if metadata.precision == "float16":
+        halve_weights(model)
+    onnx.helper.set_model_props(model, metadata.to_entries())
+    with whole_file(path) as file:
+        file.write(model.SerializeToString())
+
+
+def export_openvino(detector: nn.Module, path: str | Path, metadata: ExportMetadata) -> None:
+    """Writes an OpenVINO file (``.xml``, with its weights beside it in ``.bin``), by way of ONNX.
+
+    Args, Raises: as :func:`export_onnx`; the weights are in half precision if ``metadata.precision`` is ``float16``.
+    """
+    import openvino
+
+    from .openvino_files import save_openvino
+
+    with tempfile.TemporaryDirectory() as folder:
+        onnx_path = Path(folder) / "detector.onnx"
+        export_onnx(detector, onnx_path, replace(metadata, precision="float32"))
+        save_openvino(openvino.Core().read_model(onnx_path), path, metadata)
+
+
+def export_torch(detector: nn.Module, path: str | Path, metadata: ExportMetadata) -> None:
+    """Writes a ``torch.export`` program, which runs with PyTorch and torchvision alone.
+
+    Args, Raises: as :func:`export_onnx`, but the precision can only be ``float32``.
+    """
+    if metadata.precision != "float32":
+        raise ValueError(f"torch programs are in float32, not in {metadata.precision}: export to onnx or openvino")
+    exportable = ExportableDetector(detector, suppress if metadata.nms_inside else None).eval()
+    inputs, dynamic_shapes = trace_inputs(exportable, metadata.size)
+    with torch.no_grad():
+        program = torch.export.export(exportable, inputs, dynamic_shapes=dynamic_shapes)
+    content = io.BytesIO()
+    torch.export.save(program, content, extra_files=metadata.to_entries())
+    with whole_file(path) as file:
+        file.write(content.getvalue())
+
+
+#: By the name of the format.
+EXPORTERS: dict[str, Callable[[nn.Module, str | Path, ExportMetadata], None]] = {
+    "onnx": export_onnx,
+    "openvino": export_openvino,
+    "torch": export_torch,
+}
+
+
+def halve_weights(model: Any) -> None:
+    """Stores the weights of an ``onnx.ModelProto`` in half precision; the arithmetic stays in float32."""
+    import onnx
+    from onnx import numpy_helper
+
+    casts = []
+    for weight in model.graph.initializer:
+        if weight.data_type != onnx.TensorProto.FLOAT or len(weight.dims) < 2:
+            continue
+        name, half = weight.name, numpy_helper.to_array(weight).astype(np.float16)
+        weight.CopyFrom(numpy_helper.from_array(half, f"{name}.half"))
+        casts.append(onnx.helper.make_node("Cast", [weight.name], [name], to=onnx.TensorProto.FLOAT))
+    nodes = [*casts, *model.graph.node]
+    del model.graph.node[:]
+    model.graph.node.extend(nodes)
 
 
 def trace_inputs(
@@ -66,5 +135,5 @@ def trace_inputs(
     images: dict[int, Any] = {0: batch}
     if size is None:
         images |= {2: unit * torch.export.Dim("rows", min=1), 3: unit * torch.export.Dim("columns", min=1)}
-    inputs = torch.zeros(2, 3, height, width, dtype=torch.uint8), sizes, sizes.clone()
+    inputs = torch.zeros(2, exportable.channels, height, width, dtype=torch.uint8), sizes, sizes.clone()
     return inputs, (images, {0: batch}, {0: batch})

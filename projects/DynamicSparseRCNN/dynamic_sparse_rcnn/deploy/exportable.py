@@ -13,7 +13,7 @@ from ..modeling.detector import NMS_CANDIDATES, SparseRCNN
 from ..modeling.head.head import DynamicHead
 from ..modeling.proposals.dynamic import DynamicProposalGenerator
 from ..modeling.proposals.learned import LearnedProposalGenerator
-from .suppression import Suppression
+from .operators import Suppression
 
 #: Names of what goes in and comes out, in their order.
 INPUT_NAMES = ("images", "image_sizes", "original_sizes")
@@ -45,25 +45,32 @@ class ExportableDetector(nn.Module):
         """What height and width of the input must be multiples of."""
         return max(1, int(self.detector.backbone.size_divisibility))
 
+    @property
+    def channels(self) -> int:
+        """Of the images."""
+        return len(self.detector.pixel_mean)
+
     def forward(self, images: Tensor, image_sizes: Tensor, original_sizes: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """
         Args:
-            images: (B, 3, H, W) uint8 or float, 0..255, in the detector's channel order. What lies right of and below
+            images: (B, 3, H, W) uint8 in the detector's channel order. What lies right of and below
                 an image is not looked at. H and W are multiples of :attr:`divisibility`.
             image_sizes: (B, 2) int64, height and width of each image within H and W.
             original_sizes: (B, 2) int64, height and width that the detections are scaled to.
 
         Returns:
             Boxes (B, D, 4) float32, absolute xyxy pixels of the original image; scores (B, D) float32; classes (B, D)
-            int64. Best first; rows of the class ``NO_CLASS`` hold nothing, and have the score 0.
+            int64. Best first; the last rows may have the class ``NO_CLASS``: they hold nothing, and have the score 0.
         """
         logits, boxes = self._predict(self._normalize(images, image_sizes), image_sizes)
         scores, boxes, classes = self._choose(logits.sigmoid(), boxes, image_sizes)
         scale = (original_sizes / image_sizes).float().flip(1).repeat(1, 2)[:, None]
         boxes = _clip(boxes * scale, original_sizes)
         found = (scores > 0) & (boxes[..., 2:] > boxes[..., :2]).all(-1)
+        # Once more, to bring what holds nothing to the end.
+        scores, order = torch.where(found, scores, torch.zeros_like(scores)).topk(scores.shape[1])
         boxes = torch.where(found[..., None], boxes, torch.zeros_like(boxes))
-        return boxes, torch.where(found, scores, torch.zeros_like(scores)), torch.where(found, classes, NO_CLASS)
+        return _take(boxes, order), scores, torch.where(found, classes, NO_CLASS).gather(1, order)
 
     def _normalize(self, images: Tensor, image_sizes: Tensor) -> Tensor:
         """(B, 3, H, W) normalized images, zero outside their own pixels, as ``ImageList`` pads them."""
@@ -106,7 +113,7 @@ class ExportableDetector(nn.Module):
         suppressing = detector.nms_threshold < 1
         wanted = max(detector.num_detections, NMS_CANDIDATES) if suppressing else detector.num_detections
         scores, index = scores.flatten(1).topk(min(wanted, proposals * num_classes))
-        boxes = _clip(boxes.gather(1, (index // num_classes)[..., None].expand(-1, -1, 4)), image_sizes)
+        boxes = _clip(_take(boxes, index // num_classes), image_sizes)
         classes = index % num_classes
         if not suppressing or self.suppression is None:
             return scores, boxes, classes
@@ -114,7 +121,7 @@ class ExportableDetector(nn.Module):
         scores, index = torch.where(keep, scores, torch.zeros_like(scores)).topk(
             min(detector.num_detections, scores.shape[1])
         )
-        return scores, boxes.gather(1, index[..., None].expand(-1, -1, 4)), classes.gather(1, index)
+        return scores, _take(boxes, index), classes.gather(1, index)
 
 
 class PyramidPooling(nn.Module):
@@ -154,6 +161,11 @@ class PyramidPooling(nn.Module):
         torch._check(order.shape[0] == rois.shape[0])
         numbers = torch.arange(rois.shape[0], device=rois.device)
         return torch.cat(by_level)[torch.zeros_like(numbers).scatter(0, order, numbers)]
+
+
+def _take(boxes: Tensor, index: Tensor) -> Tensor:
+    """(B, M, 4) of (B, N, 4) boxes and (B, M) indices."""
+    return boxes.gather(1, index[..., None].expand(-1, -1, 4))
 
 
 def _clip(boxes: Tensor, sizes: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from dynamic_sparse_rcnn.deploy.suppression import onnx_translations, suppress, suppress_in_onnx
+from dynamic_sparse_rcnn.deploy.operators import onnx_translations, suppress, suppress_in_onnx
 
 CLASSES, THRESHOLD = 3, 0.4
 

@@ -1,0 +1,224 @@
+"""Runs exported files as if they were detectors of detectron2's contract."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from detectron2.layers import batched_nms
+from detectron2.structures import Boxes, Instances
+from torch import Tensor, nn
+
+from .exportable import INPUT_NAMES, NO_CLASS
+from .metadata import ENTRIES, ExportMetadata
+from .openvino_files import SECTION
+
+Array = npt.NDArray[Any]
+
+
+class Runtime(Protocol):
+    """Runs a file; see :class:`.ExportableDetector` for the three arrays in and out."""
+
+    metadata: ExportMetadata
+
+    def __call__(self, images: Array, image_sizes: Array, original_sizes: Array) -> Sequence[Array]: ...
+
+
+class OnnxRuntime:
+    """ONNX Runtime, on a CPU or on a GPU."""
+
+    def __init__(self, path: str, device: str, precision: str | None) -> None:
+        """
+        Args:
+            path: of the file.
+            device: ``cpu`` or ``cuda``.
+            precision: not to be chosen here.
+
+        Raises:
+            ImportError: onnxruntime is missing.
+            ValueError: the device is not there, a precision is asked for, or the file is of others.
+        """
+        import onnxruntime
+
+        if precision is not None:
+            raise ValueError(
+                f"{path} is run in the precision that it was exported in, precision {precision} cannot be had"
+            )
+        provider = "CUDAExecutionProvider" if device.startswith("cuda") else "CPUExecutionProvider"
+        if provider not in onnxruntime.get_available_providers():
+            raise ValueError(f"this onnxruntime cannot run on {device}: install onnxruntime-gpu, or use the device cpu")
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = torch.get_num_threads()
+        self._session = onnxruntime.InferenceSession(
+            path, options, providers=list(dict.fromkeys([provider, "CPUExecutionProvider"]))
+        )
+        self.metadata = ExportMetadata.from_entries(self._session.get_modelmeta().custom_metadata_map, path)
+
+    def __call__(self, images: Array, image_sizes: Array, original_sizes: Array) -> Sequence[Array]:
+        values = (images, image_sizes, original_sizes)
+        outputs: Sequence[Array] = self._session.run(None, dict(zip(INPUT_NAMES, values, strict=True)))
+        return outputs
+
+
+class OpenVino:
+    """OpenVINO, on a CPU or an Intel GPU."""
+
+    def __init__(self, path: str, device: str, precision: str | None) -> None:
+        """
+        Args:
+            path: of the ``.xml``.
+            device: ``cpu``, or a name of OpenVINO's.
+            precision: of the arithmetic; ``float16``, ``bfloat16`` or None, which is float32.
+
+        Raises:
+            ImportError: openvino is missing.
+            ValueError: the device is not there, or the file is of others.
+        """
+        import openvino
+
+        core = openvino.Core()
+        if device.upper().partition(".")[0] not in core.available_devices:
+            raise ValueError(f"OpenVINO has no device {device}: use one of {core.available_devices}")
+        model = core.read_model(path)
+        places = {name: [SECTION, name] for name in ENTRIES if model.has_rt_info([SECTION, name])}
+        entries = {name: str(model.get_rt_info(place).value) for name, place in places.items()}
+        self.metadata = ExportMetadata.from_entries(entries, path)
+        self._single = self.metadata.size is not None
+        if self.metadata.size is not None:
+            # Without dynamic sizes OpenVINO has less to do at run time, which small detectors notice.
+            model.reshape({"images": [1, 3, *self.metadata.size], "image_sizes": [1, 2], "original_sizes": [1, 2]})
+        options = {
+            "INFERENCE_PRECISION_HINT": {None: "f32", "float16": "f16", "bfloat16": "bf16"}[precision],
+            "INFERENCE_NUM_THREADS": torch.get_num_threads(),
+        }
+        self._compiled = core.compile_model(model, device.upper(), options)
+
+    def __call__(self, images: Array, image_sizes: Array, original_sizes: Array) -> Sequence[Array]:
+        number = 1 if self._single else len(images)
+        outputs = [
+            [x.copy() for x in self._compiled(part).values()]
+            for part in (
+                [images[i : i + number], image_sizes[i : i + number], original_sizes[i : i + number]]
+                for i in range(0, len(images), number)
+            )
+        ]
+        return [np.concatenate(x) for x in zip(*outputs, strict=True)]
+
+
+class TorchProgram:
+    """A ``torch.export`` program."""
+
+    def __init__(self, path: str, device: str, precision: str | None) -> None:
+        """
+        Args:
+            path: of the file.
+            device: ``cpu``.
+            precision: not to be chosen here.
+
+        Raises:
+            ValueError: another device or precision is asked for, or the file is of others.
+        """
+        if device != "cpu" or precision is not None:
+            raise ValueError(f"{path} is run on the CPU in float32, not on {device} in {precision or 'float32'}")
+        entries = dict.fromkeys(ENTRIES, "")
+        program = torch.export.load(path, extra_files=entries)
+        # Guards of the traced size's parity, which only the layout of an unused map depends on.
+        self._program = program.module(check_guards=False)
+        self.metadata = ExportMetadata.from_entries({k: v for k, v in entries.items() if v}, path)
+
+    @torch.no_grad()
+    def __call__(self, images: Array, image_sizes: Array, original_sizes: Array) -> Sequence[Array]:
+        values = [torch.from_numpy(x) for x in (images, image_sizes, original_sizes)]
+        return [x.numpy() for x in self._program(*values)]
+
+
+_RUNTIMES: dict[str, Any] = {".onnx": OnnxRuntime, ".xml": OpenVino, ".pt2": TorchProgram}
+
+
+def is_exported(path: object) -> bool:
+    """Whether this is the path of an exported file, by its suffix."""
+    return isinstance(path, (str, Path)) and Path(path).suffix in _RUNTIMES
+
+
+class ExportedDetector(nn.Module):
+    """An exported file in detectron2's contract.
+
+    Attributes:
+        metadata: of the file.
+    """
+
+    def __init__(self, path: str | Path, device: str = "cpu", precision: str | None = None) -> None:
+        """
+        Args:
+            path: of an ``.onnx``, ``.xml`` or ``.pt2`` file that this package wrote.
+            device: where it is run.
+            precision: of the arithmetic, where the backend lets one choose.
+
+        Raises:
+            FileNotFoundError: there is no such file.
+            ImportError: what runs it is not installed.
+            ValueError: it cannot be run so, or is not of this package.
+        """
+        super().__init__()
+        if not Path(path).is_file():
+            raise FileNotFoundError(f"There is no file {path}")
+        self._runtime: Runtime = _RUNTIMES[Path(path).suffix](str(path), device, precision)
+        self.metadata = self._runtime.metadata
+
+    def forward(self, batched_inputs: list[dict[str, Any]]) -> list[dict[str, Instances]]:
+        """
+        Args:
+            batched_inputs: detectron2's dicts: ``image`` (3, H, W) uint8, in the file's channel order; optionally
+                ``height`` and ``width``, the size that the detections shall have (default: the image's own).
+
+        Returns:
+            ``{"instances": Instances}`` for each, with ``pred_boxes``, ``scores`` and ``pred_classes``, best first.
+
+        Raises:
+            FloatingPointError: a score is NaN.
+            ValueError: an image is not uint8, or larger than the size that the file was exported for.
+        """
+        images = [x["image"] for x in batched_inputs]
+        sizes = [tuple(x.shape[1:]) for x in images]
+        original_sizes = [
+            (int(x.get("height", size[0])), int(x.get("width", size[1])))
+            for x, size in zip(batched_inputs, sizes, strict=True)
+        ]
+        outputs = self._runtime(self._batch(images), np.array(sizes, np.int64), np.array(original_sizes, np.int64))
+        boxes, scores, classes = (torch.from_numpy(np.ascontiguousarray(x)) for x in outputs)
+        if scores.isnan().any():
+            raise FloatingPointError("the exported detector gives scores that are NaN: was it trained to its end?")
+        return [
+            {"instances": self._to_instances(*values)}
+            for values in zip(boxes, scores, classes, original_sizes, strict=True)
+        ]
+
+    def _batch(self, images: Sequence[Tensor]) -> Array:
+        """(B, 3, H, W) uint8, padded to the file's size, or to what it needs multiples of."""
+        if any(x.dtype != torch.uint8 for x in images):
+            raise ValueError(f"exported detectors take uint8 images, got {[str(x.dtype) for x in images]}")
+        heights, widths = zip(*[x.shape[1:] for x in images], strict=True)
+        unit = self.metadata.divisibility
+        height, width = self.metadata.size or (-(-max(heights) // unit) * unit, -(-max(widths) // unit) * unit)
+        if max(heights) > height or max(widths) > width:
+            raise ValueError(
+                f"an image of {max(heights)}x{max(widths)} is larger than the size {height}x{width} that was exported"
+            )
+        batch = np.zeros((len(images), images[0].shape[0], height, width), np.uint8)
+        for row, image in zip(batch, images, strict=True):
+            row[:, : image.shape[1], : image.shape[2]] = image.numpy()
+        return batch
+
+    def _to_instances(self, boxes: Tensor, scores: Tensor, classes: Tensor, size: tuple[int, int]) -> Instances:
+        found = classes != NO_CLASS
+        instances = Instances(size, pred_boxes=Boxes(boxes[found]), scores=scores[found], pred_classes=classes[found])
+        if self.metadata.nms_inside or self.metadata.nms_threshold >= 1:
+            return instances
+        keep = batched_nms(
+            instances.pred_boxes.tensor, instances.scores, instances.pred_classes, self.metadata.nms_threshold
+        )
+        return instances[keep[: self.metadata.num_detections]]

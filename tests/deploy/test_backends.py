@@ -1,0 +1,108 @@
+"""Exported files in detectron2's contract."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+from exported_detections import assert_same_detections
+
+from dynamic_sparse_rcnn.deploy.backends import ExportedDetector, is_exported
+from dynamic_sparse_rcnn.deploy.exportable import OUTPUT_NAMES
+
+TINY_FILES = ["tiny_onnx", "tiny_openvino", "tiny_torch"]
+
+
+@pytest.fixture
+def inputs() -> list[dict]:
+    images = [torch.randint(0, 256, (3, *size), dtype=torch.uint8) for size in [(64, 50), (33, 96)]]
+    return [{"image": images[0], "height": 256, "width": 200}, {"image": images[1]}]
+
+
+def to_arrays(outputs: list[dict]) -> list[np.ndarray]:
+    """Padded, as a file gives them."""
+    fields = [
+        [x["instances"].pred_boxes.tensor for x in outputs],
+        [x["instances"].scores for x in outputs],
+        [x["instances"].pred_classes for x in outputs],
+    ]
+    pads = [0.0, 0.0, -1]
+    return [
+        torch.nn.utils.rnn.pad_sequence(x, batch_first=True, padding_value=pad).numpy()
+        for x, pad in zip(fields, pads, strict=True)
+    ]
+
+
+@pytest.mark.parametrize("file", TINY_FILES)
+@torch.no_grad()
+def test_files_take_and_give_what_detectors_do(tiny_detector, inputs, file, request):
+    outputs = ExportedDetector(request.getfixturevalue(file))(inputs)
+    expected = [x["instances"] for x in tiny_detector(inputs)]
+    assert [x["instances"].image_size for x in outputs] == [(256, 200), (33, 96)]
+    assert 0 < len(expected[0]) <= 9
+    assert_same_detections(expected, to_arrays(outputs), lowest_score=0.0)
+
+
+def test_one_image_gives_what_it_gives_in_a_batch(tiny_openvino, inputs):
+    detector = ExportedDetector(tiny_openvino)
+    together, alone = detector(inputs), [detector([x])[0] for x in inputs]
+    for first, second in zip(to_arrays(together), to_arrays(alone), strict=True):
+        np.testing.assert_array_equal(first, second)
+
+
+@pytest.mark.parametrize("file", [*TINY_FILES, "shapes_onnx", "shapes_openvino"])
+def test_metadata_are_read_as_they_were_written(file, request):
+    from conftest import SHAPES, TINY
+
+    path = request.getfixturevalue(file)
+    expected = SHAPES if "shapes" in file else TINY
+    if path.suffix == ".pt2":
+        expected = dataclasses.replace(TINY, size=None, nms_inside=True)
+    assert ExportedDetector(path).metadata == expected
+    assert is_exported(path) and is_exported(str(path)) and not is_exported("detector.pth") and not is_exported(None)
+
+
+def test_names_and_sizes_of_the_file_are_those_documented(shapes_onnx):
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(shapes_onnx)
+    assert [(x.name, x.type) for x in session.get_inputs()] == [
+        ("images", "tensor(uint8)"),
+        ("image_sizes", "tensor(int64)"),
+        ("original_sizes", "tensor(int64)"),
+    ]
+    assert [x.name for x in session.get_outputs()] == list(OUTPUT_NAMES)
+    assert session.get_inputs()[0].shape[1] == 3 and session.get_outputs()[0].shape[1:] == [100, 4]
+
+
+def test_images_that_do_not_fit_are_refused(tiny_onnx):
+    detector = ExportedDetector(tiny_onnx)
+    with pytest.raises(ValueError, match="an image of 65x10 is larger than the size 64x96"):
+        detector([{"image": torch.zeros(3, 65, 10, dtype=torch.uint8)}])
+    with pytest.raises(ValueError, match=r"take uint8 images, got .*float32"):
+        detector([{"image": torch.zeros(3, 64, 96)}])
+
+
+def test_what_cannot_be_run_is_refused_with_the_reason(tiny_onnx, tiny_openvino, tiny_torch, tmp_path):
+    with pytest.raises(FileNotFoundError, match="There is no file"):
+        ExportedDetector(tmp_path / "missing.onnx")
+    with pytest.raises(ValueError, match="precision bfloat16 cannot be had"):
+        ExportedDetector(tiny_onnx, precision="bfloat16")
+    with pytest.raises(ValueError, match="OpenVINO has no device cuda"):
+        ExportedDetector(tiny_openvino, device="cuda")
+    with pytest.raises(ValueError, match="run on the CPU in float32, not on cuda"):
+        ExportedDetector(tiny_torch, device="cuda")
+
+
+def test_files_of_others_are_refused(tmp_path):
+    import onnx
+
+    value = onnx.helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, [1])
+    output = onnx.helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, [1])
+    node = onnx.helper.make_node("Identity", ["x"], ["y"])
+    path = tmp_path / "foreign.onnx"
+    onnx.save(onnx.helper.make_model(onnx.helper.make_graph([node], "g", [value], [output]), ir_version=10), path)
+    with pytest.raises(ValueError, match=r"foreign.onnx was not written by dsrcnn export"):
+        ExportedDetector(path)
