@@ -11,14 +11,19 @@ from detectron2.config import CfgNode
 from detectron2.modeling import build_model
 from torch import nn
 
-from dynamic_sparse_rcnn import Predictor
+from dynamic_sparse_rcnn import Predictor, __version__
+from dynamic_sparse_rcnn.checkpoints.released import find_released
+from dynamic_sparse_rcnn.cli import main
 from dynamic_sparse_rcnn.deploy.export import export_onnx, export_torch
 from dynamic_sparse_rcnn.deploy.metadata import ExportMetadata
 from dynamic_sparse_rcnn.deploy.openvino_files import save_openvino
+from dynamic_sparse_rcnn.prediction.loading import DEFAULT_CONFIG
 
+RELEASED = find_released(DEFAULT_CONFIG)
+assert RELEASED is not None
 SHAPES = ExportMetadata(
-    sparse_rcnn_version="0.1.0",
-    checkpoint_sha256="0" * 64,
+    sparse_rcnn_version=__version__,
+    checkpoint_sha256=RELEASED.sha256,
     class_names=("circle", "square", "triangle", "star", "ring"),
     category_ids=(1, 2, 3, 4, 5),
     image_format="RGB",
@@ -37,6 +42,7 @@ TINY = replace(
     category_ids=(2, 3, 5),
     image_format="BGR",
     size=(64, 96),
+    short_edge=0,
     nms_threshold=0.5,
     nms_inside=False,
     num_detections=9,
@@ -50,10 +56,10 @@ def shapes_detector() -> nn.Module:
 
 
 @pytest.fixture(scope="session")
-def shapes_onnx(shapes_detector: nn.Module, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The same as an ONNX file, of any size and number of images."""
+def shapes_onnx(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same as an ONNX file, of any size and number of images, as the command writes it."""
     path = tmp_path_factory.mktemp("exported") / "shapes.onnx"
-    export_onnx(shapes_detector, path, SHAPES)
+    main(["export", RELEASED.config, "--output", str(path)])
     return path
 
 

@@ -8,9 +8,11 @@ import numpy as np
 import pytest
 import torch
 from exported_detections import assert_same_detections
+from PIL import Image
 
-from dynamic_sparse_rcnn.deploy.backends import ExportedDetector, is_exported
+from dynamic_sparse_rcnn.deploy.backends import ExportedDetector
 from dynamic_sparse_rcnn.deploy.exportable import OUTPUT_NAMES
+from dynamic_sparse_rcnn.deploy.metadata import is_exported
 
 TINY_FILES = ["tiny_onnx", "tiny_openvino", "tiny_torch"]
 
@@ -77,12 +79,20 @@ def test_names_and_sizes_of_the_file_are_those_documented(shapes_onnx):
     assert session.get_inputs()[0].shape[1] == 3 and session.get_outputs()[0].shape[1:] == [100, 4]
 
 
-def test_images_that_do_not_fit_are_refused(tiny_onnx):
-    detector = ExportedDetector(tiny_onnx)
-    with pytest.raises(ValueError, match="an image of 65x10 is larger than the size 64x96"):
-        detector([{"image": torch.zeros(3, 65, 10, dtype=torch.uint8)}])
-    with pytest.raises(ValueError, match=r"take uint8 images, got .*float32"):
-        detector([{"image": torch.zeros(3, 64, 96)}])
+def test_images_of_any_size_are_resized_as_the_file_says(shapes_onnx, tiny_onnx):
+    pixels = np.random.default_rng(0).integers(0, 256, (60, 200, 3), dtype=np.uint8)
+    image = {"image": torch.from_numpy(pixels.transpose(2, 0, 1).copy())}
+    for path, size in ((shapes_onnx, (427, 128)), (tiny_onnx, (96, 29))):  # width and height
+        resized = np.asarray(Image.fromarray(pixels).resize(size, Image.Resampling.BILINEAR))
+        prepared = {"image": torch.from_numpy(resized.transpose(2, 0, 1).copy()), "height": 60, "width": 200}
+        detector = ExportedDetector(path)
+        for first, second in zip(to_arrays(detector([image])), to_arrays(detector([prepared])), strict=True):
+            np.testing.assert_array_equal(first, second)
+
+
+def test_other_images_than_of_bytes_are_refused(tiny_onnx):
+    with pytest.raises(ValueError, match=r"take uint8 images, got torch.float32"):
+        ExportedDetector(tiny_onnx)([{"image": torch.zeros(3, 64, 96)}])
 
 
 def test_what_cannot_be_run_is_refused_with_the_reason(tiny_onnx, tiny_openvino, tiny_torch, tmp_path):

@@ -15,7 +15,10 @@ from ..errors import add_traceback_option, one_line_errors
 from .options import HelpFormatter
 
 #: The modules, in the order of ``dsrcnn --help``.
-COMMANDS = ("train", "eval", "predict", "report", "inspect", "visualize", "convert", "convert-data", "analyze")
+COMMANDS = (
+    *("train", "eval", "predict", "report", "inspect", "visualize"),
+    *("export", "convert", "convert-data", "analyze"),
+)
 
 _DESCRIPTION = """Sparse R-CNN and Dynamic Sparse R-CNN. dsrcnn COMMAND --help tells more.
 

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ..deploy.metadata import is_exported
 from .options import DATA_HELP, Subparsers, add_command, add_run_options, detectron2_arguments, run_options
 
 if TYPE_CHECKING:
@@ -14,7 +15,7 @@ if TYPE_CHECKING:
 
 _DESCRIPTION = """Evaluate a run or checkpoint.
 RUN_OR_CHECKPOINT is a run's folder, which stands for its best or last
-checkpoint, a checkpoint, or a name in the model zoo.
+checkpoint, a checkpoint, an exported file, or a name in the model zoo.
 Detections go to --output, in COCO's result format.
 The last line is "bbox AP .. AP50 .. AP75 ..".
 KEY VALUE pairs change the config (of a lazy config: KEY=VALUE)."""
@@ -36,12 +37,46 @@ def run(args: argparse.Namespace) -> None:
     from ..engine.launch import launch
     from .running import run_process
 
+    if is_exported(args.source):
+        evaluate_exported(args)
+        return
     found = find_run(args.source, args.config_file)
     beside = Path("output") if "://" in found.checkpoint else Path(found.checkpoint).parent
     output = str(Path(args.output).expanduser() if args.output else beside / "eval")
     options = run_options(found.config_file, output, test=args.data, weights=found.checkpoint)
     options += class_options(found, args.data, args.trust_checkpoint)
     launch(run_process, detectron2_arguments(args, found.config_file, options, eval_only=True))
+
+
+def evaluate_exported(args: argparse.Namespace) -> None:
+    """Evaluates an exported file, in this process, on images as they are: the file says how they are resized.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is of other classes than the data.
+    """
+    from detectron2.config import get_cfg
+    from detectron2.utils.logger import setup_logger
+
+    from ..checkpoints.classes import DetectorClasses
+    from ..config import add_dynamic_sparse_rcnn_config
+    from ..deploy.backends import ExportedDetector
+    from ..engine.trainer import Trainer
+    from .running import summarize
+
+    setup_logger(name="dynamic_sparse_rcnn")
+    detector = ExportedDetector(args.source)
+    metadata = detector.metadata
+    cfg = get_cfg()
+    add_dynamic_sparse_rcnn_config(cfg)
+    cfg.merge_from_list(args.opts)
+    cfg.DATASETS.TEST, cfg.OUTPUT_DIR = args.data, args.output or str(Path(args.source).parent / "eval")
+    cfg.INPUT.FORMAT, cfg.INPUT.MIN_SIZE_TEST = metadata.image_format, 0
+    cfg.MODEL.SparseRCNN.NUM_CLASSES = len(metadata.class_names)
+    classes = DetectorClasses(metadata.class_names, metadata.category_ids)
+    classes.require(DetectorClasses.from_datasets(args.data), args.source)
+    for line in summarize(Trainer.test(cfg, detector)):
+        print(line, flush=True)
 
 
 def class_options(found: Run, data: Sequence[str], trust: bool) -> list[str]:

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 import torch
+from detectron2.data import transforms as T
 from detectron2.layers import batched_nms
 from detectron2.structures import Boxes, Instances
 from torch import Tensor, nn
 
 from .exportable import INPUT_NAMES, NO_CLASS
-from .metadata import ENTRIES, ExportMetadata
+from .metadata import ENTRIES, SUFFIXES, ExportMetadata
 from .openvino_files import SECTION
+from .packages import import_extra
+from .resizing import make_augmentations
 
 Array = npt.NDArray[Any]
 
@@ -42,8 +45,7 @@ class OnnxRuntime:
             ImportError: onnxruntime is missing.
             ValueError: the device is not there, a precision is asked for, or the file is of others.
         """
-        import onnxruntime
-
+        onnxruntime = import_extra("onnxruntime", "onnx")
         if precision is not None:
             raise ValueError(
                 f"{path} is run in the precision that it was exported in, precision {precision} cannot be had"
@@ -78,8 +80,7 @@ class OpenVino:
             ImportError: openvino is missing.
             ValueError: the device is not there, or the file is of others.
         """
-        import openvino
-
+        openvino = import_extra("openvino", "openvino")
         core = openvino.Core()
         if device.upper().partition(".")[0] not in core.available_devices:
             raise ValueError(f"OpenVINO has no device {device}: use one of {core.available_devices}")
@@ -136,12 +137,9 @@ class TorchProgram:
         return [x.numpy() for x in self._program(*values)]
 
 
-_RUNTIMES: dict[str, Any] = {".onnx": OnnxRuntime, ".xml": OpenVino, ".pt2": TorchProgram}
-
-
-def is_exported(path: object) -> bool:
-    """Whether this is the path of an exported file, by its suffix."""
-    return isinstance(path, (str, Path)) and Path(path).suffix in _RUNTIMES
+_RUNTIMES: dict[str, Callable[[str, str, str | None], Runtime]] = dict(
+    zip(SUFFIXES.values(), (OnnxRuntime, OpenVino, TorchProgram), strict=True)
+)
 
 
 class ExportedDetector(nn.Module):
@@ -166,29 +164,31 @@ class ExportedDetector(nn.Module):
         super().__init__()
         if not Path(path).is_file():
             raise FileNotFoundError(f"There is no file {path}")
-        self._runtime: Runtime = _RUNTIMES[Path(path).suffix](str(path), device, precision)
+        self._runtime = _RUNTIMES[Path(path).suffix](str(path), device, precision)
         self.metadata = self._runtime.metadata
+        self._augmentations = make_augmentations(self.metadata)
 
     def forward(self, batched_inputs: list[dict[str, Any]]) -> list[dict[str, Instances]]:
         """
         Args:
-            batched_inputs: detectron2's dicts: ``image`` (3, H, W) uint8, in the file's channel order; optionally
-                ``height`` and ``width``, the size that the detections shall have (default: the image's own).
+            batched_inputs: detectron2's dicts: ``image`` (3, H, W) uint8 of any size, in the file's channel order;
+                optionally ``height`` and ``width``, the size that the detections shall have (default: the image's
+                own). Images are resized here, as the file says.
 
         Returns:
             ``{"instances": Instances}`` for each, with ``pred_boxes``, ``scores`` and ``pred_classes``, best first.
 
         Raises:
             FloatingPointError: a score is NaN.
-            ValueError: an image is not uint8, or larger than the size that the file was exported for.
+            ValueError: an image is not uint8.
         """
-        images = [x["image"] for x in batched_inputs]
-        sizes = [tuple(x.shape[1:]) for x in images]
+        images = [self._resize(x["image"]) for x in batched_inputs]
         original_sizes = [
-            (int(x.get("height", size[0])), int(x.get("width", size[1])))
-            for x, size in zip(batched_inputs, sizes, strict=True)
+            (int(x.get("height", x["image"].shape[1])), int(x.get("width", x["image"].shape[2])))
+            for x in batched_inputs
         ]
-        outputs = self._runtime(self._batch(images), np.array(sizes, np.int64), np.array(original_sizes, np.int64))
+        image_sizes = np.array([x.shape[1:] for x in images], np.int64)
+        outputs = self._runtime(self._pad(images, image_sizes), image_sizes, np.array(original_sizes, np.int64))
         boxes, scores, classes = (torch.from_numpy(np.ascontiguousarray(x)) for x in outputs)
         if scores.isnan().any():
             raise FloatingPointError("the exported detector gives scores that are NaN: was it trained to its end?")
@@ -197,20 +197,21 @@ class ExportedDetector(nn.Module):
             for values in zip(boxes, scores, classes, original_sizes, strict=True)
         ]
 
-    def _batch(self, images: Sequence[Tensor]) -> Array:
-        """(B, 3, H, W) uint8, padded to the file's size, or to what it needs multiples of."""
-        if any(x.dtype != torch.uint8 for x in images):
-            raise ValueError(f"exported detectors take uint8 images, got {[str(x.dtype) for x in images]}")
-        heights, widths = zip(*[x.shape[1:] for x in images], strict=True)
+    def _resize(self, image: Tensor) -> Array:
+        if image.dtype != torch.uint8:
+            raise ValueError(f"exported detectors take uint8 images, got {image.dtype}")
+        augmented = T.AugInput(image.cpu().numpy().transpose(1, 2, 0))
+        self._augmentations(augmented)
+        resized: Array = augmented.image.transpose(2, 0, 1)
+        return resized
+
+    def _pad(self, images: Sequence[Array], image_sizes: Array) -> Array:
+        """(B, 3, H, W) uint8, of the file's size or of multiples that it needs."""
         unit = self.metadata.divisibility
-        height, width = self.metadata.size or (-(-max(heights) // unit) * unit, -(-max(widths) // unit) * unit)
-        if max(heights) > height or max(widths) > width:
-            raise ValueError(
-                f"an image of {max(heights)}x{max(widths)} is larger than the size {height}x{width} that was exported"
-            )
-        batch = np.zeros((len(images), images[0].shape[0], height, width), np.uint8)
+        height, width = self.metadata.size or -(-image_sizes.max(0) // unit) * unit
+        batch = np.zeros((len(images), len(images[0]), height, width), np.uint8)
         for row, image in zip(batch, images, strict=True):
-            row[:, : image.shape[1], : image.shape[2]] = image.numpy()
+            row[:, : image.shape[1], : image.shape[2]] = image
         return batch
 
     def _to_instances(self, boxes: Tensor, scores: Tensor, classes: Tensor, size: tuple[int, int]) -> Instances:

@@ -17,7 +17,9 @@ from torch import Tensor, nn
 from ..file_io import whole_file
 from .exportable import INPUT_NAMES, OUTPUT_NAMES, ExportableDetector
 from .metadata import ExportMetadata
+from .openvino_files import save_openvino
 from .operators import onnx_translations, suppress, suppress_in_onnx
+from .packages import import_extra
 
 # Of the traced image, in the detector's divisibility: unequal, and neither 0 nor 1, which would be taken for constants.
 _TRACED_ROWS, _TRACED_COLUMNS = 3, 4
@@ -36,8 +38,8 @@ def export_onnx(detector: nn.Module, path: str | Path, metadata: ExportMetadata)
         ImportError: onnx or onnxscript is missing.
         ValueError: the detector, or the size, cannot be exported.
     """
-    import onnx
-
+    onnx = import_extra("onnx", "onnx")
+    import_extra("onnxscript", "onnx")
     exportable = ExportableDetector(detector, suppress_in_onnx if metadata.nms_inside else None).eval()
     inputs, dynamic_shapes = trace_inputs(exportable, metadata.size)
     with warnings.catch_warnings(), torch.no_grad():
@@ -66,10 +68,7 @@ def export_openvino(detector: nn.Module, path: str | Path, metadata: ExportMetad
 
     Args, Raises: as :func:`export_onnx`; the weights are in half precision if ``metadata.precision`` is ``float16``.
     """
-    import openvino
-
-    from .openvino_files import save_openvino
-
+    openvino = import_extra("openvino", "openvino")
     with tempfile.TemporaryDirectory() as folder:
         onnx_path = Path(folder) / "detector.onnx"
         export_onnx(detector, onnx_path, replace(metadata, precision="float32"))

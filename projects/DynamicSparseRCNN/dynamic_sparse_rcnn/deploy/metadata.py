@@ -5,8 +5,11 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
+from pathlib import Path
 from typing import Any
 
+#: What files are called, by format.
+SUFFIXES = {"onnx": ".onnx", "openvino": ".xml", "torch": ".pt2"}
 #: The key of the file's entry that tells it from files of others.
 MARK = "sparse_rcnn_version"
 
@@ -70,3 +73,8 @@ class ExportMetadata:
 
 #: The names of all entries.
 ENTRIES = tuple(field.name for field in fields(ExportMetadata))
+
+
+def is_exported(path: object) -> bool:
+    """Whether this is the path of an exported file, by its suffix."""
+    return isinstance(path, (str, Path)) and Path(path).suffix in SUFFIXES.values()

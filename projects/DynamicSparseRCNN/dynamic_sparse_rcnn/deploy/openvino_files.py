@@ -11,6 +11,7 @@ from typing import Any
 
 from ..file_io import whole_file
 from .metadata import ExportMetadata
+from .packages import import_extra
 
 #: Where in OpenVINO's runtime information the metadata are.
 SECTION = "sparse_rcnn"
@@ -26,8 +27,7 @@ def save_openvino(model: Any, path: str | Path, metadata: ExportMetadata) -> Non
     Under bfloat16 OpenVINO would round what leads to a RoI, which then is off by pixels: from 1024 on, bfloat16 counts
     in steps of 8. What computes boxes is marked, so that it stays in float32.
     """
-    import openvino
-
+    openvino = import_extra("openvino", "openvino")
     path = Path(path)
     for name, value in metadata.to_entries().items():
         model.set_rt_info(value, [SECTION, name])

@@ -22,6 +22,8 @@ from ..checkpoints.released import find_released
 from ..checkpoints.runs import find_run
 from ..config_reading import read_config
 from ..data.mapper import DetectionMapper
+from ..deploy.metadata import is_exported
+from ..engine.precision import autocast_dtype
 
 logger = logging.getLogger(__name__)
 
@@ -40,23 +42,34 @@ class LoadedDetector:
         augmentations: what an image goes through before the model, usually a resize.
         image_format: order of the channels that the model is given, RGB or BGR.
         classes: what it finds.
+        device: where it is run.
+        autocast_dtype: what it is run in under autocast; None: without.
     """
 
     model: nn.Module
     augmentations: T.AugmentationList
     image_format: str
     classes: DetectorClasses
+    device: torch.device
+    autocast_dtype: torch.dtype | None
 
 
 def load_detector(
-    config: Any, weights: str | None, device: str | None, trust: bool, class_names: Sequence[str] | None = None
+    config: Any,
+    weights: str | None,
+    device: str | None,
+    trust: bool,
+    class_names: Sequence[str] | None = None,
+    precision: str | None = None,
 ) -> LoadedDetector:
-    """Builds and loads a detector; see :class:`.Predictor` for the arguments.
+    """Builds and loads a detector, or an exported file; see :class:`.Predictor` for the arguments.
 
     Raises:
         FileNotFoundError: there is no such config, or no such checkpoint.
         ValueError: no weights are given, they are not those of the whole model, or it has other classes.
     """
+    if is_exported(weights or config):
+        return _load_exported(str(weights or config), device, class_names, precision)
     cfg, weights = _find(config, weights)
     if not weights or _BACKBONES in weights:
         raise ValueError(
@@ -75,7 +88,9 @@ def load_detector(
     classes = _name_classes(DetectorClasses.from_checkpoint(rest), datasets, number_of_classes(model.state_dict()))
     if class_names is not None:
         classes = _with_given_names(classes, class_names, DetectorClasses.from_checkpoint(rest))
-    return LoadedDetector(model.eval(), mapper.augmentations, mapper.image_format, classes)
+    place = next(model.parameters()).device
+    dtype = None if precision is None else autocast_dtype(precision, place, "precision")
+    return LoadedDetector(model.eval(), mapper.augmentations, mapper.image_format, classes, place, dtype)
 
 
 def build_untrained(config: str, options: Sequence[str] = (), num_classes: int = 80) -> nn.Module:
@@ -94,6 +109,20 @@ def build_untrained(config: str, options: Sequence[str] = (), num_classes: int =
     cfg.MODEL.TIMM.PRETRAINED, cfg.MODEL.TIMM.CHECKPOINT = False, ""
     cfg.MODEL.SparseRCNN.NUM_CLASSES = cfg.MODEL.SparseRCNN.NUM_CLASSES or num_classes
     return build_model(cfg)
+
+
+def _load_exported(
+    path: str, device: str | None, class_names: Sequence[str] | None, precision: str | None
+) -> LoadedDetector:
+    from ..deploy.backends import ExportedDetector  # ONNX Runtime and OpenVINO are optional
+
+    model = ExportedDetector(path, device or "cpu", precision).eval()
+    classes = DetectorClasses(model.metadata.class_names, model.metadata.category_ids)
+    if class_names is not None:
+        classes = _with_given_names(classes, class_names, classes)
+    return LoadedDetector(
+        model, T.AugmentationList([]), model.metadata.image_format, classes, torch.device("cpu"), autocast_dtype=None
+    )
 
 
 def _find(config: Any, weights: str | None) -> tuple[Any, str]:

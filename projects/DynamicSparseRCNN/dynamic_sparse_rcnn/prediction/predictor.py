@@ -12,7 +12,7 @@ from detectron2.config import CfgNode
 from detectron2.data import transforms as T
 from detectron2.structures import Instances
 
-from ..engine.precision import autocast, autocast_dtype
+from ..engine.precision import autocast
 from .loading import load_detector
 from .results import Prediction
 from .sources import Frame, FrameSource, InMemory, open_source
@@ -51,14 +51,14 @@ class Predictor:
         Args:
             config: a ``.yaml`` or a lazy ``.py`` by its path or its name in the model zoo, or such a config itself.
                 Default: ``config.yaml`` beside ``weights``, where runs write it; without ``weights`` the detector
-                that comes with the package.
+                that comes with the package. Or an exported file (``.onnx``, ``.xml``, ``.pt2``), which needs neither.
             weights: anything that ``MODEL.WEIGHTS`` can be, or the folder of a run. Default: the config's, or our
-                released checkpoint of it.
+                released checkpoint of it. Or an exported file.
             device: of the model. Default: the config's, or the CPU where there is no GPU.
             score_threshold: in [0, 1].
             batch_size: at least 1.
             precision: ``float16`` or ``bfloat16``, mixed with float32 (on the CPU it is bfloat16 in any case).
-                Default: float32.
+                Default: float32. Of exported files OpenVINO's alone let one choose.
             tiles: sides, in pixels, of the tiles in which large images are looked at too, one after the other, for
                 small objects in them. Default: images are looked at as a whole alone.
             class_names: of all classes, for a checkpoint that does not name its classes. Default: what the checkpoint
@@ -74,14 +74,14 @@ class Predictor:
                 "score_threshold must lie in [0, 1], batch_size be at least 1 and tiles at least 32, got "
                 f"{score_threshold}, {batch_size} and {tiles}"
             )
-        loaded = load_detector(config, weights, device, trust_checkpoint, class_names)
+        loaded = load_detector(config, weights, device, trust_checkpoint, class_names, precision)
         self.model = loaded.model
         self.classes = loaded.classes
         self.score_threshold = score_threshold
         self.batch_size = batch_size
         self.tiles = tiles
-        self._device = next(self.model.parameters()).device
-        self._dtype = None if precision is None else autocast_dtype(precision, self._device, "precision")
+        self._device = loaded.device
+        self._dtype = loaded.autocast_dtype
         self._augmentations = loaded.augmentations
         self._image_format = loaded.image_format
 
