@@ -59,7 +59,7 @@ def shapes_detector() -> nn.Module:
 def shapes_onnx(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same as an ONNX file, of any size and number of images, as the command writes it."""
     path = tmp_path_factory.mktemp("exported") / "shapes.onnx"
-    main(["export", RELEASED.config, "--output", str(path)])
+    main(["export", DEFAULT_CONFIG, "--output", str(path)])
     return path
 
 
