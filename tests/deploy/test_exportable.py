@@ -79,7 +79,7 @@ def test_parts_that_cannot_be_exported_are_named(tiny_cfg, part, message):
 
 
 def test_other_detectors_modes_and_poolers_are_refused(tiny_cfg):
-    with pytest.raises(ValueError, match="Foreign cannot be exported: only SparseRCNN"):
+    with pytest.raises(ValueError, match="the detector Foreign cannot be exported: SparseRCNN can"):
         ExportableDetector(Foreign(), None)
     with pytest.raises(ValueError, match="training mode"):
         ExportableDetector(build_model(tiny_cfg), None)

@@ -49,10 +49,10 @@ def run(args: argparse.Namespace) -> None:
     """
     from ..checkpoints.runs import find_run
     from ..deploy.export import EXPORTERS
+    from ..engine.launch import import_modules
     from ..prediction.loading import load_detector
-    from .running import import_modules
 
-    import_modules(args.imports)
+    import_modules(args)
     form = _format(args)
     found = find_run(args.source, args.config_file)
     loaded = load_detector(found.config_file, found.checkpoint, "cpu", args.trust_checkpoint)
@@ -73,12 +73,11 @@ def describe(loaded: LoadedDetector, checkpoint: str, args: argparse.Namespace) 
 
     from .. import __version__
     from ..checkpoints.released import find_released, sha256_of
+    from ..deploy.exportable import require_exportable
     from ..deploy.metadata import ExportMetadata
     from ..deploy.resizing import find_resize
-    from ..modeling.detector import SparseRCNN
 
-    if not isinstance(loaded.model, SparseRCNN):
-        raise ValueError(f"{type(loaded.model).__name__} cannot be exported: only SparseRCNN and its like can")
+    detector = require_exportable(loaded.model)
     released = find_released(checkpoint)
     short_edge, max_size = find_resize(loaded.augmentations.augs)
     return ExportMetadata(
@@ -88,13 +87,13 @@ def describe(loaded: LoadedDetector, checkpoint: str, args: argparse.Namespace) 
         category_ids=loaded.classes.category_ids,
         image_format=loaded.image_format,
         size=args.size,
-        divisibility=max(1, loaded.model.backbone.size_divisibility),
+        divisibility=max(1, detector.backbone.size_divisibility),
         short_edge=short_edge,
         max_size=max_size,
         score_threshold=args.score_threshold,
-        nms_threshold=loaded.model.nms_threshold,
+        nms_threshold=detector.nms_threshold,
         nms_inside=not args.no_nms,
-        num_detections=loaded.model.num_detections,
+        num_detections=detector.num_detections,
         precision="float16" if args.half else "float32",
     )
 

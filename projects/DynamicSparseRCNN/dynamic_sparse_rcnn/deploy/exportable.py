@@ -9,7 +9,7 @@ from detectron2.structures import Boxes
 from torch import Tensor, nn
 from torchvision.ops import box_convert
 
-from ..modeling.detector import NMS_CANDIDATES, SparseRCNN
+from ..modeling.detector import NMS_CANDIDATES, DynamicSparseRCNN, SparseRCNN
 from ..modeling.head.head import DynamicHead
 from ..modeling.proposals.dynamic import DynamicProposalGenerator
 from ..modeling.proposals.learned import LearnedProposalGenerator
@@ -36,7 +36,7 @@ class ExportableDetector(nn.Module):
             ValueError: a part of the detector cannot be exported; names it.
         """
         super().__init__()
-        self.detector = _checked(detector)
+        self.detector = require_exportable(detector)
         self.pooling = PyramidPooling(self.detector.head.box_pooler)
         self.suppression = suppression
 
@@ -173,17 +173,21 @@ def _clip(boxes: Tensor, sizes: Tensor) -> Tensor:
     return boxes.clamp(min=0).minimum(sizes.flip(1).repeat(1, 2).to(boxes.dtype)[:, None])
 
 
-def _checked(detector: nn.Module) -> SparseRCNN:
+def require_exportable(detector: nn.Module) -> SparseRCNN:
     """The same; raises a ValueError that names what cannot be exported."""
-    if not isinstance(detector, SparseRCNN):
-        raise ValueError(f"{type(detector).__name__} cannot be exported: only SparseRCNN and its like can")
+    # Not their subclasses: what these add to the forward pass would be left out silently.
+    if type(detector) not in (SparseRCNN, DynamicSparseRCNN):
+        raise ValueError(
+            f"the detector {type(detector).__name__} cannot be exported: SparseRCNN can, its subclasses cannot"
+        )
+    assert isinstance(detector, SparseRCNN)
     if detector.training:
         raise ValueError("the detector is in training mode: call eval() before it is exported")
     generator, head = detector.proposal_generator, detector.head
     if type(generator) not in (LearnedProposalGenerator, DynamicProposalGenerator):
         raise ValueError(f"the proposal generator {type(generator).__name__} cannot be exported")
     if type(head) is not DynamicHead:
-        raise ValueError(f"the head {type(head).__name__} cannot be exported: its forward pass is not known")
+        raise ValueError(f"the head {type(head).__name__} cannot be exported: DynamicHead can, its subclasses cannot")
     for pooler in head.box_pooler.level_poolers:
         if not isinstance(pooler, ROIAlign):
             raise ValueError(
