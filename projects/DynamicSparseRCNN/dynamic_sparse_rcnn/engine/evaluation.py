@@ -50,7 +50,8 @@ def evaluate(
     """
     broadcast_buffers(model)
     results: Results = {}
-    with autocast(dtype, next(model.parameters()).device):
+    parameter = next(model.parameters(), None)  # exported detectors have none
+    with autocast(dtype, "cpu" if parameter is None else parameter.device):
         for name, loader, evaluator in test_sets:
             results[name] = inference_on_dataset(model, loader, evaluator)
             if comm.is_main_process():
