@@ -17,6 +17,7 @@ from dynamic_sparse_rcnn.data.mapper import build_augmentations
 from dynamic_sparse_rcnn.data.shapes import ShapesConfig, generate_shapes
 from dynamic_sparse_rcnn.engine import main as engine_main
 from dynamic_sparse_rcnn.engine.solver import build_optimizer
+from dynamic_sparse_rcnn.report.stages import evaluate_run
 
 NAMES = ["sparse_rcnn_R_50_FPN_300pro_3x", "dynamic_sparse_rcnn_R_50_FPN_300pro_3x"]
 SMALL = {
@@ -144,6 +145,10 @@ def test_a_lazy_config_trains_resumes_and_evaluates_from_the_command_line(overri
 
     run()
     assert (tmp_path / "run/last_checkpoint").read_text() == "model_final.pth"
+    assert ">3 of 3</td>" in (tmp_path / "run/report.html").read_text()
+    evaluate_run(tmp_path / "run")
+    stages = json.loads((tmp_path / "run/inference/stages.json").read_text())
+    assert [{"AP", "AP50", "AP-ring"} <= stage.keys() for stage in stages] == [True, True]
     saved = torch.load(tmp_path / "run/model_final.pth")
     assert saved["class_names"] == ["circle", "square", "triangle", "star", "ring"]
     (tmp_path / "run/last_checkpoint").write_text("model_0000001.pth")  # as if it had been killed after that
