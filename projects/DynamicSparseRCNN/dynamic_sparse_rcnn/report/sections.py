@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 
 from ..data.images import IMAGE_ERRORS
-from ..errors import describe
 from .charts import Chart, Line, draw_chart
 from .detections import DetectionAnalysis
 from .images import LEGEND, draw_errors
@@ -204,7 +203,7 @@ def _precision_by_iou(found: Found) -> Chart | None:
 def _precision_by_class(analysis: DetectionAnalysis) -> Chart | None:
     largest = sorted(range(len(analysis.classes)), key=lambda k: -analysis.classes[k].objects)[:_CURVES_SHOWN]
     lines = [Line(analysis.classes[k].name, _precisions(analysis, 0, [k]), color) for color, k in enumerate(largest)]
-    return draw_chart("Precision of the most frequent classes, IoU 0.50", lines, "recall", limits=(0, 1.02))
+    return draw_chart("Precision by class, IoU 0.50", lines, "recall", limits=(0, 1.02))
 
 
 def _precisions(analysis: DetectionAnalysis, iou: int, classes: Sequence[int] | None = None) -> dict[float, float]:
@@ -243,11 +242,14 @@ def _add_images(section: Section, analysis: DetectionAnalysis, image_root: str) 
                 try:
                     drawn.append(draw_errors(errors, names, image_root))
                 except IMAGE_ERRORS as error:
-                    failed.append(f"{errors.file_name}: {describe(error)}")
+                    failed.append(f"{errors.file_name}: {str(error) or repr(error)}")
         if drawn:
-            section.images[f"{heading}, at the best threshold of all classes. {LEGEND}"] = drawn
+            section.images[heading] = drawn
         if failed:
             section.notes.append(f"{heading}: {len(failed)} images cannot be drawn, first {failed[0]}")
+
+    if section.images:
+        section.notes.append(f"Images are drawn at the best threshold of all classes. {LEGEND}.")
 
 
 def configuration(runs: Sequence[ReportedRun]) -> Section:

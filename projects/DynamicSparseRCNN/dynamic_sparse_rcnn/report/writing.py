@@ -9,7 +9,7 @@ from detectron2.data import MetadataCatalog
 from detectron2.utils.file_io import PathManager
 
 from ..data.datasets import register_dataset
-from ..errors import EXPECTED_ERRORS, describe
+from ..errors import EXPECTED_ERRORS
 from ..file_io import whole_file
 from . import sections
 from .detections import DetectionAnalysis, analyze_detections
@@ -85,7 +85,9 @@ def _analyze(name: str, run: RecordedRun) -> ReportedRun:
             json_file, roots[evaluation.dataset] = _find_truth(evaluation)
             analysis = analyze_detections(json_file, evaluation.results_file)
         except EXPECTED_ERRORS as error:
-            warnings.append(f"the detections of {evaluation.results_file} are not reported: {describe(error)}")
+            warnings.append(
+                f"the detections of {evaluation.results_file} are not reported: {str(error) or repr(error)}"
+            )
             continue
         if analysis is None:
             warnings.append(f"the detector has found nothing on {evaluation.dataset}")
