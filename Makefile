@@ -31,7 +31,7 @@ demo: env
 	@GOMP_SPINCOUNT=1000 $(BIN)/python tools/demo_shapes.py
 
 test: env
-	@$(BIN)/python -m pytest $(ARGS)
+	@$(BIN)/python -m pytest --numprocesses auto --dist loadfile $(ARGS)
 
 lint: env
 	@$(BIN)/ruff check .

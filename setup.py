@@ -107,6 +107,7 @@ setup(
             "packaging",
             "POT",
             "pytest",
+            "pytest-xdist",
             "ruff",
             "setuptools",
             "types-PyYAML",
