@@ -1,14 +1,49 @@
-"""Runs exported detectors and compares their detections with a detector's own."""
+"""Metadata of two exported detectors; runs such, and compares their detections with a detector's own."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import torch
 from detectron2.structures import Instances
 from torch import Tensor, nn
+
+from dynamic_sparse_rcnn import __version__
+from dynamic_sparse_rcnn.checkpoints.released import find_released
+from dynamic_sparse_rcnn.deploy.metadata import ExportMetadata
+from dynamic_sparse_rcnn.prediction.loading import DEFAULT_CONFIG
+
+RELEASED = find_released(DEFAULT_CONFIG)
+assert RELEASED is not None
+SHAPES = ExportMetadata(
+    sparse_rcnn_version=__version__,
+    checkpoint_sha256=RELEASED.sha256,
+    class_names=("circle", "square", "triangle", "star", "ring"),
+    category_ids=(1, 2, 3, 4, 5),
+    image_format="RGB",
+    size=None,
+    divisibility=32,
+    short_edge=128,
+    max_size=1333,
+    score_threshold=0.5,
+    nms_threshold=0.7,
+    nms_inside=True,
+    num_detections=100,
+)
+TINY = replace(
+    SHAPES,
+    class_names=("ant", "bee", "cat"),
+    category_ids=(2, 3, 5),
+    image_format="BGR",
+    size=(64, 96),
+    short_edge=0,
+    nms_threshold=0.5,
+    nms_inside=False,
+    num_detections=9,
+)
 
 SCORES_WITHIN, PIXELS_WITHIN, LOWEST_SCORE = 1e-3, 0.1, 0.05
 

@@ -9,44 +9,15 @@ import pytest
 import torch
 from detectron2.config import CfgNode
 from detectron2.modeling import build_model
+from exported_detections import SHAPES, TINY
 from torch import nn
 
-from dynamic_sparse_rcnn import Predictor, __version__
-from dynamic_sparse_rcnn.checkpoints.released import find_released
+from dynamic_sparse_rcnn import Predictor
 from dynamic_sparse_rcnn.cli import main
+from dynamic_sparse_rcnn.data.shapes import ShapesConfig, generate_shapes
 from dynamic_sparse_rcnn.deploy.export import export_onnx, export_torch
-from dynamic_sparse_rcnn.deploy.metadata import ExportMetadata
 from dynamic_sparse_rcnn.deploy.openvino_files import save_openvino
 from dynamic_sparse_rcnn.prediction.loading import DEFAULT_CONFIG
-
-RELEASED = find_released(DEFAULT_CONFIG)
-assert RELEASED is not None
-SHAPES = ExportMetadata(
-    sparse_rcnn_version=__version__,
-    checkpoint_sha256=RELEASED.sha256,
-    class_names=("circle", "square", "triangle", "star", "ring"),
-    category_ids=(1, 2, 3, 4, 5),
-    image_format="RGB",
-    size=None,
-    divisibility=32,
-    short_edge=128,
-    max_size=1333,
-    score_threshold=0.5,
-    nms_threshold=0.7,
-    nms_inside=True,
-    num_detections=100,
-)
-TINY = replace(
-    SHAPES,
-    class_names=("ant", "bee", "cat"),
-    category_ids=(2, 3, 5),
-    image_format="BGR",
-    size=(64, 96),
-    short_edge=0,
-    nms_threshold=0.5,
-    nms_inside=False,
-    num_detections=9,
-)
 
 
 @pytest.fixture(scope="session")
@@ -71,6 +42,13 @@ def shapes_openvino(shapes_onnx: Path) -> Path:
     path = shapes_onnx.with_suffix(".xml")
     save_openvino(openvino.Core().read_model(shapes_onnx), path, SHAPES)
     return path
+
+
+@pytest.fixture(scope="session")
+def drawn(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The name of a data set of images like those that the detector of shapes was trained on."""
+    paths = generate_shapes(tmp_path_factory.mktemp("drawn"), "val", ShapesConfig(num_images=60, image_size=128))
+    return f"coco:{paths.json_path}:{paths.image_folder}"
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
-from exported_detections import assert_same_detections
+from exported_detections import SHAPES, TINY, assert_same_detections
 from PIL import Image
 
 from dynamic_sparse_rcnn.deploy.backends import ExportedDetector
@@ -56,8 +56,6 @@ def test_one_image_gives_what_it_gives_in_a_batch(tiny_openvino, inputs):
 
 @pytest.mark.parametrize("file", [*TINY_FILES, "shapes_onnx", "shapes_openvino"])
 def test_metadata_are_read_as_they_were_written(file, request):
-    from conftest import SHAPES, TINY
-
     path = request.getfixturevalue(file)
     expected = SHAPES if "shapes" in file else TINY
     if path.suffix == ".pt2":

@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import onnx
 import pytest
 import torch
+from exported_detections import SHAPES
 from onnx import numpy_helper
 
 from dynamic_sparse_rcnn import Predictor
 from dynamic_sparse_rcnn.cli import main
 from dynamic_sparse_rcnn.data.shape_images import ShapesConfig, draw_image
-from dynamic_sparse_rcnn.deploy.export import halve_weights
+from dynamic_sparse_rcnn.deploy.quantization import halve_weights, quantize
 
+ROOT = Path(__file__).parents[2]
 CONFIG = "shapes/dynamic_sparse_rcnn_slim_R_50_FPN_20pro.yaml"
 
 
@@ -38,14 +42,50 @@ def test_the_predictor_takes_exported_files(file, picture, request):
     (_,) = Predictor(weights=str(request.getfixturevalue(file))).stream([picture])
 
 
-def test_an_exported_file_has_the_ap_of_its_checkpoint(shapes, shapes_onnx, tmp_path, capsys):
-    lines = []
-    for source in (CONFIG, str(shapes_onnx)):
-        main(["eval", source, "--data", shapes, "--output", str(tmp_path / "eval")])
-        lines.append(capsys.readouterr().out.splitlines()[-1])
-    expected, found = ([float(x) for x in re.findall(r"\d+\.\d", line)] for line in lines)
-    assert len(expected) == 3 and expected[0] > 20
-    np.testing.assert_allclose(found, expected, rtol=0, atol=0.1)
+def evaluate(source: str, data: str, folder: Path, capsys: pytest.CaptureFixture[str]) -> list[float]:
+    """AP, AP50 and AP75 as the command prints them."""
+    main(["eval", source, "--data", data, "--output", str(folder), "DATALOADER.NUM_WORKERS", "0"])
+    return [float(x) for x in re.findall(r"\d+\.\d", capsys.readouterr().out.splitlines()[-1])]
+
+
+def test_exported_files_have_the_ap_of_their_checkpoint(drawn, shapes_onnx, shapes_openvino, tmp_path, capsys):
+    expected = evaluate(CONFIG, drawn, tmp_path, capsys)
+    assert len(expected) == 3 and expected[0] > 70
+    for file in (shapes_onnx, shapes_openvino):
+        np.testing.assert_allclose(evaluate(str(file), drawn, tmp_path, capsys), expected, rtol=0, atol=0.1)
+
+
+def test_eight_bits_cost_little_ap(drawn, shapes_onnx, tmp_path, capsys):
+    pytest.importorskip("nncf")
+    model = onnx.load(shapes_onnx)
+    files = sorted(str(x) for x in Path(drawn.rpartition(":")[2]).iterdir())[:20]
+    quantized = quantize(model, files, SHAPES)
+    path = tmp_path / "int8.onnx"
+    onnx.save(quantized, path)
+    assert path.stat().st_size < 0.75 * shapes_onnx.stat().st_size
+    expected = evaluate(str(shapes_onnx), drawn, tmp_path, capsys)
+    found = evaluate(str(path), drawn, tmp_path, capsys)
+    assert found != expected  # something is quantized
+    np.testing.assert_allclose(found[0], expected[0], rtol=0, atol=1.0)
+    # The head is not.
+    rounded = {x.output[0] for x in quantized.graph.node if x.op_type == "DequantizeLinear"}
+    rounded_inputs = {x.op_type for x in quantized.graph.node if rounded & set(x.input)}
+    assert "Conv" in rounded_inputs and not rounded_inputs & {"MatMul", "Gemm", "RoiAlign"}
+
+
+def test_the_example_finds_what_the_predictor_finds(shapes_onnx, picture, tmp_path):
+    import cv2
+
+    cv2.imwrite(str(tmp_path / "picture.png"), picture)
+    arguments = [sys.executable, "examples/onnx_predict.py", str(shapes_onnx), str(tmp_path / "picture.png")]
+    output = subprocess.run(arguments, cwd=ROOT, check=True, capture_output=True, text=True).stdout
+    expected = Predictor(device="cpu")(picture)
+    lines = [line.split(": ", 1)[1] for line in output.splitlines()]
+    assert [line.split()[0] for line in lines] == expected.labels
+    boxes = [[float(x) for x in line.split(" at ")[1].split(", ")] for line in lines]
+    # OpenCV resizes a little differently: 100 pixels are 128 here.
+    np.testing.assert_allclose(boxes, expected.instances.pred_boxes.tensor, rtol=0, atol=1.5)
+    assert (tmp_path / "picture_detections.png").is_file()
 
 
 def test_predictions_of_an_exported_file_are_written(shapes_onnx, picture, tmp_path):
@@ -72,6 +112,7 @@ def test_predictions_of_an_exported_file_are_written(shapes_onnx, picture, tmp_p
         (["--output", "x.tflite"], "--output x.tflite has to end with .onnx, .xml or .pt2"),
         (["--output", "x.onnx", "--format", "openvino"], "--output x.onnx has to end with .xml"),
         (["--output", "x.onnx", "--size", "100x128"], "the size 100x128 cannot be exported: use multiples of 32"),
+        (["--output", "x.onnx", "--int8"], "--int8 needs --calibration NAME"),
         (["--output", "x.pt2", "--half"], "torch programs are in float32, not in float16"),
     ],
 )

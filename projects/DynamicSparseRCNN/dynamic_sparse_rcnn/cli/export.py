@@ -19,6 +19,9 @@ The file takes uint8 images and gives boxes in the original image, scores and
 classes. Predictor(FILE), dsrcnn predict --weights FILE and dsrcnn eval FILE
 run it."""
 
+# More take longer and change little.
+_CALIBRATION_IMAGES = 100
+
 
 def add_parser(subparsers: Subparsers) -> None:
     """Adds the sub-command."""
@@ -53,10 +56,14 @@ def run(args: argparse.Namespace) -> None:
     from ..prediction.loading import load_detector
 
     import_modules(args)
+    if args.int8 and (args.half or not args.calibration):
+        raise ValueError("--int8 needs --calibration NAME, a data set of images to measure on, and excludes --half")
     form = _format(args)
     found = find_run(args.source, args.config_file)
     loaded = load_detector(found.config_file, found.checkpoint, "cpu", args.trust_checkpoint)
-    EXPORTERS[form](loaded.model, args.output, describe(loaded, found.checkpoint, args))
+    metadata = describe(loaded, found.checkpoint, args)
+    calibration = _image_files(args.calibration, len(metadata.class_names)) if args.calibration else []
+    EXPORTERS[form](loaded.model, args.output, metadata, calibration)
     print(f"Wrote {args.output}, {args.output.stat().st_size / 1e6:.1f} MB")
 
 
@@ -67,6 +74,14 @@ def _format(args: argparse.Namespace) -> str:
     return by_suffix
 
 
+def _image_files(name: str, num_classes: int) -> list[str]:
+    """Some images of a data set, from all over it."""
+    from ..data.checks import load_checked_dataset
+
+    files = [str(record["file_name"]) for record in load_checked_dataset(name, num_classes=num_classes)]
+    return files[:: -(-len(files) // _CALIBRATION_IMAGES)]
+
+
 def describe(loaded: LoadedDetector, checkpoint: str, args: argparse.Namespace) -> ExportMetadata:
     """What the file is to say of the detector."""
     from detectron2.utils.file_io import PathManager
@@ -74,8 +89,8 @@ def describe(loaded: LoadedDetector, checkpoint: str, args: argparse.Namespace) 
     from .. import __version__
     from ..checkpoints.released import find_released, sha256_of
     from ..deploy.exportable import require_exportable
+    from ..deploy.inputs import find_resize
     from ..deploy.metadata import ExportMetadata
-    from ..deploy.resizing import find_resize
 
     detector = require_exportable(loaded.model)
     released = find_released(checkpoint)
@@ -94,7 +109,7 @@ def describe(loaded: LoadedDetector, checkpoint: str, args: argparse.Namespace) 
         nms_threshold=detector.nms_threshold,
         nms_inside=not args.no_nms,
         num_detections=detector.num_detections,
-        precision="float16" if args.half else "float32",
+        precision="int8" if args.int8 else "float16" if args.half else "float32",
     )
 
 

@@ -9,26 +9,25 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 import torch
-from detectron2.data import transforms as T
 from detectron2.layers import batched_nms
 from detectron2.structures import Boxes, Instances
 from torch import Tensor, nn
 
 from .exportable import INPUT_NAMES, NO_CLASS
+from .inputs import Feed, prepare
 from .metadata import ENTRIES, SUFFIXES, ExportMetadata
 from .openvino_files import SECTION
 from .packages import import_extra
-from .resizing import make_augmentations
 
 Array = npt.NDArray[Any]
 
 
 class Runtime(Protocol):
-    """Runs a file; see :class:`.ExportableDetector` for the three arrays in and out."""
+    """Runs a file; see :class:`.ExportableDetector` for the three arrays in, by name, and out."""
 
     metadata: ExportMetadata
 
-    def __call__(self, images: Array, image_sizes: Array, original_sizes: Array) -> Sequence[Array]: ...
+    def __call__(self, feed: Feed) -> Sequence[Array]: ...
 
 
 class OnnxRuntime:
@@ -60,9 +59,8 @@ class OnnxRuntime:
         )
         self.metadata = ExportMetadata.from_entries(self._session.get_modelmeta().custom_metadata_map, path)
 
-    def __call__(self, images: Array, image_sizes: Array, original_sizes: Array) -> Sequence[Array]:
-        values = (images, image_sizes, original_sizes)
-        outputs: Sequence[Array] = self._session.run(None, dict(zip(INPUT_NAMES, values, strict=True)))
+    def __call__(self, feed: Feed) -> Sequence[Array]:
+        outputs: Sequence[Array] = self._session.run(None, feed)
         return outputs
 
 
@@ -98,15 +96,13 @@ class OpenVino:
         }
         self._compiled = core.compile_model(model, device.upper(), options)
 
-    def __call__(self, images: Array, image_sizes: Array, original_sizes: Array) -> Sequence[Array]:
-        number = 1 if self._single else len(images)
-        outputs = [
-            [x.copy() for x in self._compiled(part).values()]
-            for part in (
-                [images[i : i + number], image_sizes[i : i + number], original_sizes[i : i + number]]
-                for i in range(0, len(images), number)
-            )
-        ]
+    def __call__(self, feed: Feed) -> Sequence[Array]:
+        number = len(feed["images"])
+        step = 1 if self._single else number
+        outputs = []
+        for start in range(0, number, step):
+            found = self._compiled({name: values[start : start + step] for name, values in feed.items()})
+            outputs.append([x.copy() for x in found.values()])
         return [np.concatenate(x) for x in zip(*outputs, strict=True)]
 
 
@@ -132,9 +128,8 @@ class TorchProgram:
         self.metadata = ExportMetadata.from_entries({k: v for k, v in entries.items() if v}, path)
 
     @torch.no_grad()
-    def __call__(self, images: Array, image_sizes: Array, original_sizes: Array) -> Sequence[Array]:
-        values = [torch.from_numpy(x) for x in (images, image_sizes, original_sizes)]
-        return [x.numpy() for x in self._program(*values)]
+    def __call__(self, feed: Feed) -> Sequence[Array]:
+        return [x.numpy() for x in self._program(*[torch.from_numpy(feed[name]) for name in INPUT_NAMES])]
 
 
 _RUNTIMES: dict[str, Callable[[str, str, str | None], Runtime]] = dict(
@@ -166,7 +161,6 @@ class ExportedDetector(nn.Module):
             raise FileNotFoundError(f"There is no file {path}")
         self._runtime = _RUNTIMES[Path(path).suffix](str(path), device, precision)
         self.metadata = self._runtime.metadata
-        self._augmentations = make_augmentations(self.metadata)
 
     def forward(self, batched_inputs: list[dict[str, Any]]) -> list[dict[str, Instances]]:
         """
@@ -182,13 +176,15 @@ class ExportedDetector(nn.Module):
             FloatingPointError: a score is NaN.
             ValueError: an image is not uint8.
         """
-        images = [self._resize(x["image"]) for x in batched_inputs]
+        for x in batched_inputs:
+            if x["image"].dtype != torch.uint8:
+                raise ValueError(f"exported detectors take uint8 images, got {x['image'].dtype}")
+        images = [x["image"].cpu().numpy() for x in batched_inputs]
         original_sizes = [
-            (int(x.get("height", x["image"].shape[1])), int(x.get("width", x["image"].shape[2])))
-            for x in batched_inputs
+            (int(x.get("height", image.shape[1])), int(x.get("width", image.shape[2])))
+            for x, image in zip(batched_inputs, images, strict=True)
         ]
-        image_sizes = np.array([x.shape[1:] for x in images], np.int64)
-        outputs = self._runtime(self._pad(images, image_sizes), image_sizes, np.array(original_sizes, np.int64))
+        outputs = self._runtime(prepare(images, original_sizes, self.metadata))
         boxes, scores, classes = (torch.from_numpy(np.ascontiguousarray(x)) for x in outputs)
         if scores.isnan().any():
             raise FloatingPointError("the exported detector gives scores that are NaN: was it trained to its end?")
@@ -196,23 +192,6 @@ class ExportedDetector(nn.Module):
             {"instances": self._to_instances(*values)}
             for values in zip(boxes, scores, classes, original_sizes, strict=True)
         ]
-
-    def _resize(self, image: Tensor) -> Array:
-        if image.dtype != torch.uint8:
-            raise ValueError(f"exported detectors take uint8 images, got {image.dtype}")
-        augmented = T.AugInput(image.cpu().numpy().transpose(1, 2, 0))
-        self._augmentations(augmented)
-        resized: Array = augmented.image.transpose(2, 0, 1)
-        return resized
-
-    def _pad(self, images: Sequence[Array], image_sizes: Array) -> Array:
-        """(B, 3, H, W) uint8, of the file's size or of multiples that it needs."""
-        unit = self.metadata.divisibility
-        height, width = self.metadata.size or -(-image_sizes.max(0) // unit) * unit
-        batch = np.zeros((len(images), len(images[0]), height, width), np.uint8)
-        for row, image in zip(batch, images, strict=True):
-            row[:, : image.shape[1], : image.shape[2]] = image
-        return batch
 
     def _to_instances(self, boxes: Tensor, scores: Tensor, classes: Tensor, size: tuple[int, int]) -> Instances:
         found = classes != NO_CLASS

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import io
-import tempfile
 import warnings
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -20,25 +17,75 @@ from .metadata import ExportMetadata
 from .openvino_files import save_openvino
 from .operators import onnx_translations, suppress, suppress_in_onnx
 from .packages import import_extra
+from .quantization import halve_weights, quantize
 
 # Of the traced image, in the detector's divisibility: unequal, and neither 0 nor 1, which would be taken for constants.
 _TRACED_ROWS, _TRACED_COLUMNS = 3, 4
 
 
-def export_onnx(detector: nn.Module, path: str | Path, metadata: ExportMetadata) -> None:
+def export_onnx(
+    detector: nn.Module, path: str | Path, metadata: ExportMetadata, calibration: Sequence[str] = ()
+) -> None:
     """Writes an ONNX file; see :class:`ExportableDetector` for its inputs and outputs.
 
     Args:
         detector: a Sparse R-CNN, in evaluation mode, on the CPU.
         path: of the file.
-        metadata: what the file says of the detector; of it ``size``, ``nms_inside`` and ``precision`` (``float32`` or
-            ``float16``) decide what is written.
+        metadata: what the file says of the detector; of it ``size``, ``nms_inside`` and ``precision`` decide what is
+            written.
+        calibration: image files like those that the detector is for; needed for ``int8``.
 
     Raises:
-        ImportError: onnx or onnxscript is missing.
-        ValueError: the detector, or the size, cannot be exported.
+        ImportError: a package is missing; says what brings it.
+        ValueError: the detector, the size or the precision cannot be exported.
     """
-    onnx = import_extra("onnx", "onnx")
+    model = _make_onnx(detector, metadata, calibration)
+    if metadata.precision == "float16":
+        halve_weights(model)
+    import_extra("onnx", "onnx").helper.set_model_props(model, metadata.to_entries())
+    _write(model.SerializeToString(), path)
+
+
+def export_openvino(
+    detector: nn.Module, path: str | Path, metadata: ExportMetadata, calibration: Sequence[str] = ()
+) -> None:
+    """Writes an OpenVINO file (``.xml``, with its weights beside it in ``.bin``), by way of ONNX.
+
+    Args, Raises: as :func:`export_onnx`.
+    """
+    openvino = import_extra("openvino", "openvino")
+    model = _make_onnx(detector, metadata, calibration)
+    save_openvino(openvino.Core().read_model(model.SerializeToString()), path, metadata)
+
+
+def export_torch(
+    detector: nn.Module, path: str | Path, metadata: ExportMetadata, calibration: Sequence[str] = ()
+) -> None:
+    """Writes a ``torch.export`` program, which runs with PyTorch and torchvision alone.
+
+    Args, Raises: as :func:`export_onnx`, but the precision can only be ``float32``.
+    """
+    if metadata.precision != "float32":
+        raise ValueError(f"torch programs are in float32, not in {metadata.precision}: export to onnx or openvino")
+    exportable = ExportableDetector(detector, suppress if metadata.nms_inside else None).eval()
+    inputs, dynamic_shapes = trace_inputs(exportable, metadata.size)
+    with torch.no_grad():
+        program = torch.export.export(exportable, inputs, dynamic_shapes=dynamic_shapes)
+    content = io.BytesIO()
+    torch.export.save(program, content, extra_files=metadata.to_entries())
+    _write(content.getvalue(), path)
+
+
+#: By the name of the format.
+EXPORTERS: dict[str, Callable[[nn.Module, str | Path, ExportMetadata, Sequence[str]], None]] = {
+    "onnx": export_onnx,
+    "openvino": export_openvino,
+    "torch": export_torch,
+}
+
+
+def _make_onnx(detector: nn.Module, metadata: ExportMetadata, calibration: Sequence[str]) -> Any:
+    """An ``onnx.ModelProto``, quantized if it is to be."""
     import_extra("onnxscript", "onnx")
     exportable = ExportableDetector(detector, suppress_in_onnx if metadata.nms_inside else None).eval()
     inputs, dynamic_shapes = trace_inputs(exportable, metadata.size)
@@ -56,65 +103,12 @@ def export_onnx(detector: nn.Module, path: str | Path, metadata: ExportMetadata)
         )
     assert program is not None
     model = program.model_proto
-    if metadata.precision == "float16":
-        halve_weights(model)
-    onnx.helper.set_model_props(model, metadata.to_entries())
+    return quantize(model, calibration, metadata) if metadata.precision == "int8" else model
+
+
+def _write(content: bytes, path: str | Path) -> None:
     with whole_file(path) as file:
-        file.write(model.SerializeToString())
-
-
-def export_openvino(detector: nn.Module, path: str | Path, metadata: ExportMetadata) -> None:
-    """Writes an OpenVINO file (``.xml``, with its weights beside it in ``.bin``), by way of ONNX.
-
-    Args, Raises: as :func:`export_onnx`; the weights are in half precision if ``metadata.precision`` is ``float16``.
-    """
-    openvino = import_extra("openvino", "openvino")
-    with tempfile.TemporaryDirectory() as folder:
-        onnx_path = Path(folder) / "detector.onnx"
-        export_onnx(detector, onnx_path, replace(metadata, precision="float32"))
-        save_openvino(openvino.Core().read_model(onnx_path), path, metadata)
-
-
-def export_torch(detector: nn.Module, path: str | Path, metadata: ExportMetadata) -> None:
-    """Writes a ``torch.export`` program, which runs with PyTorch and torchvision alone.
-
-    Args, Raises: as :func:`export_onnx`, but the precision can only be ``float32``.
-    """
-    if metadata.precision != "float32":
-        raise ValueError(f"torch programs are in float32, not in {metadata.precision}: export to onnx or openvino")
-    exportable = ExportableDetector(detector, suppress if metadata.nms_inside else None).eval()
-    inputs, dynamic_shapes = trace_inputs(exportable, metadata.size)
-    with torch.no_grad():
-        program = torch.export.export(exportable, inputs, dynamic_shapes=dynamic_shapes)
-    content = io.BytesIO()
-    torch.export.save(program, content, extra_files=metadata.to_entries())
-    with whole_file(path) as file:
-        file.write(content.getvalue())
-
-
-#: By the name of the format.
-EXPORTERS: dict[str, Callable[[nn.Module, str | Path, ExportMetadata], None]] = {
-    "onnx": export_onnx,
-    "openvino": export_openvino,
-    "torch": export_torch,
-}
-
-
-def halve_weights(model: Any) -> None:
-    """Stores the weights of an ``onnx.ModelProto`` in half precision; the arithmetic stays in float32."""
-    import onnx
-    from onnx import numpy_helper
-
-    casts = []
-    for weight in model.graph.initializer:
-        if weight.data_type != onnx.TensorProto.FLOAT or len(weight.dims) < 2:
-            continue
-        name, half = weight.name, numpy_helper.to_array(weight).astype(np.float16)
-        weight.CopyFrom(numpy_helper.from_array(half, f"{name}.half"))
-        casts.append(onnx.helper.make_node("Cast", [weight.name], [name], to=onnx.TensorProto.FLOAT))
-    nodes = [*casts, *model.graph.node]
-    del model.graph.node[:]
-    model.graph.node.extend(nodes)
+        file.write(content)
 
 
 def trace_inputs(
