@@ -30,3 +30,16 @@ def test_each_kind_of_box_has_its_color_in_an_image_of_readable_size(tmp_path: P
         assert distance < 100, f"nothing of {color}"
     assert image.caption == "gray.png: 1 right, 1 false, 1 missed"
     assert image.alt == "gray.png: 1 right, 1 false, 1 missed; false cat: 1; missed cat: 1"
+
+
+def test_many_boxes_have_no_labels_that_hide_the_image(tmp_path: Path) -> None:
+    Image.new("RGB", (600, 600), "gray").save(tmp_path / "gray.png")
+    boxes = tuple(Box((x, 10, x + 200, 300), 0, 0.5) for x in range(0, 390, 15))
+
+    def black_pixels(missed: tuple[Box, ...]) -> int:
+        image = draw_errors(ImageErrors("gray.png", (), (), missed), ["cat"], str(tmp_path))
+        pixels = np.asarray(Image.open(io.BytesIO(base64.b64decode(image.uri.partition(",")[2]))))
+        return int((pixels.max(-1) < 60).sum())
+
+    assert len(boxes) > 20
+    assert black_pixels(boxes[:3]) > 500 > black_pixels(boxes) == 0

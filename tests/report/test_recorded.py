@@ -45,6 +45,13 @@ def test_curves_are_found_with_and_without_the_name_of_a_test_set(tmp_path: Path
     assert read_run(tmp_path).find_curves("bbox/AP") == {"bbox/AP": {1: 1}, "coco:a:b/bbox/AP": {1: 2}}
 
 
+def test_losses_of_the_training_are_not_those_of_the_validation(tmp_path: Path) -> None:
+    write_metrics(tmp_path, {"iteration": 1, "total_loss": 1, "validation/total_loss": 2})
+    run = read_run(tmp_path)
+    assert run.find_curves("total_loss") == {"total_loss": {1: 1}}
+    assert run.find_curves("validation/total_loss") == {"validation/total_loss": {1: 2}}
+
+
 @pytest.mark.parametrize(
     "config",
     [

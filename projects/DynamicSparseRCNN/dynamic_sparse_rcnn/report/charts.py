@@ -90,6 +90,7 @@ def draw_chart(
         axes.grid(color=_GRID, linewidth=0.6)
         axes.tick_params(color=_GRID, labelcolor=_TEXT)
         axes.spines[:].set_color(_GRID)
+        axes.ticklabel_format(axis="y", scilimits=(-3, 4))
         for line, points in drawn:
             dashes = [float(length) for length in line.dashes.split()]
             style = (0, dashes) if dashes else "-"

@@ -20,8 +20,10 @@ from .page import DrawnImage
 # Color-blind people can tell them apart, too.
 _RIGHT, _FALSE, _MISSED = (100, 143, 255), (220, 38, 127), (255, 176, 0)
 _LONGEST_SIDE = 640
+# Of more than these, labels would hide the image.
+_MOST_LABELS = 20
 
-LEGEND = "Blue: right detections; magenta, with class and score: false ones; amber: missed objects"
+LEGEND = "Blue: right detections; magenta: false ones, with their score; amber: missed objects"
 
 
 def draw_errors(errors: ImageErrors, class_names: Sequence[str], image_root: str) -> DrawnImage:
@@ -39,6 +41,7 @@ def draw_errors(errors: ImageErrors, class_names: Sequence[str], image_root: str
     scale = min(readable_scale(drawn), _LONGEST_SIDE / max(drawn.shape[:2]))
     drawn = resized(drawn, scale)
     names = drawable_names(class_names)
+    labeled = len(errors.missed) + len(errors.false) <= _MOST_LABELS
     for boxes, color, label in (
         (errors.right, _RIGHT, ""),
         (errors.missed, _MISSED, "missed {name}"),
@@ -46,7 +49,7 @@ def draw_errors(errors: ImageErrors, class_names: Sequence[str], image_root: str
     ):
         corners = np.array([box.xyxy for box in boxes], dtype=np.float64).reshape(-1, 4)
         labels = [label.format(name=names[box.label], score=box.score) for box in boxes]
-        drawn = draw_boxes(drawn, corners * scale, [color] * len(boxes), labels)
+        drawn = draw_boxes(drawn, corners * scale, [color] * len(boxes), labels if labeled else ())
     file = io.BytesIO()
     Image.fromarray(drawn).save(file, "JPEG", quality=80, subsampling=0)  # thin lines keep their colors
     caption = f"{os.path.basename(errors.file_name)}: {len(errors.right)} right, "

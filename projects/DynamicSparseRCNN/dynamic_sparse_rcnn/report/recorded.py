@@ -83,8 +83,9 @@ class RecordedRun:
         return max(losses) + 1 if losses else 0
 
     def find_curves(self, metric: str) -> dict[str, Curve]:
-        """Those of a metric by their whole names, before which a test set's may stand."""
-        return {name: curve for name, curve in self.curves.items() if f"/{name}".endswith(f"/{metric}")}
+        """Those of a metric by their whole names: before ``<task>/<metric>`` may stand the name of a test set."""
+        end = f"/{metric}" if "/" in metric else None
+        return {name: curve for name, curve in self.curves.items() if name == metric or (end and name.endswith(end))}
 
 
 def read_run(folder: str | Path) -> RecordedRun:

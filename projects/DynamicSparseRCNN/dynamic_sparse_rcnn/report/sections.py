@@ -93,7 +93,7 @@ def _facts(run: RecordedRun) -> dict[str, str]:
 
 def _commands(one: ReportedRun) -> Iterator[str]:
     run, folder = one.run, shlex.quote(str(one.run.folder))
-    if run.iterations and run.max_iter and run.iterations < run.max_iter:
+    if (run.folder / "last_checkpoint").is_file() and run.iterations < (run.max_iter or 0):
         yield f"dsrcnn train --resume --output {folder}"
     if any(run.folder.glob("model_*.pth")):
         best = next((analysis.total.best for analysis in one.analyses.values()), None)
