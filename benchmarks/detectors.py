@@ -3,7 +3,7 @@
 
 Two detectors of one config, without and with the options, from the same seed and on the same random images and ground
 truths; they take turns, in one process, so that what else the machine does hits both alike. A step is the forward
-pass, the backward pass and the optimiser's. FLOPs are fvcore's, which counts a multiply-add as one, of one image at
+pass, the backward pass and the optimizer's. FLOPs are fvcore's, which counts a multiply-add as one, of one image at
 inference.
 
     python benchmarks/detectors.py --config-file configs/coco/sparse_rcnn_R_50_FPN_300pro_3x.yaml \\
@@ -90,7 +90,7 @@ def make_inputs(args: argparse.Namespace, num_classes: int) -> list[dict[str, An
 
 
 def training_step(cfg: CfgNode, detector: nn.Module, inputs: list[dict[str, Any]]) -> Callable[[], None]:
-    """A step of the config's optimiser; if the config asks for mixed precision, in bfloat16 (no gradient scaler)."""
+    """A step of the config's optimizer; if the config asks for mixed precision, in bfloat16 (no gradient scaler)."""
     optimizer = build_optimizer(cfg, detector)
 
     def step() -> None:

@@ -225,7 +225,7 @@ class PlainSparseRCNN(nn.Module):
         ]
 
     def preprocess_image(self, batched_inputs: list[dict[str, Any]]) -> ImageList:
-        """Normalises the images and pads them to a batch."""
+        """Normalizes the images and pads them to a batch."""
         mean, std = self.get_buffer("pixel_mean"), self.get_buffer("pixel_std")
         images = [(x["image"].to(mean.device) - mean) / std for x in batched_inputs]
         return ImageList.from_tensors(images, self.backbone.size_divisibility)

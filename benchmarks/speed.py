@@ -98,9 +98,9 @@ def time_parts(subject: Subject) -> dict[str, float]:
     watch.seconds["loss"] -= watch.seconds["matching"]
     with watch.timing("backward"):
         loss.backward()
-    with watch.timing("optimiser"):
+    with watch.timing("optimizer"):
         subject.update()
-    return {part: watch.seconds[part] for part in (*parts, "forward, else", "backward", "optimiser")}
+    return {part: watch.seconds[part] for part in (*parts, "forward, else", "backward", "optimizer")}
 
 
 def compare_options(workload: Workload, repeats: int) -> Iterator[Comparison]:
@@ -154,7 +154,7 @@ def grow(workload: Workload, what: str, multiple: float) -> Workload:
 
 
 def make_pair(workload: Workload) -> dict[str, Subject]:
-    """The plain detector and ours, which share weights and optimiser."""
+    """The plain detector and ours, which share weights and optimizer."""
     ours = Subject.make(workload)
     assert isinstance(ours.model, SparseRCNN)
     return {"plain": replace(ours, model=PlainSparseRCNN(ours.model)), "ours": ours}

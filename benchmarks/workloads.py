@@ -97,7 +97,7 @@ class Workload:
 
 @dataclass(frozen=True)
 class Subject:
-    """A detector, its optimiser with the gradient scaler that float16 needs, and its batch."""
+    """A detector, its optimizer with the gradient scaler that float16 needs, and its batch."""
 
     workload: Workload
     model: nn.Module
@@ -140,7 +140,7 @@ class Subject:
             self.model(self.inputs)
 
     def make_prediction(self) -> Callable[[], None]:
-        """From normalised images on the device to the predictions of all stages."""
+        """From normalized images on the device to the predictions of all stages."""
         model: Any = self.model
         images = model.preprocess_image(self.inputs)
 

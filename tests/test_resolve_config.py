@@ -178,7 +178,7 @@ def test_what_follows_from_a_matcher_of_others_follows_from_what_it_says(tiny_cf
 
 
 def test_a_matcher_that_does_not_say_so_is_refused_where_it_is_defined():
-    with pytest.raises(TypeError, match="Silent must say whether it is one-to-many"):
+    with pytest.raises(TypeError, match="Silent does not say whether it is one-to-many"):
 
         class Silent(Matcher):
             pass

@@ -89,7 +89,7 @@ def test_it_leaves_a_table_a_json_file_and_a_plot(monkeypatch, capsys, tmp_path)
     speed.main()
     content = json.loads((tmp_path / "speed.json").read_text())
     found = {entry["name"]: entry for entry in content["comparisons"]}
-    parts = ["backbone", "generator", "head", "matching", "loss", "forward, else", "backward", "optimiser"]
+    parts = ["backbone", "generator", "head", "matching", "loss", "forward, else", "backward", "optimizer"]
     assert list(found) == [
         *("training step", "peak memory of a training step", "inference"),
         "inference without pre- and post-processing",

@@ -222,7 +222,7 @@ def test_inference_needs_no_no_grad(tiny_cfg, make_inputs):
     assert not output["instances"].pred_boxes.tensor.requires_grad
 
 
-def test_the_backbone_sees_normalised_and_zero_padded_images(tiny_cfg, make_inputs):
+def test_the_backbone_sees_normalized_and_zero_padded_images(tiny_cfg, make_inputs):
     tiny_cfg.MODEL.PIXEL_MEAN, tiny_cfg.MODEL.PIXEL_STD = [100.0, 110.0, 120.0], [50.0, 60.0, 70.0]
     model = build_model(tiny_cfg).eval()
     seen = []

@@ -109,8 +109,8 @@ def excused(monkeypatch) -> list[str]:
 
     monkeypatch.setattr(ImageList, "from_tensors", batch)  # detectron2's asks tensors of sizes, on the host
     monkeypatch.setattr(ROIPooler, "forward", pool)
-    monkeypatch.setattr(detector, "_require_finite", lambda *_: looks.append("finite"))
-    monkeypatch.setattr(detector, "_check_classes", lambda *_: None)  # looks at the host alone
+    monkeypatch.setattr(detector, "require_finite", lambda *_: looks.append("finite"))
+    monkeypatch.setattr(detector, "check_classes", lambda *_: None)  # looks at the host alone
     return looks
 
 

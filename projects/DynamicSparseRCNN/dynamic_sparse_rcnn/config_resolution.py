@@ -1,4 +1,4 @@
-"""What a config leaves open follows from its meta-architecture and its matcher; this is the one place that says how."""
+"""Resolves what a config leaves open: it follows from the meta-architecture and the matcher."""
 
 from __future__ import annotations
 
@@ -12,31 +12,31 @@ logger = logging.getLogger(__name__)
 
 
 class Parts(NamedTuple):
-    """What a meta-architecture is made of unless the config says otherwise; all else follows from the matcher."""
+    """The default parts of a meta-architecture. Everything else follows from the matcher."""
 
     proposal_generator: str
     matcher: str
 
 
-#: By name of the meta-architecture; derived ones have their base's.
+#: Default parts by name of the meta-architecture. Subclasses have those of their base class.
 ARCHITECTURE_PARTS = {
     "SparseRCNN": Parts("LearnedProposalGenerator", "HungarianMatcher"),
     "DynamicSparseRCNN": Parts("DynamicProposalGenerator", "OptimalTransportMatcher"),
 }
 
-# The NMS of one-to-many matching (arXiv 2205.02101, section 4.1), and one that drops nothing.
+# NMS thresholds for one-to-many matching (arXiv 2205.02101, section 4.1), and without NMS.
 _NMS_OF_ONE_TO_MANY, _NO_NMS = 0.7, 1.0
-# What evaluations cut off at unless told otherwise, and the proposals beyond which that loses objects.
+# detectron2's default of TEST.DETECTIONS_PER_IMAGE, and the number of proposals above which it is too small.
 _DEFAULT_DETECTIONS, _MOST_USUAL_PROPOSALS = 100, 300
 
 
 def resolve_config(cfg: CfgNode) -> None:
-    """Fills in what the config leaves open, in place; does nothing to a config that is resolved already.
+    """Fills in what the config leaves open, in place. A resolved config stays as it is.
 
-    ``MODEL.META_ARCHITECTURE`` decides the proposal generator (detectron2's default, RPN, counts as open) and the
-    matcher. The matcher decides, by ``Matcher.one_to_many``, what the losses are divided by
-    (``MODEL.SparseRCNN.DLA.NORMALIZER``) and at which IoU detections are suppressed
-    (``MODEL.SparseRCNN.NMS_THRESHOLD``). Architectures of others keep what they have.
+    ``MODEL.META_ARCHITECTURE`` determines the default proposal generator (detectron2's default, RPN, counts as open)
+    and the default matcher. ``Matcher.one_to_many`` determines the divisor of the losses
+    (``MODEL.SparseRCNN.DLA.NORMALIZER``) and the NMS threshold (``MODEL.SparseRCNN.NMS_THRESHOLD``). Other
+    meta-architectures have no default parts.
 
     Raises:
         ValueError: keys contradict each other, or a name is not registered; names the keys and the remedy.
@@ -51,7 +51,7 @@ def resolve_config(cfg: CfgNode) -> None:
 
 
 def resolved_copy(cfg: CfgNode) -> CfgNode:
-    """A copy of the config, resolved by :func:`resolve_config`."""
+    """Returns a copy of the config, resolved by :func:`resolve_config`."""
     cfg = cfg.clone()
     resolve_config(cfg)
     return cfg
@@ -75,7 +75,7 @@ def _resolve(cfg: CfgNode) -> None:
 
 
 def _open_old_defaults(node: CfgNode) -> None:
-    """Files of before had "" and 0.0 where now there is None, and then a normalizer that nobody had chosen."""
+    """Handles files from before None meant open: they have "" and 0.0, and always the normalizer ``positives``."""
     if "" in (node.CRITERION, node.MATCHER) or node.NMS_THRESHOLD == 0:
         node.CRITERION, node.MATCHER = node.CRITERION or None, node.MATCHER or None
         node.NMS_THRESHOLD = node.NMS_THRESHOLD or None
@@ -83,7 +83,7 @@ def _open_old_defaults(node: CfgNode) -> None:
 
 
 def _parts_of(architecture: str) -> Parts | None:
-    from detectron2.modeling import META_ARCH_REGISTRY  # imports PyTorch, which reading a config does not need
+    from detectron2.modeling import META_ARCH_REGISTRY  # slow to import, and not needed to read a config
 
     if architecture not in META_ARCH_REGISTRY:
         return ARCHITECTURE_PARTS.get(architecture)
@@ -92,7 +92,7 @@ def _parts_of(architecture: str) -> Parts | None:
 
 
 def _keep_detections_of_all_proposals(cfg: CfgNode) -> None:
-    """Crowded data sets have more objects an image than detectron2 keeps by default."""
+    """Raises detectron2's default limit of detections for models with many proposals, which are for crowded images."""
     proposals = cfg.MODEL.SparseRCNN.NUM_PROPOSALS
     if cfg.TEST.DETECTIONS_PER_IMAGE == _DEFAULT_DETECTIONS and proposals > _MOST_USUAL_PROPOSALS:
         cfg.TEST.DETECTIONS_PER_IMAGE = proposals
@@ -100,10 +100,15 @@ def _keep_detections_of_all_proposals(cfg: CfgNode) -> None:
 
 
 def find_registered(registry: Registry, name: str, key: str) -> Any:
-    """What is registered under the name that a key has.
+    """Looks up a name in a registry.
+
+    Args:
+        registry: where to look.
+        name: the name.
+        key: the config key that has it, for the error message.
 
     Raises:
-        ValueError: nothing is; names the key and what is.
+        ValueError: the name is not registered; lists those that are.
     """
     if name not in registry:
         registered = ", ".join(sorted(known for known, _ in registry))
@@ -112,33 +117,35 @@ def find_registered(registry: Registry, name: str, key: str) -> Any:
 
 
 def _is_one_to_many(matcher: str) -> bool:
-    from .modeling.assignment.matchers import MATCHER_REGISTRY  # which resolves configs itself
+    from .modeling.assignment.matchers import MATCHER_REGISTRY  # it imports this module
 
     one_to_many: bool = find_registered(MATCHER_REGISTRY, matcher, "MODEL.SparseRCNN.MATCHER").one_to_many
     return one_to_many
 
 
 def _choose_criterion(matcher: str, one_to_many: bool, chosen: str | None) -> str:
-    if chosen == "DLACriterion":  # of before: SetCriterion with a one-to-many matcher
+    if chosen == "DLACriterion":  # in older files: SetCriterion with a one-to-many matcher
         if not one_to_many:
             raise ValueError(
                 f"MODEL.SparseRCNN.CRITERION DLACriterion needs a one-to-many matcher, but MODEL.SparseRCNN.MATCHER is "
-                f"{matcher}, which is one-to-one: set MATCHER to OptimalTransportMatcher, or leave CRITERION out"
+                f"{matcher}, which is one-to-one: set MATCHER to OptimalTransportMatcher, or remove CRITERION"
             )
         return "SetCriterion"
     return chosen or "SetCriterion"
 
 
 def choose_normalizer(matcher: str, one_to_many: bool, chosen: str | None) -> str | None:
-    """What the losses are divided by: ``positives`` or ``num_gt``; None for one-to-one, where it is the latter.
+    """Returns the divisor of the losses: ``positives``, ``num_gt``, or None for one-to-one matchers.
+
+    One-to-one matchers leave no choice: their losses are divided by the number of ground truths.
 
     Args:
-        matcher: its name, for messages.
-        one_to_many: whether it is.
-        chosen: ``MODEL.SparseRCNN.DLA.NORMALIZER``; None: the usual one.
+        matcher: name of the matcher, for the error message.
+        one_to_many: whether the matcher is one-to-many.
+        chosen: ``MODEL.SparseRCNN.DLA.NORMALIZER``; None: the default.
 
     Raises:
-        ValueError: one-to-one matchers have no choice; or the name is unknown.
+        ValueError: the choice is unknown, or contradicts the matcher.
     """
     if chosen is None:
         return "positives" if one_to_many else None
@@ -147,21 +154,21 @@ def choose_normalizer(matcher: str, one_to_many: bool, chosen: str | None) -> st
     if not one_to_many:
         raise ValueError(
             f"MODEL.SparseRCNN.DLA.NORMALIZER is {chosen!r}, but MODEL.SparseRCNN.MATCHER {matcher} is one-to-one: its "
-            "losses are divided by the number of ground truths. Leave NORMALIZER out, or use a one-to-many matcher"
+            "losses are divided by the number of ground truths. Remove NORMALIZER, or use a one-to-many matcher"
         )
     return chosen
 
 
 def choose_nms_threshold(matcher: str, one_to_many: bool, chosen: float | None) -> float:
-    """The IoU of the NMS; 1: none.
+    """Returns the IoU threshold of NMS; 1 means no NMS.
 
     Args:
-        matcher: its name, for messages.
-        one_to_many: whether it is.
-        chosen: ``MODEL.SparseRCNN.NMS_THRESHOLD``; None: the usual one.
+        matcher: name of the matcher, for the error message.
+        one_to_many: whether the matcher is one-to-many.
+        chosen: ``MODEL.SparseRCNN.NMS_THRESHOLD``; None: the default.
 
     Raises:
-        ValueError: a one-to-many matcher without NMS; or not an IoU.
+        ValueError: the choice is not an IoU, or is 1 with a one-to-many matcher.
     """
     if chosen is None:
         return _NMS_OF_ONE_TO_MANY if one_to_many else _NO_NMS

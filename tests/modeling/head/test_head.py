@@ -1,4 +1,4 @@
-"""The dynamic head: initialisation by name, interaction, refinement, precision."""
+"""The dynamic head: initialization by name, interaction, refinement, precision."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def make_proposals(images: int = 2, proposals: int = 8) -> tuple[torch.Tensor, t
 
 
 @pytest.mark.parametrize("num_classes", [1, 3, 4, 32, 64, 80, 256])
-def test_parameters_are_initialised_by_name_whatever_the_number_of_classes(tiny_cfg, num_classes):
+def test_parameters_are_initialized_by_name_whatever_the_number_of_classes(tiny_cfg, num_classes):
     tiny_cfg.MODEL.SparseRCNN.NUM_CLASSES = num_classes
     head = DynamicHead(tiny_cfg, SHAPES)
     bias = -math.log(0.99 / 0.01)

@@ -171,7 +171,7 @@ def test_autocast_mixes_in_float32(tiny_dynamic_cfg, make_inputs):
         assert loss.item() == pytest.approx(exact[name].item(), rel=0.15, abs=0.1), name
 
 
-def test_neighbours_in_the_batch_leave_an_images_weights_nearly_alone(tiny_dynamic_cfg):
+def test_neighbors_in_the_batch_leave_an_images_weights_nearly_alone(tiny_dynamic_cfg):
     """What remains is the backbone's: its convolutions see something else beyond the image's border."""
     model = build_model(tiny_dynamic_cfg)
     generator = model.proposal_generator

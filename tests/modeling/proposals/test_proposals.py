@@ -29,7 +29,7 @@ def test_features_start_standard_normal():
 
 @pytest.mark.parametrize("number", [1, 2, 5, 20, 49])
 @pytest.mark.parametrize("kind", ["image", "grid", "random"])
-def test_initial_boxes_have_their_centres_inside_the_image(kind, number):
+def test_initial_boxes_have_their_centers_inside_the_image(kind, number):
     boxes = initial_boxes(kind, number)
     assert boxes.shape == (number, 4)
     assert boxes.dtype == torch.float32
@@ -47,8 +47,8 @@ def test_a_grid_covers_the_image_without_two_equal_boxes():
 
 
 def test_an_unknown_start_is_refused_by_key_and_value():
-    with pytest.raises(ValueError, match=r"MODEL.SparseRCNN.INIT_BOXES is 'centre'.*image, grid, random"):
-        initial_boxes("centre", 5)
+    with pytest.raises(ValueError, match=r"MODEL.SparseRCNN.INIT_BOXES is 'middle'.*image, grid, random"):
+        initial_boxes("middle", 5)
 
 
 def test_no_proposals_are_refused_by_key():

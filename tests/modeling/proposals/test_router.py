@@ -57,7 +57,7 @@ def _bilinear(rows: torch.Tensor, number: int) -> torch.Tensor:
     return torch.stack(resized)
 
 
-def randomise(router: ExpertRouter) -> None:
+def randomize(router: ExpertRouter) -> None:
     for parameter in router.parameters():
         torch.nn.init.normal_(parameter)
 
@@ -70,7 +70,7 @@ def test_the_size_is_the_published_one():
 @pytest.mark.parametrize("strides", [(4, 8, 16, 32), (8, 16, 32), (32,), (4, 8, 16, 32, 64)])
 def test_logits_equal_a_written_out_float64_staircase(strides):
     router = make_router(strides)
-    randomise(router)
+    randomize(router)
     features = make_features(router, 2, 320, 256)
     logits = router(features, [(320, 256)] * 2)
     assert logits.shape == (2, 3, 5)
@@ -82,7 +82,7 @@ def test_logits_equal_a_written_out_float64_staircase(strides):
 @pytest.mark.parametrize("size", [(64, 96), (40, 50), (33, 101), (1, 1)])
 def test_what_lies_outside_an_image_does_not_matter(size):
     router = make_router()
-    randomise(router)
+    randomize(router)
     height, width = size
     alone = make_features(router, 1, height, width)
     batch = make_features(router, 2, 192, 160)

@@ -1,4 +1,4 @@
-"""detectron2's event storage, where there is one: a model may also run outside of a training loop."""
+"""Access to detectron2's event storage, which exists only inside a training loop."""
 
 from __future__ import annotations
 
@@ -11,24 +11,24 @@ from torch import Tensor
 
 
 def current_event_storage() -> EventStorage | None:
-    """The storage of the running training loop, or None."""
+    """Returns the storage of the running training loop, or None outside of one."""
     try:
         return get_event_storage()
-    except AssertionError:  # detectron2's way to say that no training loop is running
+    except AssertionError:  # raised by detectron2 outside of a training loop
         return None
 
 
 class ScalarLog:
-    """Logs scalars to the running loop's ``EventStorage`` without waiting for the device.
+    """Logs scalars to the training loop's ``EventStorage`` without synchronizing with the device.
 
-    What a CUDA device computed is logged one call late, when its copy has arrived.
+    Scalars on a CUDA device are copied asynchronously and logged one call later.
     """
 
     def __init__(self) -> None:
         self._pending: tuple[list[str], Tensor, torch.cuda.Event] | None = None
 
     def put(self, scalars: Mapping[str, Tensor]) -> None:
-        """Logs tensors of one element each by their names; nothing, outside of a training loop."""
+        """Logs one-element tensors by name. Does nothing outside of a training loop."""
         storage = current_event_storage()
         if storage is None:
             return
@@ -38,12 +38,12 @@ class ScalarLog:
             return
         if self._pending is not None:
             names, arrived, event = self._pending
-            event.synchronize()  # recorded a step ago: there is nothing to wait for
+            event.synchronize()  # recorded in the previous step, so it is done by now
             storage.put_scalars(**dict(zip(names, arrived.tolist(), strict=True)))
         copy, event = values.to("cpu", non_blocking=True), torch.cuda.Event()
         event.record(torch.cuda.current_stream(values.device))
         self._pending = list(scalars), copy, event
 
     def __getstate__(self) -> dict[str, Any]:
-        # A copy of the model does not log what the original computed; events cannot be copied.
+        # CUDA events cannot be copied or pickled; and a copied model must not log the original's scalars.
         return {"_pending": None}

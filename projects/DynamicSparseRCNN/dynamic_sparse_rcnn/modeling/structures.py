@@ -1,8 +1,7 @@
-"""The typed values that pass between generator, head, cost model, matcher and criterion.
+"""Typed values that pass between generator, head, cost model, matcher and criterion.
 
-Legend of the shapes, used throughout the package: ``S`` stages, ``B`` images, ``P`` proposals,
-``G`` most ground truths of an image in the batch, ``K`` classes, ``C`` channels.
-Boxes are absolute XYXY pixels of the network input.
+Shapes throughout the package: ``S`` stages, ``B`` images, ``P`` proposals, ``G`` maximum number of ground truths per
+image in the batch, ``K`` classes, ``C`` channels. Boxes are in absolute XYXY pixels of the network input.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ from torch.nn.utils.rnn import pad_sequence
 #: and ``instances``.
 ModelInput: TypeAlias = dict[str, Any]
 
-#: The ``Assignment.gt_index`` of a proposal that learns to be background.
+#: The ``Assignment.gt_index`` of background proposals.
 BACKGROUND = -1
 
 
@@ -31,14 +30,14 @@ def _check_shape(name: str, tensor: Tensor, expected: tuple[int, ...]) -> None:
 
 @dataclass(frozen=True)
 class StagePredictions:
-    """What the head predicts, for all stages and images.
+    """The head's predictions for all stages and images.
 
-    A head that predicts more has a dataclass of its own, derived from this one, whose further fields are (S, B, ...).
+    A head that predicts more returns a subclass of this dataclass, with additional fields of shape (S, B, ...).
 
     Attributes:
         logits: (S, B, P, K) class logits before the sigmoid.
         boxes: (S, B, P, 4) float32, absolute XYXY pixels of the network input.
-        initial_boxes: (B, P, 4) float32, likewise: what the first stage started from; None where nobody asks.
+        initial_boxes: (B, P, 4) float32, absolute XYXY pixels: the boxes that the first stage refined, if known.
     """
 
     logits: Tensor
@@ -54,15 +53,15 @@ class StagePredictions:
 
     @property
     def last(self) -> StagePredictions:
-        """The last stage alone, (1, B, P, .)."""
+        """Only the last stage, (1, B, P, .)."""
         return self.stage(len(self.logits) - 1)
 
     def stage(self, index: int) -> StagePredictions:
-        """One stage alone, (1, B, P, .), counted from 0."""
+        """Returns only one stage, (1, B, P, .), counted from 0."""
         return replace(self, **{name: getattr(self, name)[index : index + 1] for name in self._names_by_stage()})
 
     def cat(self, *others: StagePredictions) -> StagePredictions:
-        """These stages, then those of others of the same class."""
+        """Concatenates these stages with those of ``others``, which are of the same class."""
         stages = (self, *others)
         return replace(self, **{name: torch.cat([getattr(x, name) for x in stages]) for name in self._names_by_stage()})
 
@@ -72,20 +71,20 @@ class StagePredictions:
 
 @dataclass(frozen=True)
 class BatchedTargets:
-    """The ground truths of a batch, padded to the same number an image.
+    """The ground truths of a batch, padded to the same number per image.
 
-    For losses that need more of them there can be a dataclass derived from this one, with a :meth:`from_instances` that
-    fills in its further fields.
+    Losses that need more ground truth use a subclass of this dataclass, whose :meth:`from_instances` fills in the
+    additional fields.
 
     Attributes:
-        boxes: (B, G, 4) float32, absolute XYXY pixels; rows of padding are harmless unit boxes.
+        boxes: (B, G, 4) float32, absolute XYXY pixels; padding rows are unit boxes.
         classes: (B, G) int64 in [0, K); 0 in the padding.
-        valid: (B, G) bool, False in the padding and for boxes without extent, which nothing can learn.
-        image_whwh: (B, 4) float32, width, height, width, height of each image without its padding.
-        crowd: (B, G) bool, True for regions with more objects than are annotated (``valid`` is False there); None
-            where nothing is known of any.
+        valid: (B, G) bool, False for padding and for boxes without extent, which cannot be learned.
+        image_whwh: (B, 4) float32, width, height, width, height of each image without padding.
+        crowd: (B, G) bool, True for crowd regions, where ``valid`` is False; None if there is no information about
+            them.
 
-    ``G`` is at least 1, so that gathering works in a batch without any ground truth.
+    ``G`` is at least 1, so that gathering works in a batch without ground truths.
     """
 
     boxes: Tensor
@@ -106,18 +105,18 @@ class BatchedTargets:
 
     @property
     def number(self) -> Tensor:
-        """(1,) float32, how many ground truths there are to learn."""
+        """(1,) float32, the number of valid ground truths."""
         return self.valid.sum().float()[None]
 
     @classmethod
     def from_instances(cls, instances: Sequence[Instances], device: torch.device) -> BatchedTargets:
-        """Batches detectron2's ground truths (fields ``gt_boxes``, ``gt_classes`` and perhaps ``gt_is_crowd``).
+        """Batches detectron2's ground truths (fields ``gt_boxes``, ``gt_classes`` and optionally ``gt_is_crowd``).
 
         Args:
-            instances: of each image, all on one device.
-            device: of the batch.
+            instances: the ground truths of each image, all on the same device.
+            device: device of the result.
         """
-        # Padded where they are, on the host as mappers leave them: few copies go to the device, and wait for nothing.
+        # Padded on the host, where mappers leave them, so that only a few asynchronous copies are needed.
         boxes = [x.gt_boxes.tensor.float() for x in instances]
         classes = [x.gt_classes.long() for x in instances]
         if not any(len(x) for x in instances):
@@ -138,7 +137,7 @@ class BatchedTargets:
 
 
 def _pad_crowd(instances: Sequence[Instances], valid: Tensor) -> Tensor | None:
-    """(B, G) bool, the crowd regions among the boxes of some extent; None where no image can have any."""
+    """Returns (B, G) bool, the crowd regions that have an extent; None if no image has the field."""
     if not any(x.has("gt_is_crowd") for x in instances):
         return None
     crowd = torch.zeros_like(valid)
@@ -150,12 +149,12 @@ def _pad_crowd(instances: Sequence[Instances], valid: Tensor) -> Tensor | None:
 
 @dataclass(frozen=True)
 class MatchCosts:
-    """What it costs to make proposal p learn from ground truth g, for all stages and images.
+    """The costs of assigning ground truths to proposals, for all stages and images.
 
     Attributes:
-        cost: (S, B, P, G) float32, relative to making the proposal background, which costs 0.
-        iou: (S, B, P, G) float32 in [0, 1], of predicted and true boxes.
-        valid: (B, G) bool, False where a column is padding; its costs mean nothing.
+        cost: (S, B, P, G) float32, relative to background, which costs 0.
+        iou: (S, B, P, G) float32 in [0, 1], IoU of predicted and ground truth boxes.
+        valid: (B, G) bool, False for padding, whose costs are meaningless.
     """
 
     cost: Tensor
@@ -171,13 +170,12 @@ class MatchCosts:
 
 @dataclass(frozen=True)
 class Assignment:
-    """Which ground truth each proposal learns from.
+    """The ground truth of each proposal.
 
     Attributes:
         gt_index: (S, B, P) int64 in [0, G), or ``BACKGROUND``.
-        supply: (S, B, G) float32, the units of each ground truth that the matcher distributed; None where it
-            distributes one each.
-        residual: (S, B) float32, by how many units the solution misses the supply; None where it is exact.
+        supply: (S, B, G) float32, units of each ground truth in optimal transport; None for other matchers.
+        residual: (S, B) float32, the largest deviation of the solution from the supply, in units; None if it is exact.
     """
 
     gt_index: Tensor
@@ -192,20 +190,20 @@ class Assignment:
 
     @property
     def positive(self) -> Tensor:
-        """(S, B, P) bool: the proposals that learn from a ground truth."""
+        """(S, B, P) bool: the proposals that have a ground truth."""
         return self.gt_index != BACKGROUND
 
 
 def image_sizes_to_whwh(image_sizes: Sequence[tuple[int, int]], device: torch.device) -> Tensor:
-    """Turns ``(height, width)`` pairs into (B, 4) float32 rows of width, height, width, height."""
+    """Converts ``(height, width)`` pairs to (B, 4) float32 rows of width, height, width, height."""
     return integers_on_device([(w, h, w, h) for h, w in image_sizes], device).float()
 
 
 def integers_on_device(values: Sequence[int] | Sequence[Sequence[int]], device: torch.device) -> Tensor:
-    """An int64 tensor of what the host knows, without waiting for the device, as ``torch.tensor`` would."""
+    """Creates an int64 tensor without synchronizing with the device, unlike ``torch.tensor(.., device=..)``."""
     return _copy(torch.tensor(values, dtype=torch.int64), device)
 
 
 def _copy(values: Tensor, device: torch.device) -> Tensor:
-    """Few values, to a GPU without waiting for it: of memory that is not pinned CUDA takes a copy before it returns."""
+    """Copies a small tensor asynchronously. CUDA stages small copies from pageable memory before it returns."""
     return values.to(device, non_blocking=device.type == "cuda")

@@ -1,4 +1,4 @@
-"""Test-time augmentation of a whole detector: what it finds in several versions of an image, merged by NMS."""
+"""Test-time augmentation: merges the detections of several versions of an image by NMS."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from .structures import ModelInput
 
 
 class DetectorWithTTA(nn.Module):
-    """A detector with test-time augmentation, to be evaluated like one without.
+    """A detector with test-time augmentation, evaluated like one without.
 
-    The counterpart of detectron2's ``GeneralizedRCNNWithTTA`` for any detector that gives boxes, scores and classes.
-    Every version of an image (``TEST.AUG.MIN_SIZES``, ``MAX_SIZE`` and ``FLIP``) is run, its boxes are mapped back,
-    and class-wise NMS at ``MODEL.ROI_HEADS.NMS_THRESH_TEST`` keeps the best of those that overlap. A detector that
-    needs no NMS by itself needs it here: each version finds every object once.
+    The counterpart of detectron2's ``GeneralizedRCNNWithTTA`` for all detectors that predict boxes, scores and classes.
+    The detector runs on several versions of an image (``TEST.AUG.MIN_SIZES``, ``MAX_SIZE`` and ``FLIP``). Boxes are
+    mapped back to the original image and merged by class-wise NMS at ``MODEL.ROI_HEADS.NMS_THRESH_TEST``. NMS is needed
+    even if the detector itself has none: each version finds every object once.
     """
 
     @configurable
@@ -37,11 +37,11 @@ class DetectorWithTTA(nn.Module):
     ) -> None:
         """
         Args:
-            model: of detectron2's contract, also distributed.
-            tta_mapper: makes of an input its versions, each with the ``transforms`` that made it.
-            nms_threshold: IoU above which the weaker of two boxes of a class is dropped.
-            num_detections: most detections an image; -1: no limit.
-            batch_size: versions that are run at once.
+            model: a detectron2 detector, possibly distributed.
+            tta_mapper: maps an input to its versions, each with the ``transforms`` that produced it.
+            nms_threshold: NMS drops a box whose IoU with a better box of its class is above this.
+            num_detections: maximum number of detections per image; -1: no limit.
+            batch_size: number of versions in a batch.
         """
         super().__init__()
         self.model = model.module if isinstance(model, nn.parallel.DistributedDataParallel) else model
@@ -60,7 +60,13 @@ class DetectorWithTTA(nn.Module):
         }
 
     def forward(self, batched_inputs: Sequence[ModelInput]) -> list[dict[str, Instances]]:
-        """As the detector's, in evaluation mode; ``height`` and ``width`` default to the input image's own.
+        """Detects objects like the detector in evaluation mode.
+
+        Args:
+            batched_inputs: detectron2's dicts; ``height`` and ``width`` default to the size of ``image``.
+
+        Returns:
+            A dict with ``instances`` for each image.
 
         Raises:
             RuntimeError: the detector is in training mode.
@@ -82,7 +88,7 @@ class DetectorWithTTA(nn.Module):
         return self._merge(Instances.cat(found))
 
     def _run(self, versions: list[ModelInput]) -> list[tuple[ModelInput, Instances]]:
-        """Detections in pixels of each version."""
+        """Returns each version with its detections, in pixels of that version."""
         plain = [{"image": version["image"]} for version in versions]
         return [(version, output["instances"]) for version, output in zip(versions, self.model(plain), strict=True)]
 

@@ -1,4 +1,4 @@
-"""The cost of making a proposal learn from a ground truth, for all stages and images at once."""
+"""Matching costs: how well each proposal fits each ground truth, for all stages and images at once."""
 
 from __future__ import annotations
 
@@ -18,25 +18,25 @@ from ..structures import BatchedTargets, MatchCosts, StagePredictions
 
 COST_REGISTRY = Registry("COST")
 COST_REGISTRY.__doc__ = """
-Terms of the matching cost, chosen by ``MODEL.SparseRCNN.COSTS`` and built by ``COST_REGISTRY.get(name)(cfg)``.
+Terms of the matching cost, selected by ``MODEL.SparseRCNN.COSTS`` and built by ``COST_REGISTRY.get(name)(cfg)``.
 A term is a :class:`CostTerm`.
 """
 
 
 def box_iou_and_giou(boxes: Tensor, others: Tensor) -> tuple[Tensor, Tensor]:
-    """Intersection over union and its generalised form (arXiv 1902.09630), with broadcasting.
+    """Computes IoU and generalized IoU (arXiv 1902.09630) of boxes, with broadcasting.
 
-    torchvision compares all boxes of one set with all of another; this compares any shapes that
-    broadcast, which serves whole batches of pairs, and gives 0 instead of NaN for empty boxes.
+    torchvision's functions compare all boxes of one set with all of another. This one broadcasts over a whole batch,
+    and gives 0 instead of NaN for empty boxes.
 
     Args:
-        boxes: (..., 4) absolute XYXY.
-        others: (..., 4) absolute XYXY, broadcastable to ``boxes``.
+        boxes: (..., 4) XYXY.
+        others: (..., 4) XYXY, broadcastable to ``boxes``.
 
     Returns:
-        IoU in [0, 1] and GIoU in [-1, 1], both of the broadcast shape without the last dimension.
+        IoU in [0, 1] and GIoU in [-1, 1], of the broadcast shape without the last dimension.
     """
-    # One tensor a coordinate: arithmetic on pairs in the last dimension is several times slower.
+    # One tensor per coordinate: arithmetic on pairs of coordinates in the last dimension is several times slower.
     left, top, right, bottom = boxes.unbind(-1)
     other_left, other_top, other_right, other_bottom = others.unbind(-1)
     width = torch.min(right, other_right) - torch.max(left, other_left)
@@ -53,44 +53,44 @@ def box_iou_and_giou(boxes: Tensor, others: Tensor) -> tuple[Tensor, Tensor]:
 
 @dataclass(frozen=True)
 class Pairs:
-    """Each proposal of each stage beside each ground truth of its image: what cost terms compare."""
+    """All pairs of a proposal and a ground truth of the same image: the input of cost terms."""
 
     predictions: StagePredictions
     targets: BatchedTargets
 
     @cached_property
     def iou_and_giou(self) -> tuple[Tensor, Tensor]:
-        """(S, B, P, G) each, of predicted and true boxes."""
+        """IoU and GIoU of all pairs, (S, B, P, G) each."""
         return box_iou_and_giou(self.predictions.boxes[:, :, :, None], self.targets.boxes[None, :, None])
 
 
 class CostTerm(nn.Module, ABC):
-    """One reason for and against making a proposal learn from a ground truth."""
+    """One term of the matching cost."""
 
     def __init__(self, *, weight: float) -> None:
         """
         Args:
-            weight: what :class:`MatchCostModel` multiplies it by.
+            weight: factor that :class:`MatchCostModel` applies.
         """
         super().__init__()
         self.weight = weight
 
     @abstractmethod
     def forward(self, pairs: Pairs) -> Tensor:
-        """(S, B, P, G) float32 cost, relative to background's, without the weight. There is no gradient to keep."""
+        """Returns (S, B, P, G) float32 costs relative to background, without the weight. Gradients are disabled."""
 
 
 @COST_REGISTRY.register()
 class ClassCost(CostTerm):
-    """The focal loss of calling a proposal the ground truth's class, minus that of calling it background."""
+    """The focal loss of classifying a proposal as the ground truth's class, minus that of background."""
 
     @configurable
     def __init__(self, *, weight: float, alpha: float, gamma: float) -> None:
         """
         Args:
-            weight: of the term.
-            alpha: of the focal loss (arXiv 1708.02002).
-            gamma: of the focal loss.
+            weight: factor that :class:`MatchCostModel` applies.
+            alpha: alpha of the focal loss (arXiv 1708.02002).
+            gamma: gamma of the focal loss.
         """
         super().__init__(weight=weight)
         self.alpha = alpha
@@ -113,7 +113,7 @@ class ClassCost(CostTerm):
 
 @COST_REGISTRY.register()
 class L1Cost(CostTerm):
-    """The sum of the four coordinates' distances, in units of the image's width and height."""
+    """L1 distance of the four box coordinates, relative to image width and height."""
 
     @configurable
     def __init__(self, *, weight: float) -> None:
@@ -147,25 +147,25 @@ class GIoUCost(CostTerm):
 
 
 class MatchCostModel(nn.Module):
-    """The weighted sum of cost terms; of classification, L1 and GIoU by default (Sparse R-CNN, section 3.3).
+    """The weighted sum of cost terms; by default of classification, L1 and GIoU (Sparse R-CNN, section 3.3).
 
-    All terms are relative to background, which hence costs 0, for every matcher.
+    Costs are relative to background, so for every matcher background costs 0.
     """
 
     @configurable
     def __init__(self, *, terms: Sequence[CostTerm]) -> None:
         """
         Args:
-            terms: at least one with a weight.
+            terms: the cost terms, at least one with a weight other than 0.
 
         Raises:
-            ValueError: there is none.
+            ValueError: all weights are 0.
         """
         super().__init__()
         if all(term.weight == 0 for term in terms):
             raise ValueError(
-                "matching costs nothing: MODEL.SparseRCNN.COSTS needs a term with a weight. The weights of the usual "
-                "ones are CLASS_WEIGHT, L1_WEIGHT and GIOU_WEIGHT"
+                "MODEL.SparseRCNN.COSTS has no term with a weight other than 0: set CLASS_WEIGHT, L1_WEIGHT or "
+                "GIOU_WEIGHT"
             )
         self.terms = nn.ModuleList(terms)
 

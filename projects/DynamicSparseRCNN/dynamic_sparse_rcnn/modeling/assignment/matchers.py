@@ -1,4 +1,4 @@
-"""Matchers: which ground truth each proposal learns from, as a pure function of the costs."""
+"""Matchers: they assign ground truths to proposals, given the matching costs."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ from .units import UnitSchedule
 
 MATCHER_REGISTRY = Registry("MATCHER")
 MATCHER_REGISTRY.__doc__ = """
-Matchers, chosen by ``MODEL.SparseRCNN.MATCHER`` and built by ``MATCHER_REGISTRY.get(name)(cfg)``.
+Matchers, selected by ``MODEL.SparseRCNN.MATCHER`` and built by ``MATCHER_REGISTRY.get(name)(cfg)``.
 A matcher is a :class:`Matcher`.
 """
 
 
 class Matcher(nn.Module, ABC):
-    """Turns the costs of all stages and images into an assignment. Learns nothing, has no gradient.
+    """Assigns ground truths to the proposals of all stages and images. Has no parameters and no gradients.
 
     Attributes:
-        one_to_many: whether a ground truth may get several proposals; every matcher says so. The losses' divisor and
-            whether inference needs NMS follow from it.
+        one_to_many: whether a ground truth may get several proposals. Every subclass must set it: the divisor of the
+            losses and the need for NMS follow from it.
     """
 
     one_to_many: ClassVar[bool]
@@ -38,7 +38,7 @@ class Matcher(nn.Module, ABC):
         super().__init_subclass__(**arguments)
         if not hasattr(cls, "one_to_many"):
             raise TypeError(
-                f"the matcher {cls.__name__} must say whether it is one-to-many: set its class attribute "
+                f"matcher {cls.__name__} does not say whether it is one-to-many: set its class attribute "
                 "one_to_many to True or False"
             )
 
@@ -49,10 +49,10 @@ class Matcher(nn.Module, ABC):
 
 @MATCHER_REGISTRY.register()
 class HungarianMatcher(Matcher):
-    """One-to-one matching at the least total cost, by SciPy's rectangular assignment.
+    """One-to-one matching with the least total cost, by SciPy's ``linear_sum_assignment``.
 
-    Each ground truth gets one proposal. Where there are more ground truths than proposals, each
-    proposal gets one, so that the total cost is least, and the other ground truths get none.
+    Each ground truth gets one proposal. If there are more ground truths than proposals, each proposal gets a ground
+    truth, and the remaining ground truths get none.
     """
 
     one_to_many = False
@@ -67,7 +67,7 @@ class HungarianMatcher(Matcher):
 
     @torch.no_grad()
     def forward(self, costs: MatchCosts) -> Assignment:
-        """Matches on the host: one copy of all costs there, one of the assignment back."""
+        """Matches on the host: copies all costs there at once, and the assignment back."""
         cost, valid = costs.cost.cpu().numpy(), costs.valid.cpu().numpy()
         columns = [np.flatnonzero(row) for row in valid]
         gt_index = np.full(cost.shape[:3], BACKGROUND, dtype=np.int64)
@@ -80,13 +80,14 @@ class HungarianMatcher(Matcher):
 
 @MATCHER_REGISTRY.register()
 class OptimalTransportMatcher(Matcher):
-    """One-to-many matching as optimal transport (Dynamic Sparse R-CNN, section 3.2; as OTA, arXiv 2103.14259).
+    """One-to-many matching as optimal transport (Dynamic Sparse R-CNN, section 3.2; as in OTA, arXiv 2103.14259).
 
-    Ground truths supply the units of a :class:`UnitSchedule`, background supplies the rest, each proposal
-    demands one. Two solvers: ``sinkhorn`` solves the problems of all stages and images at once, on their
-    device and without waiting for it; ``exact`` solves one after the other on the host, in units rounded up or down
-    at random so that their mean stays. Then every ground truth without a proposal gets a cheap one, while proposals
-    suffice.
+    Each ground truth supplies the units of a :class:`UnitSchedule`, background supplies the rest, and each proposal
+    demands one unit. Then each ground truth without a proposal gets a cheap one, if there are enough proposals.
+
+    The solver ``sinkhorn`` solves all stages and images at once on their device, without synchronization. The solver
+    ``exact`` solves them one by one on the host, in whole units: it rounds supplies up or down at random such that
+    their mean is kept.
     """
 
     one_to_many = True
@@ -95,10 +96,13 @@ class OptimalTransportMatcher(Matcher):
     def __init__(self, *, schedule: UnitSchedule, solver: str, epsilon: float, num_iters: int) -> None:
         """
         Args:
-            schedule: the units of each ground truth.
+            schedule: computes the units of each ground truth.
             solver: ``sinkhorn`` or ``exact``.
-            epsilon: of Sinkhorn's entropy, in units of the cost.
-            num_iters: of Sinkhorn's iteration.
+            epsilon: weight of Sinkhorn's entropy, in units of the cost.
+            num_iters: number of Sinkhorn iterations.
+
+        Raises:
+            ValueError: a value is invalid; names the key.
         """
         super().__init__()
         if solver not in ("sinkhorn", "exact"):
@@ -129,7 +133,7 @@ class OptimalTransportMatcher(Matcher):
 
     @torch.no_grad()
     def forward(self, costs: MatchCosts) -> Assignment:
-        """Assigns, and reports supply and (with ``sinkhorn``) residual in the assignment."""
+        """Assigns ground truths; the assignment has the supply and, with ``sinkhorn``, the residual."""
         supply = self.schedule(costs)
         if self.solver == "exact":
             supply = _round_at_random(supply)
@@ -140,7 +144,7 @@ class OptimalTransportMatcher(Matcher):
 
     def _assign_by_sinkhorn(self, costs: MatchCosts, supply: Tensor) -> tuple[Tensor, Tensor]:
         stages, images, proposals, ground_truths = costs.cost.shape
-        # Rows of the problems: the ground truths, then background, which costs 0 and supplies the rest.
+        # The rows are the ground truths, and last background, which costs 0 and supplies the remaining units.
         rows = torch.cat([costs.cost.transpose(2, 3), costs.cost.new_zeros(stages, images, 1, proposals)], dim=2)
         background = (proposals - supply.sum(-1, keepdim=True)).clamp(min=0)
         row_mass = torch.cat([supply, background], dim=2)
@@ -151,16 +155,16 @@ class OptimalTransportMatcher(Matcher):
             epsilon=self.epsilon,
             num_iters=self.num_iters,
         )
-        # As OTA decodes: each row relative to its largest entry, so that small supplies are heard as well.
+        # Decoded as in OTA: each row is divided by its largest entry, so that small supplies count too.
         relative = transport.plan / transport.plan.amax(2, keepdim=True).clamp(min=torch.finfo(torch.float32).tiny)
-        # Of equal entries argmax takes the first: ground truths come before background.
+        # argmax returns the first of equal entries: ground truths win against background.
         best = relative.view(stages, images, ground_truths + 1, proposals).argmax(2)
         gt_index = torch.where(best == ground_truths, BACKGROUND, best)
         return gt_index, transport.residual.view(stages, images)
 
 
 def _assign_exactly(costs: MatchCosts, supply: Tensor) -> Tensor:
-    """The optimum for a supply of whole units: an assignment with each ground truth repeated."""
+    """Solves the transport exactly for whole units, as an assignment in which each ground truth is repeated."""
     cost, units = costs.cost.cpu().numpy(), supply.long().cpu().numpy()
     gt_index = np.full(cost.shape[:3], BACKGROUND, dtype=np.int64)
     for stage, image in np.ndindex(*cost.shape[:2]):
@@ -171,9 +175,10 @@ def _assign_exactly(costs: MatchCosts, supply: Tensor) -> Tensor:
 
 
 def _round_at_random(supply: Tensor) -> Tensor:
-    """(S, B, G) units to whole ones: each up or down, its mean being what it was, and so the sum of an image.
+    """Rounds (S, B, G) units up or down at random, such that the expected value of each is kept.
 
-    Systematic sampling: one random number, torch's, for each stage and image shifts the sums up to each ground truth.
+    This is systematic sampling: one random number per stage and image shifts the cumulative sums before they are
+    rounded down. So the sum over an image's ground truths changes by less than 1.
     """
     shift = torch.rand(*supply.shape[:2], 1).to(supply.device)
     sums = (supply.double().cumsum(-1) + shift).floor()
@@ -181,13 +186,14 @@ def _round_at_random(supply: Tensor) -> Tensor:
 
 
 def _give_each_ground_truth_one(gt_index: Tensor, costs: MatchCosts) -> Tensor:
-    """Gives each ground truth without a proposal the free one that raises the total cost least, in their order.
+    """Gives each ground truth that has no proposal the free proposal that raises the total cost the least.
 
-    Free are background proposals, and of the proposals of a ground truth all but its cheapest.
+    Ground truths choose one after the other. Background proposals are free, and all proposals of a ground truth except
+    its cheapest.
 
     Args:
-        gt_index: (S, B, P) int64, as of an :class:`Assignment`.
-        costs: what it was made of.
+        gt_index: (S, B, P) int64, see :class:`Assignment`.
+        costs: the costs that it was computed from.
 
     Returns:
         (S, B, P) int64, in which min(G, P) ground truths have a proposal.
@@ -195,7 +201,7 @@ def _give_each_ground_truth_one(gt_index: Tensor, costs: MatchCosts) -> Tensor:
     ground_truths = costs.cost.shape[3]
     owned = gt_index[..., None] == torch.arange(ground_truths, device=gt_index.device)
     wanting = ~owned.any(2) & costs.valid
-    if gt_index.device.type == "cpu" and not wanting.any():  # to ask another device would take longer
+    if gt_index.device.type == "cpu" and not wanting.any():  # on a GPU this question would synchronize
         return gt_index
     own_cost = costs.cost.masked_fill(~owned, torch.inf)
     position = torch.arange(gt_index.shape[2], device=gt_index.device)
@@ -210,15 +216,15 @@ def _give_each_ground_truth_one(gt_index: Tensor, costs: MatchCosts) -> Tensor:
 
 
 def build_matcher(cfg: CfgNode) -> Matcher:
-    """Builds the matcher that the config's detector has, or that ``MODEL.SparseRCNN.MATCHER`` names.
+    """Builds the matcher of the config's detector.
 
     Raises:
-        ValueError: there is none, or the config contradicts itself.
+        ValueError: the config contradicts itself, or neither names a matcher nor an architecture that has one.
     """
     cfg = resolved_copy(cfg)
     if cfg.MODEL.SparseRCNN.MATCHER is None:
         raise ValueError(
             f"MODEL.SparseRCNN.MATCHER is None, and MODEL.META_ARCHITECTURE {cfg.MODEL.META_ARCHITECTURE} has no "
-            "matcher of its own: set either"
+            "default matcher: set one of the two keys"
         )
     return MATCHER_REGISTRY.get(cfg.MODEL.SparseRCNN.MATCHER)(cfg)

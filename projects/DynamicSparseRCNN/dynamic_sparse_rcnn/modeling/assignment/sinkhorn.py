@@ -1,4 +1,4 @@
-"""Entropic optimal transport for many small problems at once. Knows nothing of boxes."""
+"""Entropic optimal transport for a batch of small problems."""
 
 from __future__ import annotations
 
@@ -7,21 +7,21 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-# Between two looks at the potentials: more would leave the range of float32 in the worst case.
+# Iterations between two updates of the potentials. More could leave the range of float32 in the worst case.
 _ITERATIONS_A_BLOCK = 10
-# Smaller logarithms add nothing in float32, and the exponentials of the smallest are denormal, which CPUs
-# compute many times slower.
+# Smaller logarithms contribute nothing in float32. The exponentials of the smallest would be denormal numbers, which
+# are many times slower on CPUs.
 _LEAST_LOG = -60.0
 
 
 @dataclass(frozen=True)
 class TransportPlan:
-    """How much each row sends to each column.
+    """The mass that each row sends to each column.
 
     Attributes:
-        plan: (N, R, C) float32, not negative; its columns sum to the column masses.
-        residual: (N,) float32, the largest difference between a row's or column's sum and its mass: 0 when
-            converged.
+        plan: (N, R, C) float32, nonnegative; columns sum to their masses.
+        residual: (N,) float32, the largest difference between the sum of a row or column and its mass; 0 means
+            convergence.
     """
 
     plan: Tensor
@@ -30,25 +30,28 @@ class TransportPlan:
 
 @torch.no_grad()
 def sinkhorn(cost: Tensor, row_mass: Tensor, column_mass: Tensor, *, epsilon: float, num_iters: int) -> TransportPlan:
-    """Sinkhorn's iteration (Cuturi, arXiv 1306.0895) for N problems at once, stabilized in the log domain.
+    """Sinkhorn iterations (Cuturi, arXiv 1306.0895) for N problems at once, stabilized in the log domain.
 
-    Potentials are kept as logarithms: blocks of iterations scale a plan made from them (as Schmitzer,
-    arXiv 1610.06519), which takes one exponential a block instead of two an iteration.
+    Potentials are kept as logarithms. Blocks of iterations scale a plan that is computed from them (Schmitzer,
+    arXiv 1610.06519), which takes one exponential per block instead of two per iteration.
 
-    Always runs ``num_iters`` iterations: whether all problems have converged is known to the device alone.
+    The number of iterations is fixed, since a test of convergence would synchronize with the device.
 
     Args:
         cost: (N, R, C), finite.
-        row_mass: (N, R), not negative, of the same sum as ``column_mass``. Rows of mass 0 send exactly 0.
+        row_mass: (N, R), nonnegative, with the same sum as ``column_mass``. Rows with mass 0 send exactly 0.
         column_mass: (N, C), positive.
         epsilon: weight of the entropy, in units of the cost.
-        num_iters: iterations, each of which matches the rows and then the columns.
+        num_iters: number of iterations; each scales the rows and then the columns.
+
+    Raises:
+        ValueError: ``epsilon`` or ``num_iters`` is not positive.
     """
     if epsilon <= 0 or num_iters < 1:
         raise ValueError(f"epsilon must be positive and num_iters at least 1, got {epsilon} and {num_iters}")
     with torch.autocast(cost.device.type, enabled=False):
         row_mass, column_mass = row_mass.float(), column_mass.float()
-        # A constant in all costs of a column changes no plan: without it, float32 is left for the differences.
+        # A constant added to all costs of a column does not change the plan. Removing it preserves precision.
         cost = cost.float()
         least = cost.masked_fill(row_mass[:, :, None] == 0, torch.inf).amin(1, keepdim=True)
         kernel = (cost - least) / -epsilon
@@ -63,31 +66,31 @@ def sinkhorn(cost: Tensor, row_mass: Tensor, column_mass: Tensor, *, epsilon: fl
 
 
 def _first_potentials(kernel: Tensor, row_mass: Tensor, column_mass: Tensor) -> tuple[Tensor, Tensor]:
-    """One iteration in the log domain, after which no row's sum is less than its mass / C."""
+    """Runs one iteration in the log domain. After it, the sum of each row is at least its mass / C."""
     rows = row_mass.log() - _log_sum(kernel, 2)
     return rows, column_mass.log() - _log_sum(kernel + rows[:, :, None], 1)
 
 
 def _log_sum(logs: Tensor, dim: int) -> Tensor:
-    """``logs.logsumexp(dim)``, without denormal numbers."""
+    """Computes ``logs.logsumexp(dim)`` without denormal numbers."""
     largest = logs.amax(dim, keepdim=True)
     return largest.squeeze(dim) + (logs - largest).clamp(min=_LEAST_LOG).exp().sum(dim).log()
 
 
 def _plan(kernel: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
-    """The plan of two potentials. Rows of mass 0, whose potential is -inf, are exactly 0."""
+    """Computes the plan of two potentials. Rows with mass 0 have the potential -inf, and are exactly 0."""
     plan = (kernel + rows[:, :, None] + columns[:, None]).clamp_(min=_LEAST_LOG).exp_()
     return plan.mul_((rows > -torch.inf)[:, :, None])
 
 
 def _scale(plan: Tensor, row_mass: Tensor, column_mass: Tensor, number: int) -> tuple[Tensor, Tensor]:
-    """``number`` iterations as scalings of a plan's rows and columns, which are products, not exponentials.
+    """Runs ``number`` iterations that scale the rows and columns of a plan, by products instead of exponentials.
 
-    An iteration shrinks no sum by more than the factor C, so that few of them stay inside float32.
+    An iteration shrinks a sum by at most the factor C, so a few of them stay within the range of float32.
     """
-    # Rows of mass 0 have an empty plan: 0 / tiny. Other sums are too large to notice it.
+    # Avoids 0 / 0 for rows with mass 0. All other sums are so large that it has no effect.
     tiny = plan.new_full((1, 1, 1), torch.finfo(plan.dtype).tiny)
-    # A vector times a matrix is many times faster than a matrix times a vector, on CPUs.
+    # On CPUs, a vector times a matrix is many times faster than a matrix times a vector.
     transposed = plan.transpose(1, 2).contiguous()
     row_mass, column_mass = row_mass[:, None], column_mass[:, None]
     columns = torch.ones_like(column_mass)

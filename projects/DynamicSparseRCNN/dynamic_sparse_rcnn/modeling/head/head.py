@@ -19,7 +19,10 @@ from .stage import ACTIVATIONS, DynamicStage, build_stages
 
 
 class DynamicHead(nn.Module):
-    """The cascade of Sparse R-CNN: each stage pools at the boxes of the one before it, and refines them."""
+    """The cascade of Sparse R-CNN: each stage pools RoI features at the boxes of the previous stage and refines them.
+
+    A head that predicts more overrides :meth:`predictions_of`.
+    """
 
     @configurable
     def __init__(
@@ -34,13 +37,13 @@ class DynamicHead(nn.Module):
     ) -> None:
         """
         Args:
-            in_features: names of the feature maps that ``pooler`` pools, finest first.
-            pooler: gives (B * P, C, R, R).
+            in_features: names of the feature maps that ``pooler`` pools from, finest first.
+            pooler: returns (B * P, C, R, R) RoI features.
             stages: the S stages, in order.
-            box_transform: turns deltas and boxes into refined boxes.
-            prior_probability: of an object, at the start of the training, per proposal and class.
-            grad_checkpointing: in training keep only what goes into each stage, and compute the rest once more in the
-                backward pass: less memory, more time. What was pooled is kept.
+            box_transform: applies deltas to boxes.
+            prior_probability: initial probability of each class for each proposal.
+            grad_checkpointing: whether to keep only the inputs of each stage in training, and recompute its activations
+                in the backward pass: less memory, more time.
         """
         super().__init__()
         self.in_features = in_features
@@ -85,13 +88,15 @@ class DynamicHead(nn.Module):
     def forward(
         self, features: dict[str, Tensor], proposal_boxes: Tensor, proposal_features: Tensor
     ) -> StagePredictions:
-        """
+        """Runs all stages.
+
         Args:
             features: feature maps (B, C, H, W) by name.
             proposal_boxes: (B, P, 4) float32, absolute XYXY pixels of the network input.
             proposal_features: (B, P, C).
         """
-        # In float32 under autocast too: RoIAlign takes boxes of the maps' type, and in half precision they lose pixels.
+        # float32 under autocast too: RoIAlign casts boxes to the type of the maps, and in half precision boxes are off
+        # by pixels.
         maps = [features[name].float() for name in self.in_features]
         boxes = proposal_boxes
         stages: list[StagePredictions] = []
@@ -100,26 +105,23 @@ class DynamicHead(nn.Module):
             logits, deltas, proposal_features = self._run(stage, proposal_features, roi_features)
             refined = self._refine(boxes, deltas)
             stages.append(self.predictions_of(number, logits, refined, proposal_features))
-            # Each stage learns to correct the boxes it gets, not to please the stages after it.
+            # No gradients between stages through boxes: each stage learns to refine the boxes that it gets.
             boxes = refined.detach()
         return replace(stages[0].cat(*stages[1:]), initial_boxes=proposal_boxes)
 
     def predictions_of(self, stage: int, logits: Tensor, boxes: Tensor, features: Tensor) -> StagePredictions:
-        """What one stage predicts; a head that predicts more overrides this.
+        """Returns the predictions of one stage, with S = 1. Subclasses that predict more override this.
 
         Args:
-            stage: its number, from 0.
-            logits: (B, P, K).
-            boxes: (B, P, 4) refined, absolute XYXY pixels.
-            features: (B, P, C) of the proposals, as the next stage gets them.
-
-        Returns:
-            With S = 1.
+            stage: index of the stage, from 0.
+            logits: (B, P, K) class logits.
+            boxes: (B, P, 4) refined boxes, absolute XYXY pixels.
+            features: (B, P, C) proposal features for the next stage.
         """
         return StagePredictions(logits[None], boxes[None])
 
     def _pool(self, maps: list[Tensor], boxes: Tensor) -> Tensor:
-        """(B * P, R * R, C) RoI features at (B, P, 4) boxes."""
+        """Pools (B * P, R * R, C) RoI features at (B, P, 4) boxes."""
         with torch.autocast(boxes.device.type, enabled=False):
             pooled: Tensor = self.box_pooler(maps, [Boxes(image_boxes) for image_boxes in boxes])
         return pooled.flatten(2).transpose(1, 2)
@@ -139,7 +141,7 @@ class DynamicHead(nn.Module):
 
 
 def _check_config(cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> None:
-    """Raises a ValueError that names key, value and remedy."""
+    """Raises a ValueError that names the key, its value and the remedy."""
     node = cfg.MODEL.SparseRCNN
     if node.NUM_CLASSES < 1:
         raise ValueError(

@@ -11,12 +11,12 @@ from torch import Tensor, nn
 
 from .interaction import DynamicConv
 
-#: The activations of the feed-forward network, by name.
+#: Activations of the feed-forward network.
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"relu": F.relu, "gelu": F.gelu}
 
 
 class DynamicStage(nn.Module):
-    """One stage: self-attention among proposals, interaction with the RoIs, feed-forward, prediction."""
+    """One stage: self-attention among proposals, interaction with RoI features, feed-forward network, predictions."""
 
     def __init__(
         self,
@@ -35,15 +35,15 @@ class DynamicStage(nn.Module):
         """
         Args:
             num_classes: K.
-            channels: C of the proposal features and of the feature maps.
-            num_attention_heads: of the self-attention; divides C.
-            feedforward_channels: of the feed-forward network's hidden layer.
-            dynamic_channels: between the two dynamic convolutions.
-            pooler_resolution: side R of the pooled RoIs, in cells.
-            num_class_layers: layers before the class logits.
-            num_box_layers: layers before the box deltas.
-            dropout: probability, in attention and feed-forward network.
-            activation: a key of ``ACTIVATIONS``.
+            channels: C, channels of proposal features and feature maps.
+            num_attention_heads: heads of the self-attention; C must be a multiple.
+            feedforward_channels: hidden channels of the feed-forward network.
+            dynamic_channels: channels between the two dynamic convolutions.
+            pooler_resolution: R, side of the pooled RoIs, in cells.
+            num_class_layers: number of layers before the class logits.
+            num_box_layers: number of layers before the box deltas.
+            dropout: dropout probability in attention and feed-forward network.
+            activation: activation of the feed-forward network, a key of ``ACTIVATIONS``.
         """
         super().__init__()
         self.self_attn = nn.MultiheadAttention(channels, num_attention_heads, dropout, batch_first=True)
@@ -63,14 +63,15 @@ class DynamicStage(nn.Module):
         self.bboxes_delta = nn.Linear(channels, 4)
 
     def forward(self, proposal_features: Tensor, roi_features: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """
+        """Runs the stage.
+
         Args:
             proposal_features: (B, P, C).
             roi_features: (B * P, R * R, C).
 
         Returns:
-            Class logits (B, P, K), box deltas (B, P, 4) for ``Box2BoxTransform``, and the features
-            (B, P, C) for the next stage.
+            Class logits (B, P, K), box deltas (B, P, 4) for ``Box2BoxTransform``, and proposal features (B, P, C) for
+            the next stage.
         """
         features = proposal_features
         attended, _ = self.self_attn(features, features, features, need_weights=False)
@@ -84,7 +85,7 @@ class DynamicStage(nn.Module):
         return logits, deltas, features
 
     def init_weights(self, prior_probability: float) -> None:
-        """Xavier for every weight matrix, and class biases that start at the prior probability."""
+        """Initializes weight matrices by Xavier's method, and class biases to the prior probability."""
         for module in self.modules():
             if isinstance(module, nn.Linear):
                 nn.init.xavier_uniform_(module.weight)
@@ -94,7 +95,7 @@ class DynamicStage(nn.Module):
 
 
 def _prediction_layers(channels: int, number: int) -> nn.ModuleList:
-    """A flat list, three modules a layer: public checkpoints number their parameters by it."""
+    """Returns a flat list with three modules per layer. Names in public checkpoints depend on this numbering."""
     layers = nn.ModuleList()
     for _ in range(number):
         layers.extend([nn.Linear(channels, channels, bias=False), nn.LayerNorm(channels), nn.ReLU()])
@@ -108,5 +109,5 @@ def _apply_layers(layers: nn.ModuleList, features: Tensor) -> Tensor:
 
 
 def build_stages(num_stages: int, **arguments: Any) -> list[DynamicStage]:
-    """As many stages, each with the arguments of :class:`DynamicStage`."""
+    """Builds stages with equal arguments, those of :class:`DynamicStage`."""
     return [DynamicStage(**arguments) for _ in range(num_stages)]

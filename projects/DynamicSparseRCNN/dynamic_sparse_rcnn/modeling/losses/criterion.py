@@ -1,4 +1,4 @@
-"""The criterion: from the predictions of all stages and the ground truths to weighted losses."""
+"""The criterion: matches predictions and ground truths, and computes the weighted losses of all stages."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ from .terms import LOSS_REGISTRY, GIoULoss, L1Loss, LossTerm, Matched
 
 CRITERION_REGISTRY = Registry("CRITERION")
 CRITERION_REGISTRY.__doc__ = """
-Criteria, chosen by ``MODEL.SparseRCNN.CRITERION`` and built by ``CRITERION_REGISTRY.get(name)(cfg)``.
+Criteria, selected by ``MODEL.SparseRCNN.CRITERION`` and built by ``CRITERION_REGISTRY.get(name)(cfg)``.
 A criterion maps ``(StagePredictions, BatchedTargets)`` to a dict of weighted scalar losses.
 """
 
 
 @CRITERION_REGISTRY.register()
 class SetCriterion(nn.Module):
-    """Set prediction loss of Sparse R-CNN (arXiv 2011.12450, section 3.3) over all stages at once.
+    """The set prediction loss of Sparse R-CNN (arXiv 2011.12450, section 3.3), for all stages at once.
 
-    The losses are sums over the images and proposals of a stage, divided by the number of ground truths or, with a
-    one-to-many matcher (Dynamic Sparse R-CNN, arXiv 2205.02101, section 3.2), by that of the stage's
-    positives. What such a matcher did goes to detectron2's ``EventStorage``.
+    Losses are summed over the images and proposals of a stage. The sums are divided by the number of ground truths or,
+    with a one-to-many matcher (Dynamic Sparse R-CNN, arXiv 2205.02101, section 3.2), by the stage's number of positive
+    proposals. Statistics of one-to-many assignments are logged to detectron2's ``EventStorage``.
     """
 
     @configurable
@@ -46,21 +46,22 @@ class SetCriterion(nn.Module):
     ) -> None:
         """
         Args:
-            cost_model: what matching costs.
-            matcher: one-to-one or one-to-many.
-            losses: the terms, each of another name.
-            deep_supervision: whether all stages learn, or the last alone.
-            normalizer: what the losses of a stage are divided by, ``positives`` or ``num_gt``; None: what the matcher
-                asks for. One-to-one matchers take None alone.
-            start: what the initial boxes learn by, see :func:`start_criterion`; None: by the first stage alone.
+            cost_model: computes the matching costs.
+            matcher: assigns ground truths to proposals.
+            losses: the loss terms; their names must differ.
+            deep_supervision: whether all stages are supervised, or only the last.
+            normalizer: divisor of a stage's losses, ``positives`` or ``num_gt``; None: the matcher's default. Must be
+                None for one-to-one matchers.
+            start: criterion of the initial boxes, see :func:`start_criterion`; None: the initial boxes have no losses
+                of their own.
 
         Raises:
-            ValueError: ``normalizer`` does not fit the matcher, or two losses have one name.
+            ValueError: ``normalizer`` contradicts the matcher, or two losses have the same name.
         """
         super().__init__()
         names = [term.name for term in losses]
         if len(set(names)) < len(names):
-            raise ValueError(f"MODEL.SparseRCNN.LOSSES has losses of the names {names}: each must have its own")
+            raise ValueError(f"the losses of MODEL.SparseRCNN.LOSSES are named {names}: the names must differ")
         self.normalizer = choose_normalizer(type(matcher).__name__, matcher.one_to_many, normalizer)
         self._log = ScalarLog()
         self.cost_model = cost_model
@@ -89,15 +90,15 @@ class SetCriterion(nn.Module):
     ) -> dict[str, Tensor]:
         """
         Args:
-            predictions: of all stages.
+            predictions: the predictions of all stages.
             targets: the ground truths of the same images.
-            divisor: what the summed losses are divided by, if these images are part of a larger batch: the
-                :meth:`count` of all of it, averaged over ranks, at least 1. None: that of these images.
+            divisor: what the summed losses are divided by if these images are part of a larger batch: the
+                :meth:`count` of the whole batch, averaged over ranks, at least 1. None: the count of these images.
 
         Returns:
-            The losses of the last stage by their names (``loss_ce``, ``loss_bbox``, ``loss_giou``); with the suffix
-            ``_0``, ``_1``, ... those of the earlier stages, and as ``loss_start_bbox`` and ``loss_start_giou`` those
-            of the initial boxes. Weighted float32 scalars.
+            Weighted float32 scalars: the losses of the last stage by name (``loss_ce``, ``loss_bbox``, ``loss_giou``),
+            those of earlier stages with the suffix ``_0``, ``_1``, ..., and those of the initial boxes as
+            ``loss_start_bbox`` and ``loss_start_giou``.
         """
         predictions = self._supervised(predictions)
         assignment = self._match(predictions, targets)
@@ -113,19 +114,20 @@ class SetCriterion(nn.Module):
 
     @torch.no_grad()
     def count(self, predictions: StagePredictions, targets: BatchedTargets) -> Tensor:
-        """What the losses of these images are divided by on this rank alone, float32.
+        """Counts what the losses of these images are divided by, on this rank only.
 
-        Counts of the parts of a batch add up to that of the batch.
+        The counts of the parts of a batch add up to the count of the batch.
 
         Returns:
-            (1,) the ground truths; or, if the predictions decide it, (S,) the positives of each stage, with ``start``
-            (1 + S,) the ground truths and these.
+            float32. With the normalizer ``positives``: (S,), the positive proposals of each stage; if the initial boxes
+            have losses too, (1 + S,), with the number of ground truths first. Otherwise (1,), the number of ground
+            truths.
         """
         count = self.count_targets(targets)
         return self._count(self._match(self._supervised(predictions), targets), targets) if count is None else count
 
     def count_targets(self, targets: BatchedTargets) -> Tensor | None:
-        """:meth:`count`, (1,) float32, if the targets alone decide it; else None."""
+        """Returns :meth:`count`, (1,) float32, if it depends on the targets only; otherwise None."""
         return None if self.normalizer == "positives" else targets.number
 
     def _supervised(self, predictions: StagePredictions) -> StagePredictions:
@@ -143,7 +145,7 @@ class SetCriterion(nn.Module):
 
     @property
     def _counts_start_apart(self) -> bool:
-        """Whether the first number of a count is that of the initial boxes' losses, the others the stages'."""
+        """Whether the first number of a count is the divisor of the initial boxes' losses."""
         return self.start is not None and self.normalizer == "positives"
 
     def _start_losses(
@@ -153,22 +155,24 @@ class SetCriterion(nn.Module):
             return {}
         boxes = predictions.initial_boxes
         if boxes is None:
-            raise ValueError("MODEL.SparseRCNN.DPG.START_LOSS_WEIGHT needs a head that gives the initial boxes")
+            raise ValueError(
+                "MODEL.SparseRCNN.DPG.START_LOSS_WEIGHT is set, but the head's predictions have no initial_boxes"
+            )
         start = StagePredictions(boxes.new_zeros(*boxes.shape[:2], 0)[None], boxes[None])
         losses = self.start(start, targets, divisor=divisor)
         return {name.replace("loss_", "loss_start_", 1): loss for name, loss in losses.items()}
 
 
 def start_criterion(weight: float, *, l1_weight: float, giou_weight: float) -> SetCriterion | None:
-    """A criterion for the initial boxes, which have no classes: one-to-one matching, L1 and GIoU loss.
+    """Builds a criterion for the initial boxes, which have no classes: one-to-one matching, L1 and GIoU loss.
 
-    Without it they learn from the first stage's losses alone, and nothing asks them to be near objects. Its matching
-    takes one more copy from the device to the host.
+    Without it, the initial boxes learn only through the first stage's losses, and nothing asks them to be near objects.
+    The matching copies one more cost tensor to the host.
 
     Args:
-        weight: of both losses; 0: there is no such criterion.
-        l1_weight: of L1 cost and loss.
-        giou_weight: of GIoU cost and loss.
+        weight: weight of both losses; 0: no criterion.
+        l1_weight: weight of L1 in cost and loss.
+        giou_weight: weight of GIoU in cost and loss.
 
     Raises:
         ValueError: ``weight`` is negative.
@@ -186,7 +190,7 @@ def start_criterion(weight: float, *, l1_weight: float, giou_weight: float) -> S
 
 
 def _assignment_scalars(assignment: Assignment, targets: BatchedTargets) -> dict[str, Tensor]:
-    """What to log of an assignment, as scalars on its device."""
+    """Returns statistics of an assignment, as scalars on its device."""
     ground_truths = targets.valid.sum().clamp(min=1)
     positives = assignment.positive.sum((1, 2)) / ground_truths
     gt_index = assignment.gt_index.clamp(min=0)
@@ -205,7 +209,7 @@ def _assignment_scalars(assignment: Assignment, targets: BatchedTargets) -> dict
 
 
 def _name_by_stage(losses: dict[str, Tensor]) -> dict[str, Tensor]:
-    """(S,) losses to scalars with the names of the public Sparse R-CNN: the last stage has no number."""
+    """Splits (S,) losses into scalars named as in the public Sparse R-CNN: the last stage has no suffix."""
     named: dict[str, Tensor] = {}
     for name, loss in losses.items():
         *earlier, last = loss.unbind()
@@ -215,10 +219,10 @@ def _name_by_stage(losses: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def build_criterion(cfg: CfgNode) -> nn.Module:
-    """Builds the criterion that the config's detector has.
+    """Builds the criterion of the config's detector.
 
     Raises:
-        ValueError: the config contradicts itself, or its criterion is not registered.
+        ValueError: the config contradicts itself, or names a criterion that is not registered.
     """
     cfg = resolved_copy(cfg)
     name = cfg.MODEL.SparseRCNN.CRITERION or "SetCriterion"

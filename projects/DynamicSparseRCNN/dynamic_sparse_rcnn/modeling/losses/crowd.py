@@ -1,4 +1,4 @@
-"""Crowd regions (COCO's ``iscrowd``): places with more objects than anybody annotated."""
+"""Crowd regions (COCO's ``iscrowd``): regions with more objects than are annotated."""
 
 from __future__ import annotations
 
@@ -7,17 +7,17 @@ from torch import Tensor
 
 from ..structures import BatchedTargets
 
-# Share of a box that has to lie inside one region, as in COCO's evaluation at its lowest threshold.
+# Minimum share of a box's area inside one region; as in COCO's evaluation at its lowest IoU threshold.
 _MIN_SHARE = 0.5
 
 
 @torch.no_grad()
 def inside_crowd(boxes: Tensor, targets: BatchedTargets) -> Tensor:
-    """Which boxes lie, by half of their area or more, inside one crowd region of their image.
+    """Finds the boxes with at least half of their area inside one crowd region of their image.
 
     Args:
         boxes: (S, B, P, 4) absolute XYXY pixels.
-        targets: their ``crowd`` tells which of the boxes are regions; None: there are none.
+        targets: ``crowd`` marks which of its boxes are crowd regions; None: none is.
 
     Returns:
         (S, B, P) bool.

@@ -1,4 +1,4 @@
-"""What the summed losses of a batch are divided by."""
+"""The divisor of summed losses."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from torch import Tensor
 
 
 def average_over_ranks(count: Tensor) -> Tensor:
-    """The mean of ``count`` over all ranks, at least 1. Every rank must call it.
+    """Averages ``count`` over all ranks, and clamps it to at least 1. Every rank must call this.
 
     Args:
-        count: float32 of any shape; not changed.
+        count: float32, any shape.
 
     Returns:
-        Tensor of the same shape, the same on every rank.
+        A tensor of the same shape, equal on all ranks.
     """
     total = count.clone()
     if comm.get_world_size() > 1:

@@ -1,4 +1,4 @@
-"""The losses of proposals whose ground truths are known: the terms of a criterion."""
+"""Loss terms: the losses of proposals that have been matched with ground truths."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from .crowd import inside_crowd
 
 LOSS_REGISTRY = Registry("LOSS")
 LOSS_REGISTRY.__doc__ = """
-Losses of a criterion, chosen by ``MODEL.SparseRCNN.LOSSES`` and built by ``LOSS_REGISTRY.get(name)(cfg)``.
+Loss terms, selected by ``MODEL.SparseRCNN.LOSSES`` and built by ``LOSS_REGISTRY.get(name)(cfg)``.
 A loss is a :class:`LossTerm`.
 """
 
 
 @dataclass(frozen=True)
 class Matched:
-    """Predictions, and which ground truth each proposal learns from: what losses compare."""
+    """Predictions with their matched ground truths: the input of loss terms."""
 
     predictions: StagePredictions
     targets: BatchedTargets
@@ -34,28 +34,29 @@ class Matched:
 
     @cached_property
     def positive(self) -> Tensor:
-        """(S, B, P) bool: the proposals that learn from a ground truth."""
+        """(S, B, P) bool: the proposals that have a ground truth."""
         return self.assignment.positive
 
     def gather(self, values: Tensor) -> Tensor:
-        """(B, G, ...) values of the ground truths to the (S, B, P, ...) of each proposal's own.
+        """Gathers each proposal's ground truth values, (B, G, ...) to (S, B, P, ...).
 
-        Background proposals get those of ground truth 0: the caller masks them, which needs no host.
+        Background proposals get the values of ground truth 0. Callers mask them with :attr:`positive`, which needs no
+        synchronization with the device.
         """
         image = torch.arange(values.shape[0], device=values.device)[:, None]
         return values[image, self.assignment.gt_index.clamp(min=0)]
 
     @cached_property
     def boxes(self) -> Tensor:
-        """(S, B, P, 4) each proposal's true box, absolute XYXY pixels."""
+        """(S, B, P, 4) the ground truth box of each proposal, absolute XYXY pixels."""
         return self.gather(self.targets.boxes)
 
 
 class LossTerm(nn.Module, ABC):
-    """A loss, summed over the images and proposals of each stage.
+    """A loss that is summed over the images and proposals of each stage.
 
     Attributes:
-        name: under which it is logged; that of a stage before the last gets a suffix.
+        name: name in the logs; earlier stages get a suffix.
     """
 
     name: ClassVar[str]
@@ -63,19 +64,19 @@ class LossTerm(nn.Module, ABC):
     def __init__(self, *, weight: float) -> None:
         """
         Args:
-            weight: what the criterion multiplies it by.
+            weight: factor that the criterion applies.
         """
         super().__init__()
         self.weight = weight
 
     @abstractmethod
     def forward(self, matched: Matched) -> Tensor:
-        """(S,) float32 sums, without the weight. Autocast is off; logits may be of half precision."""
+        """Returns (S,) float32 sums, without the weight. Autocast is disabled; logits may be in half precision."""
 
 
 @LOSS_REGISTRY.register()
 class ClassLoss(LossTerm):
-    """Focal loss (arXiv 1708.02002) on all classes of all proposals; background in crowd regions learns nothing."""
+    """Focal loss (arXiv 1708.02002) of all classes of all proposals, except background proposals in crowd regions."""
 
     name = "loss_ce"
 
@@ -83,9 +84,9 @@ class ClassLoss(LossTerm):
     def __init__(self, *, weight: float, alpha: float, gamma: float) -> None:
         """
         Args:
-            weight: of the term.
-            alpha: of the focal loss.
-            gamma: of the focal loss.
+            weight: factor that the criterion applies.
+            alpha: alpha of the focal loss.
+            gamma: gamma of the focal loss.
         """
         super().__init__(weight=weight)
         self.alpha = alpha
@@ -109,7 +110,7 @@ class ClassLoss(LossTerm):
 
 @LOSS_REGISTRY.register()
 class L1Loss(LossTerm):
-    """The distance of the four coordinates, in units of the image's width and height."""
+    """L1 distance of the four box coordinates, relative to image width and height."""
 
     name = "loss_bbox"
 

@@ -1,4 +1,4 @@
-"""Dynamic proposal generation: boxes and features that are mixed for each image from those of several experts."""
+"""Dynamic proposal generation: for each image, proposals are a mixture of several experts' proposals."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ from .learned import initial_boxes
 from .router import ExpertRouter, ImageSizes
 from .static_start import start_from_static_checkpoints
 
-# The share of the schedule in which the temperature falls, where the config does not say how long.
+# Default share of the schedule in which the temperature falls.
 _ANNEALED_SHARE = 10 / 36
 
 
 @dataclass(frozen=True)
 class TemperatureSchedule:
-    """The temperature of the softmax over experts: falls linearly from ``start`` to ``end``, then stays.
+    """The temperature of the softmax over experts: it falls linearly from ``start`` to ``end``, then stays.
 
-    High at first, so that all experts learn; as in Dynamic Convolution (arXiv 1912.03458). A pure function of
-    the iteration: there is nothing to save, and a resumed run goes on where it was.
+    It is high at first so that all experts learn, as in Dynamic Convolution (arXiv 1912.03458). It depends on the
+    iteration only, so there is no state to save for resuming.
     """
 
     start: float
@@ -46,7 +46,7 @@ class TemperatureSchedule:
             )
 
     def __call__(self, iteration: int) -> float:
-        """The temperature at this iteration, counted from 0."""
+        """Returns the temperature at an iteration, counted from 0."""
         done = min(1.0, iteration / self.num_iters) if self.num_iters else 1.0
         return self.start + (self.end - self.start) * done
 
@@ -55,10 +55,12 @@ class TemperatureSchedule:
 class DynamicProposalGenerator(nn.Module):
     """Proposals mixed for each image from E experts (Dynamic Sparse R-CNN, arXiv 2205.02101, section 3.3).
 
-    Each expert has P learned boxes and features. An :class:`ExpertRouter` weights, for each image and
-    proposal, the experts; boxes and features are mixed with the same weights. One expert needs no router, and is
-    :class:`LearnedProposalGenerator` with its parameter names. More are named ``expert_proposal_*`` (E * P, .),
-    one expert after the other; they start from a static checkpoint's proposals where one is loaded.
+    Each expert has P learned boxes and features. For each image and proposal, an :class:`ExpertRouter` computes the
+    weights of the experts; boxes and features are mixed with the same weights.
+
+    The parameters are named ``expert_proposal_*``, (E * P, .), expert by expert. If a static checkpoint is loaded, all
+    experts start from its proposals. With a single expert there is no router, and the module equals
+    :class:`LearnedProposalGenerator`, including parameter names.
     """
 
     @configurable
@@ -78,14 +80,14 @@ class DynamicProposalGenerator(nn.Module):
         """
         Args:
             num_proposals: P.
-            channels: C of the proposal features.
-            init_boxes: where the first expert's boxes start, the ``kind`` of :func:`initial_boxes`.
+            channels: C, channels of the proposal features.
+            init_boxes: initial boxes of the first expert, the ``kind`` of :func:`initial_boxes`.
             num_experts: E.
             expert_init: how far from the first expert the others start, see :meth:`spread`; in [0, 1).
-            levels: the feature maps that the router looks at, finest first: channels and stride by name.
-            hidden_channels: of the router.
-            pool_size: of the router.
-            temperature: of the softmax over the experts in training; at inference it is its end.
+            levels: the router's input feature maps, finest first: channels and stride by name.
+            hidden_channels: hidden channels of the router.
+            pool_size: side of the router's pooled map, in cells.
+            temperature: temperature of the softmax over the experts in training; inference uses its end.
         """
         super().__init__()
         _check_sizes(num_proposals, num_experts, hidden_channels, pool_size, expert_init)
@@ -132,7 +134,7 @@ class DynamicProposalGenerator(nn.Module):
 
     @property
     def expert_boxes(self) -> Tensor:
-        """(E, P, 4) learned boxes, normalised cxcywh."""
+        """(E, P, 4) learned boxes, normalized cxcywh."""
         return self._experts("boxes")
 
     @property
@@ -147,19 +149,19 @@ class DynamicProposalGenerator(nn.Module):
 
     @torch.no_grad()
     def spread(self, boxes: Tensor, features: Tensor, rng: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
-        """The start of all experts: the first as given, the others apart from it, on all sides of it.
+        """Computes the initial values of all experts: the first equals the input, the others get random offsets.
 
-        With ``expert_init`` s, a box is moved by up to s/2 of its size and resized by up to s of it, a feature
-        is changed by up to s of the features' root mean square. Two or more others differ from the first by
-        amounts that add up to zero, so that equal weights give the first expert itself.
+        With ``expert_init`` s, boxes are moved by up to s/2 of their size and resized by up to s of it. Features are
+        changed by up to s of their root mean square. With three experts or more, the offsets add up to zero, so that
+        equal weights give the first expert.
 
         Args:
-            boxes: (P, 4) normalised cxcywh.
+            boxes: (P, 4), normalized cxcywh.
             features: (P, C).
-            rng: of the offsets; default: torch's own.
+            rng: generator of the offsets; None: torch's global one.
 
         Returns:
-            (E * P, 4) and (E * P, C).
+            Boxes (E * P, 4) and features (E * P, C).
         """
         extent = torch.cat([boxes[:, 2:] / 2, boxes[:, 2:]], dim=1)
         size = features.square().mean().sqrt()
@@ -170,9 +172,9 @@ class DynamicProposalGenerator(nn.Module):
 
     def _spread(self, values: Tensor, reach: Tensor, rng: torch.Generator | None) -> Tensor:
         others = self.num_experts - 1
-        if others == 0:  # no random number is drawn: all that is drawn later stays as with static proposals
+        if others == 0:  # without drawing random numbers, so that all later ones are as with static proposals
             return values
-        # Cosines of angles evenly spaced on the circle add up to zero, and lie in [-1, 1].
+        # Cosines of evenly spaced angles are in [-1, 1] and add up to zero.
         turn = torch.rand(values.shape, generator=rng) + (torch.arange(others) / others)[:, None, None]
         offsets = torch.cos(2 * math.pi * turn).to(values)
         return torch.cat([values[None], values + reach * offsets]).flatten(0, 1)
@@ -183,11 +185,11 @@ class DynamicProposalGenerator(nn.Module):
         features: dict[str, Tensor],
         gt_instances: list[Instances] | None = None,
     ) -> tuple[list[Instances], dict[str, Tensor]]:
-        """detectron2's contract of a proposal generator; ground truths are not looked at.
+        """Generates proposals, with the interface of detectron2's proposal generators. Ignores ground truths.
 
         Returns:
-            An ``Instances`` an image with ``proposal_boxes`` (P absolute XYXY pixels), ``proposal_features``
-            (P, C) and ``expert_weights`` (P, E); and no losses.
+            An ``Instances`` per image with ``proposal_boxes`` (P, absolute XYXY pixels), ``proposal_features`` (P, C)
+            and ``expert_weights`` (P, E); and an empty dict of losses.
         """
         weights = self.expert_weights(features, images.image_sizes)
         boxes, proposal_features = self.mix(weights)
@@ -199,7 +201,7 @@ class DynamicProposalGenerator(nn.Module):
         ], {}
 
     def expert_weights(self, features: dict[str, Tensor], image_sizes: ImageSizes) -> Tensor:
-        """(B, E, P) float32 weights of the experts, which add up to 1 for each proposal."""
+        """Computes the (B, E, P) float32 weights of the experts, which add up to 1 for each proposal."""
         if self.num_experts == 1:
             return self.expert_boxes.new_ones(len(image_sizes), 1, self.num_proposals)
         temperature = self._current_temperature()
@@ -207,7 +209,7 @@ class DynamicProposalGenerator(nn.Module):
         return (logits / temperature).softmax(1)
 
     def mix(self, weights: Tensor) -> tuple[Tensor, Tensor]:
-        """Mixes boxes (B, P, 4), normalised cxcywh, and features (B, P, C) with (B, E, P) weights."""
+        """Mixes the experts with (B, E, P) weights: boxes (B, P, 4), normalized cxcywh, and features (B, P, C)."""
         with torch.autocast(weights.device.type, enabled=False):
             boxes = torch.einsum("bep,epk->bpk", weights, self.expert_boxes)
             return boxes, torch.einsum("bep,epc->bpc", weights, self.expert_features)
@@ -219,7 +221,8 @@ class DynamicProposalGenerator(nn.Module):
         if storage is None:
             if self.temperature.start != self.temperature.end:
                 message = (
-                    "No EventStorage, and so no iteration: the experts' temperature is not annealed, it is at its end"
+                    "Training without an EventStorage has no iteration number: the temperature of the experts' softmax "
+                    "is not annealed but stays at DPG.TEMPERATURE_END"
                 )
                 log_first_n(logging.WARNING, message, key="message")
             return self.temperature.end
@@ -229,7 +232,7 @@ class DynamicProposalGenerator(nn.Module):
 
 
 def feature_levels(names: Sequence[str], strides: Sequence[int], channels: int) -> dict[str, ShapeSpec]:
-    """The feature maps of a pyramid, finest first, by name: what lazy configs give as ``levels``."""
+    """Builds the ``levels`` of a generator in lazy configs: the feature maps of a pyramid by name, finest first."""
     return {name: ShapeSpec(channels=channels, stride=stride) for name, stride in zip(names, strides, strict=True)}
 
 

@@ -1,4 +1,4 @@
-"""Proposal generators: the boxes and features with which the cascade starts."""
+"""Static proposals: learned boxes and features that are the same for all images."""
 
 from __future__ import annotations
 
@@ -16,15 +16,18 @@ from ..structures import image_sizes_to_whwh
 
 
 def initial_boxes(kind: str, number: int) -> Tensor:
-    """Boxes to start the learning from.
+    """Returns the initial values of learned boxes.
 
     Args:
-        kind: ``image``: each is the whole image, as published; ``grid``: the centres on a grid over the
-            image, each box as large as two cells; ``random``: centres and sizes drawn uniformly.
+        kind: ``image``: the whole image, as published; ``grid``: centers on a grid over the image, with the size of two
+            grid cells; ``random``: uniformly random centers and sizes.
         number: P.
 
     Returns:
-        (P, 4) float32, normalised cxcywh.
+        (P, 4) float32, normalized cxcywh.
+
+    Raises:
+        ValueError: ``kind`` is none of these.
     """
     if kind == "image":
         return torch.tensor([0.5, 0.5, 1.0, 1.0]).repeat(number, 1)
@@ -49,7 +52,7 @@ class LearnedProposalGenerator(nn.Module):
         """
         Args:
             num_proposals: P.
-            channels: C of the proposal features.
+            channels: C, channels of the proposal features.
             init_boxes: the ``kind`` of :func:`initial_boxes`.
         """
         super().__init__()
@@ -75,11 +78,11 @@ class LearnedProposalGenerator(nn.Module):
         features: dict[str, Tensor],
         gt_instances: list[Instances] | None = None,
     ) -> tuple[list[Instances], dict[str, Tensor]]:
-        """detectron2's contract of a proposal generator; features and ground truths are not looked at.
+        """Returns the proposals, with the interface of detectron2's proposal generators. Ignores all but image sizes.
 
         Returns:
-            An ``Instances`` an image with ``proposal_boxes`` (P absolute XYXY pixels) and
-            ``proposal_features`` (P, C); and no losses.
+            An ``Instances`` per image with ``proposal_boxes`` (P, absolute XYXY pixels) and ``proposal_features``
+            (P, C); and an empty dict of losses.
         """
         boxes = box_convert(self.init_proposal_boxes.weight, "cxcywh", "xyxy")
         whwh = image_sizes_to_whwh(images.image_sizes, boxes.device)

@@ -1,4 +1,4 @@
-"""The router of dynamic proposal generation: from an image's feature maps to weights of the experts."""
+"""The router of dynamic proposal generation: computes weights of the experts from an image's feature maps."""
 
 from __future__ import annotations
 
@@ -15,23 +15,23 @@ ImageSizes = Sequence[tuple[int, int]] | Tensor
 
 
 class ExpertRouter(nn.Module):
-    """The staircase (Dynamic Sparse R-CNN, section 3.3): the logits of each proposal's experts for each image.
+    """The staircase router (Dynamic Sparse R-CNN, section 3.3): computes the logits of the experts for each proposal.
 
-    From the finest level down, each level is concatenated with what came before it and halved by a depthwise
-    3x3 convolution. What is left is summed over channels, resized to a square, standardised and classified by two
-    linear layers. With a single level there is nothing to aggregate.
+    From the finest level to the coarsest, each level is concatenated with the result so far and downsampled by a
+    depthwise 3x3 convolution with stride 2. The result is summed over channels, resized to a square, standardized and
+    classified by two linear layers. A single level is not aggregated.
 
-    Only an image's own cells are looked at: what a batch pads an image with counts as zeros, like what a
-    convolution pads a map with. All behind the convolutions is float32, also under autocast.
+    Batch padding is treated like the zero padding of convolutions. Everything after the convolutions is computed in
+    float32, also under autocast.
 
-    The square is standardised (mean 0, variance 1), for the scale of feature maps is the backbone's own and changes
-    while it learns; the logits' would change with it, and so what the softmax's temperature means.
+    The square is standardized (mean 0, std 1) because the scale of feature maps changes during training. The scale of
+    the logits, and thus the meaning of the temperature, would change with it.
 
-    The sums of the linear layers are divided by the root of the number of their terms, and their weights start
-    larger for it. What they compute is the same; how fast they learn is not: Adam moves each weight by about the
-    learning rate, however small its gradient, so that a sum of a thousand weighted terms runs away in a few
-    dozen steps, and a softmax that has settled on one expert for all images does not come back. A temperature does not
-    prevent that, as it does with plain gradient descent, for Adam does not look at the scale of gradients.
+    The outputs of the linear layers are divided by the square root of their number of inputs, and their weights start
+    larger in return. The initial function is the same, but it learns more slowly: Adam changes each weight by about the
+    learning rate, however small its gradient is, so a sum over a thousand inputs changes a lot in a few dozen steps. A
+    softmax that has settled on one expert for all images does not recover. A high temperature does not prevent this,
+    since Adam is invariant to the scale of gradients.
     """
 
     def __init__(
@@ -45,11 +45,11 @@ class ExpertRouter(nn.Module):
     ) -> None:
         """
         Args:
-            levels: channels and stride of each level, from the finest on, each stride twice the one before.
+            levels: channels and stride of each level, finest first; each stride is twice the previous one.
             num_experts: E.
             num_proposals: P.
-            hidden_channels: of the layer between the two linear ones.
-            pool_size: side of the square.
+            hidden_channels: channels between the two linear layers.
+            pool_size: side of the square, in cells.
 
         Raises:
             ValueError: there is no level, or strides do not double.
@@ -58,9 +58,9 @@ class ExpertRouter(nn.Module):
         self.strides = [int(level.stride) for level in levels]
         if not self.strides or any(2 * a != b for a, b in zip(self.strides, self.strides[1:], strict=False)):
             raise ValueError(
-                f"the levels have the strides {self.strides}: dynamic proposal generation needs one level or more, "
-                "each with twice the stride of the one before. Correct MODEL.SparseRCNN.DPG.IN_FEATURES or, if it is "
-                "empty, MODEL.ROI_HEADS.IN_FEATURES."
+                f"the router's levels have the strides {self.strides}: it needs at least one level, and each stride "
+                "must be twice the previous one. Correct MODEL.SparseRCNN.DPG.IN_FEATURES or, if it is empty, "
+                "MODEL.ROI_HEADS.IN_FEATURES."
             )
         self.num_experts = num_experts
         self.pool_size = pool_size
@@ -77,17 +77,18 @@ class ExpertRouter(nn.Module):
         for layer in (*self.downsamplings, self.hidden, self.logits):
             nn.init.zeros_(layer.bias)
         nn.init.normal_(self.hidden.weight)
-        # Small: all experts start with about the same weight, but not with zero, which would stop the gradients.
+        # Small, so that all experts start with about equal weights. Zero would stop the gradients of earlier layers.
         nn.init.normal_(self.logits.weight, std=0.1)
 
     def forward(self, features: Sequence[Tensor], image_sizes: ImageSizes) -> Tensor:
-        """
+        """Computes the logits of the experts.
+
         Args:
             features: (B, C, H, W) of each level.
-            image_sizes: B pairs of height and width in pixels, without padding; or (B, 2) int64, which can be traced.
+            image_sizes: height and width of each image in pixels, without padding; a (B, 2) int64 tensor can be traced.
 
         Returns:
-            (B, E, P) logits, float32 also under autocast.
+            (B, E, P) float32 logits, also under autocast.
         """
         aggregated: Tensor | None = None
         for feature, stride, downsampling in zip(features, self.strides, self.downsamplings, strict=True):
@@ -96,13 +97,13 @@ class ExpertRouter(nn.Module):
         assert aggregated is not None
         with torch.autocast(aggregated.device.type, enabled=False):
             pooled = self._pool(aggregated, _own_cells(image_sizes, 2 * self.strides[-1])).flatten(1)
-            standardised = F.layer_norm(pooled, pooled.shape[1:])
-            hidden = F.relu(self.hidden(standardised / self.hidden.in_features**0.5))
+            standardized = F.layer_norm(pooled, pooled.shape[1:])
+            hidden = F.relu(self.hidden(standardized / self.hidden.in_features**0.5))
             logits = self.logits(hidden / self.logits.in_features**0.5)
         return logits.unflatten(1, (self.num_experts, -1))
 
     def _pool(self, aggregated: Tensor, own_cells: ImageSizes) -> Tensor:
-        """(B, C, H, W) to (B, side, side), each image's own cells alone. Resizing and the sum commute."""
+        """Sums (B, C, H, W) over channels and resizes each image's own cells to (B, side, side)."""
         height, width = aggregated.shape[2:]
         summed = aggregated.sum(1, dtype=torch.promote_types(aggregated.dtype, torch.float32))
         rows, columns = _as_tensor(own_cells, summed.device).to(summed.dtype).unbind(1)
@@ -114,14 +115,14 @@ def _as_tensor(own_cells: ImageSizes, device: torch.device) -> Tensor:
 
 
 def _own_cells(image_sizes: ImageSizes, stride: int) -> ImageSizes:
-    """Rows and columns of a map of this stride that images reach into."""
+    """Returns how many rows and columns of a map with this stride each image covers."""
     if isinstance(image_sizes, Tensor):
         return -(-image_sizes // stride)
     return [(-(-height // stride), -(-width // stride)) for height, width in image_sizes]
 
 
 def _zero_outside(maps: Tensor, own_cells: ImageSizes) -> Tensor:
-    """Zeros the cells of (B, C, H, W) that are not the image's own."""
+    """Sets the cells of (B, C, H, W) maps to zero that the images do not cover."""
     height, width = maps.shape[2:]
     if not isinstance(own_cells, Tensor) and all(rows >= height and columns >= width for rows, columns in own_cells):
         return maps
@@ -132,10 +133,10 @@ def _zero_outside(maps: Tensor, own_cells: ImageSizes) -> Tensor:
 
 
 def _resizing(own_cells: Tensor, length: int, side: int) -> Tensor:
-    """(B, side, length) weights that resize each image's own cells, (B,) floats, the first of ``length``, to ``side``.
+    """Returns (B, side, length) weights that resize the first ``own_cells``, (B,), of ``length`` cells to ``side``.
 
-    Bilinear with antialiasing, as ``F.interpolate`` does it for images that are all of one size: a triangle around each
-    sample, as wide as the distance between samples, or between cells where that is more.
+    They are those of bilinear ``F.interpolate`` with antialiasing, which needs images of equal size: a triangle around
+    each sample, as wide as the distance between samples or between cells, whichever is larger.
     """
     own = own_cells.clamp(max=length)[:, None, None]
     distance = own / side

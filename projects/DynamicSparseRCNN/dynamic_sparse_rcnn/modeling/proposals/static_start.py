@@ -1,4 +1,4 @@
-"""Static proposals of a checkpoint as the start of dynamic ones."""
+"""Initializes the experts of dynamic proposals from the static proposals of a checkpoint."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ _DYNAMIC = "expert_proposal_{}.weight"
 
 
 def start_from_static_checkpoints(generator: DynamicProposalGenerator) -> None:
-    """Makes ``generator`` take the proposals of a static checkpoint as the start of all its experts.
+    """Makes ``generator`` initialize all experts from the proposals of a static checkpoint when one is loaded.
 
-    They are spread as at the start of a training, with the same random numbers in every process. Logs one line.
-    A checkpoint with another number of proposals or channels is left as it is: loading reports its names.
+    The experts get random offsets as at the start of a training, the same in every process. Logs one line. Proposals
+    of another number or with other channels are not used: a warning says so.
     """
     generator._register_load_state_dict_pre_hook(_fill_experts, with_module=True)
 
