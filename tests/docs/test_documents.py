@@ -116,3 +116,18 @@ def test_every_command_is_in_the_reference():
     page = on_page_markdown("{{ commands }}", page=None, config=None, files=None)
     for command in cli.COMMANDS:
         assert f"## {command} " in page and f"usage: dsrcnn {command} " in page
+
+
+def test_every_extra_is_explained():
+    setup = (ROOT / "setup.py").read_text(encoding="utf-8")
+    extras = re.findall(r'^        "(\w+)": ', setup[setup.index("extras_require") :], re.MULTILINE)
+    explained = TEXTS["docs/start/install.md"]
+    assert len(extras) > 5
+    assert [extra for extra in extras if f"`{extra}`" not in explained] == []
+    offered = {
+        extra
+        for text in TEXTS.values()
+        for names in re.findall(r"install '\.\[([\w,]+)\]'", text)
+        for extra in names.split(",")
+    }
+    assert offered <= set(extras)
