@@ -100,7 +100,7 @@ def _commands(one: ReportedRun) -> Iterator[str]:
         threshold = f" --score-threshold {math.floor(1000 * best.threshold) / 1000:g}" if best else ""
         yield f"dsrcnn predict photos/ --weights {folder}{threshold}"
         yield from (f"dsrcnn eval {folder} --data {shlex.quote(name)}" for name in run.test_sets)
-        yield f"dsrcnn export {folder}"
+        yield f"dsrcnn export {folder} --output {shlex.quote(str(run.folder / 'model.onnx'))}"
 
 
 def training(runs: Sequence[ReportedRun]) -> Section:
