@@ -32,7 +32,7 @@ def center_distance(boxes: Tensor, others: Tensor) -> Tensor:
 
 
 @COST_REGISTRY.register()
-class CenterCost(CostTerm):
+class MiddleCost(CostTerm):
     def __init__(self, cfg: CfgNode) -> None:
         super().__init__(weight=0.1)
 
@@ -41,8 +41,8 @@ class CenterCost(CostTerm):
 
 
 @LOSS_REGISTRY.register()
-class CenterLoss(LossTerm):
-    name = "loss_center"
+class MiddleLoss(LossTerm):
+    name = "loss_middle"
 
     def __init__(self, cfg: CfgNode) -> None:
         super().__init__(weight=0.1)
@@ -55,7 +55,7 @@ def test_a_cost_of_others_is_added_to_the_matching_cost(tiny_cfg, make_instances
     targets = BatchedTargets.from_instances([make_instances(3), make_instances(2)], torch.device("cpu"))
     predictions = make_predictions(2, [(64, 96)] * 2, 5)
     plain = MatchCostModel(tiny_cfg)(predictions, targets).cost
-    tiny_cfg.merge_from_list(["MODEL.SparseRCNN.COSTS", "('ClassCost', 'L1Cost', 'GIoUCost', 'CenterCost')"])
+    tiny_cfg.merge_from_list(["MODEL.SparseRCNN.COSTS", "('ClassCost', 'L1Cost', 'GIoUCost', 'MiddleCost')"])
     cost = build_criterion(tiny_cfg).cost_model(predictions, targets).cost
     for s, b, p in torch.cartesian_prod(torch.arange(2), torch.arange(2), torch.arange(5)).tolist():
         for g in range(int(targets.valid[b].sum())):
@@ -69,18 +69,18 @@ def test_a_loss_of_others_is_weighted_divided_and_named_as_the_projects_own(tiny
     targets = BatchedTargets.from_instances([make_instances(3), make_instances(0)], torch.device("cpu"))
     predictions = make_predictions(2, [(64, 96)] * 2, 5, requires_grad=True)
     plain = build_criterion(tiny_cfg)(predictions, targets)
-    tiny_cfg.merge_from_list(["MODEL.SparseRCNN.LOSSES", "('ClassLoss', 'L1Loss', 'GIoULoss', 'CenterLoss')"])
+    tiny_cfg.merge_from_list(["MODEL.SparseRCNN.LOSSES", "('ClassLoss', 'L1Loss', 'GIoULoss', 'MiddleLoss')"])
     criterion = build_criterion(tiny_cfg)
     losses = criterion(predictions, targets)
-    assert losses.keys() - plain.keys() == {"loss_center", "loss_center_0"}
+    assert losses.keys() - plain.keys() == {"loss_middle", "loss_middle_0"}
     torch.testing.assert_close({name: losses[name] for name in plain}, plain)
     gt_index = criterion.matcher(criterion.cost_model(predictions, targets)).gt_index
-    for stage, name in ((0, "loss_center_0"), (1, "loss_center")):
+    for stage, name in ((0, "loss_middle_0"), (1, "loss_middle")):
         pairs = [(p, g) for p, g in enumerate(gt_index[stage, 0].tolist()) if g >= 0]
         distances = [center_distance(predictions.boxes[stage, 0, p], targets.boxes[0, g]).item() for p, g in pairs]
         assert len(pairs) == 3
         assert losses[name].item() == pytest.approx(0.1 * sum(distances) / 3, rel=1e-4)
-    losses["loss_center_0"].backward()
+    losses["loss_middle_0"].backward()
     assert predictions.boxes.grad is not None and predictions.boxes.grad[0].any()
 
 
