@@ -1,16 +1,17 @@
 # The command dsrcnn on a CPU, with export and the runtimes that run what was exported.
 #
 #   docker build -t dsrcnn .
+#   docker build --build-arg TORCH_INDEX=URL -t dsrcnn .   # URL of PyTorch's index of CPU wheels: a smaller image
 #   docker run --rm -v "$PWD:/work" dsrcnn predict photos/ --weights output/mine
 FROM python:3.12-slim
 
 ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_ROOT_USER_ACTION=ignore PYTHONUNBUFFERED=1
 WORKDIR /opt/dsrcnn
 
-# PyTorch without CUDA. Layers that change seldom come first.
-ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
+# Layers that change seldom come first.
+ARG TORCH_INDEX=
 COPY constraints.txt ./
-RUN pip install --constraint constraints.txt --index-url "$TORCH_INDEX" torch torchvision
+RUN pip install --constraint constraints.txt ${TORCH_INDEX:+--index-url "$TORCH_INDEX"} torch torchvision
 
 # What the package requires, with a package that is empty but for its version. OpenCV without its desktop libraries.
 ARG EXTRAS=lite,onnx,openvino
