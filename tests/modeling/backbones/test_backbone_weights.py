@@ -105,7 +105,7 @@ def test_files_that_cannot_be_used_are_refused_by_name(tiny_cfg, tmp_path):
     wider = save(timm.create_model("resnet18"), tmp_path / "wider.safetensors")
     for path, error, message in (
         (tmp_path / "none.pth", FileNotFoundError, "MODEL.TIMM.CHECKPOINT: There is no checkpoint .*none.pth"),
-        (tmp_path / "text.safetensors", ValueError, "text.safetensors is damaged, or no safetensors file"),
+        (tmp_path / "text.safetensors", ValueError, "text.safetensors is damaged, or is not a safetensors file"),
         (tmp_path / "text.pth", ValueError, "text.pth cannot be read as tensors"),
         (tmp_path / "nothing.pth", ValueError, "nothing.pth cannot be read as tensors"),
         (tmp_path / "weights.npz", ValueError, r"weights.npz is no checkpoint: .safetensors, .pth"),
