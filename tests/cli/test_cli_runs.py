@@ -87,7 +87,7 @@ def test_figures_take_the_runs_folder(trained, shapes, tmp_path, what):
 
 
 def test_a_users_module_is_imported_first(trained, shapes, tmp_path, monkeypatch, capsys):
-    (tmp_path / "module_of_a_user.py").write_text(
+    (tmp_path / "module_with_a_set.py").write_text(
         "from detectron2.data import DatasetCatalog, MetadataCatalog\n"
         "from dynamic_sparse_rcnn.data.datasets import register_dataset\n"
         f"name = {shapes!r}\nregister_dataset(name)\n"
@@ -97,7 +97,7 @@ def test_a_users_module_is_imported_first(trained, shapes, tmp_path, monkeypatch
         "    thing_dataset_id_to_contiguous_id=known.thing_dataset_id_to_contiguous_id)\n"
     )
     monkeypatch.chdir(tmp_path)
-    main(["eval", str(trained), "--data", "set_of_a_user", "--import", "module_of_a_user"])
+    main(["eval", str(trained), "--data", "set_of_a_user", "--import", "module_with_a_set"])
     assert RESULT.fullmatch(last_line(capsys))
 
 
