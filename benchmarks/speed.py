@@ -10,6 +10,7 @@ variant. Writes a table, ``speed.json`` and ``speed.png``. The cases:
     options   training step and its peak memory in other ways: the dynamic convolutions' activations kept or
               recomputed, images and maps with channels last, GRAD_CHECKPOINTING
     method    training step and inference with dynamic label assignment (DLA) and proposals (DPG), beside neither
+    export    inference of one image and its peak memory: as it is, in bfloat16, compiled, exported; CPUs alone
     scaling   the training step with the number of images, proposals and ground truths, and with the image's side
 
     python benchmarks/speed.py                                        # the demo's detector, minutes on two cores
@@ -25,6 +26,7 @@ from pathlib import Path
 
 import torch
 from detectron2.utils.events import EventStorage
+from exporting import compare_exports
 from plain_sparse_rcnn import PlainSparseRCNN
 from speed_report import Comparison, table, write_report
 from timing import Stopwatch, peak_memory, time_rounds
@@ -180,6 +182,7 @@ CASES: dict[str, Callable[[Workload, int], Iterator[Comparison]]] = {
     "options": compare_options,
     "method": compare_methods,
     "scaling": compare_scaling,
+    "export": compare_exports,
 }
 
 
@@ -187,7 +190,7 @@ def parse_args() -> argparse.Namespace:
     """The command line's options."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--workload", choices=WORKLOADS, default="demo")
-    parser.add_argument("--cases", nargs="+", choices=CASES, default=list(CASES))
+    parser.add_argument("--cases", nargs="+", choices=CASES, default=[x for x in CASES if x != "export"])
     for name in ("images", "height", "width", "ground-truths", "proposals"):
         parser.add_argument(f"--{name}", type=int, help="instead of the workload's")
     parser.add_argument("--repeats", type=int, default=7)

@@ -142,6 +142,7 @@ class ExportedDetector(nn.Module):
 
     Attributes:
         metadata: of the file.
+        runtime: what runs it.
     """
 
     def __init__(self, path: str | Path, device: str = "cpu", precision: str | None = None) -> None:
@@ -159,8 +160,8 @@ class ExportedDetector(nn.Module):
         super().__init__()
         if not Path(path).is_file():
             raise FileNotFoundError(f"There is no file {path}")
-        self._runtime = _RUNTIMES[Path(path).suffix](str(path), device, precision)
-        self.metadata = self._runtime.metadata
+        self.runtime = _RUNTIMES[Path(path).suffix](str(path), device, precision)
+        self.metadata = self.runtime.metadata
 
     def forward(self, batched_inputs: list[dict[str, Any]]) -> list[dict[str, Instances]]:
         """
@@ -184,7 +185,7 @@ class ExportedDetector(nn.Module):
             (int(x.get("height", image.shape[1])), int(x.get("width", image.shape[2])))
             for x, image in zip(batched_inputs, images, strict=True)
         ]
-        outputs = self._runtime(prepare(images, original_sizes, self.metadata))
+        outputs = self.runtime(prepare(images, original_sizes, self.metadata))
         boxes, scores, classes = (torch.from_numpy(np.ascontiguousarray(x)) for x in outputs)
         if scores.isnan().any():
             raise FloatingPointError("the exported detector gives scores that are NaN: was it trained to its end?")

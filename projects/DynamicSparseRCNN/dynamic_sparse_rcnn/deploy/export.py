@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import io
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._dynamo.exc import UserError
 
 from ..file_io import whole_file
 from .exportable import INPUT_NAMES, OUTPUT_NAMES, ExportableDetector
@@ -69,7 +71,7 @@ def export_torch(
         raise ValueError(f"torch programs are in float32, not in {metadata.precision}: export to onnx or openvino")
     exportable = ExportableDetector(detector, suppress if metadata.nms_inside else None).eval()
     inputs, dynamic_shapes = trace_inputs(exportable, metadata.size)
-    with torch.no_grad():
+    with torch.no_grad(), _names_backbone(exportable, metadata.size):
         program = torch.export.export(exportable, inputs, dynamic_shapes=dynamic_shapes)
     content = io.BytesIO()
     torch.export.save(program, content, extra_files=metadata.to_entries())
@@ -89,7 +91,7 @@ def _make_onnx(detector: nn.Module, metadata: ExportMetadata, calibration: Seque
     import_extra("onnxscript", "onnx")
     exportable = ExportableDetector(detector, suppress_in_onnx if metadata.nms_inside else None).eval()
     inputs, dynamic_shapes = trace_inputs(exportable, metadata.size)
-    with warnings.catch_warnings(), torch.no_grad():
+    with warnings.catch_warnings(), torch.no_grad(), _names_backbone(exportable, metadata.size):
         warnings.simplefilter("ignore")  # of the exporter's own making
         program = torch.onnx.export(
             exportable,
@@ -104,6 +106,20 @@ def _make_onnx(detector: nn.Module, metadata: ExportMetadata, calibration: Seque
     assert program is not None
     model = program.model_proto
     return quantize(model, calibration, metadata) if metadata.precision == "int8" else model
+
+
+@contextmanager
+def _names_backbone(exportable: ExportableDetector, size: tuple[int, int] | None) -> Iterator[None]:
+    """Turns PyTorch's errors, which are pages long, into one that names what is not exported and what may help."""
+    try:
+        yield
+    except (RuntimeError, UserError) as error:
+        backbone = exportable.detector.backbone
+        model = type(getattr(backbone, "bottom_up", backbone)).__name__
+        remedy = (
+            "give a fixed size (--size HxW), which some backbones need" if size is None else "take another backbone"
+        )
+        raise ValueError(f"PyTorch cannot export this detector, with the backbone {model}: {remedy}") from error
 
 
 def _write(content: bytes, path: str | Path) -> None:

@@ -1,0 +1,60 @@
+"""Each family of backbones and proposals finds the same, exported and not."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from detectron2.config import CfgNode
+from detectron2.modeling import build_model
+from exported_detections import TINY, assert_same_detections, make_feed, run_detector, run_onnx, run_openvino
+from timm_configs import use_timm, use_vit
+from torch import nn
+
+from dynamic_sparse_rcnn.deploy.export import export_onnx
+
+SWIN = "swin_tiny_patch4_window7_224"
+#: Of each the change of the config, and whether images of any size can be exported.
+FAMILIES: dict[str, tuple[Callable[[CfgNode], CfgNode], bool]] = {
+    "timm CNN": (lambda cfg: use_timm(cfg, "mobilenetv3_small_050", PRETRAINED=False), True),
+    "timm windows, channels last": (lambda cfg: use_timm(cfg, SWIN, PRETRAINED=False), False),
+    "ViT": (lambda cfg: use_vit(cfg, PRETRAINED=False), True),
+    "ViT, windows": (lambda cfg: use_vit(cfg, PRETRAINED=False, WINDOW_SIZE=3, GLOBAL_BLOCKS=[1]), True),
+}
+
+
+def build(cfg: CfgNode) -> nn.Module:
+    """Of one stage: it is the backbone that matters. Boxes stay near a grid's, so that none is empty."""
+    node = cfg.MODEL.SparseRCNN
+    node.NUM_HEADS, node.INIT_BOXES, node.NMS_THRESHOLD = 1, "grid", 0.5
+    torch.manual_seed(0)
+    detector = build_model(cfg).eval()
+    with torch.no_grad():
+        detector.head.head_series[0].bboxes_delta.weight.mul_(0.1)
+    return detector
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", FAMILIES)
+def test_backbones_of_each_family_are_exported(family: str, tiny_cfg: CfgNode, tmp_path: Path) -> None:
+    change, any_size = FAMILIES[family]
+    detector = build(change(tiny_cfg))
+    path = tmp_path / "detector.onnx"
+    export_onnx(detector, path, replace(TINY, size=None if any_size else (64, 96), nms_inside=True))
+    for size in [(64, 96), (96, 64)] if any_size else [(64, 96)]:
+        images = [torch.randint(0, 256, (3, *x), dtype=torch.uint8) for x in (size, (size[0] - 9, size[1] - 3))]
+        expected = run_detector(detector, images, [size, size])
+        feed = make_feed(images, [size, size], 32)
+        for run in (run_onnx, run_openvino):
+            assert_same_detections(expected, run(path, feed), lowest_score=0.0)
+
+
+@pytest.mark.slow
+def test_what_needs_a_fixed_size_is_refused_with_the_remedy(tiny_cfg: CfgNode, tmp_path: Path) -> None:
+    detector = build(use_timm(tiny_cfg, SWIN, PRETRAINED=False))
+    with pytest.raises(ValueError, match=r"backbone TimmBackbone: give a fixed size \(--size HxW\)"):
+        export_onnx(detector, tmp_path / "detector.onnx", replace(TINY, size=None))
+    assert not list(tmp_path.iterdir())
