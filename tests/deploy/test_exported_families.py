@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from detectron2.config import CfgNode
@@ -15,14 +16,16 @@ from timm_configs import use_timm, use_vit
 from torch import nn
 
 from dynamic_sparse_rcnn.deploy.export import export_onnx
+from dynamic_sparse_rcnn.deploy.verification import verify
 
+Runner = Callable[[Path, dict[str, np.ndarray]], list[np.ndarray]]
 SWIN = "swin_tiny_patch4_window7_224"
-#: Of each the change of the config, and whether images of any size can be exported.
-FAMILIES: dict[str, tuple[Callable[[CfgNode], CfgNode], bool]] = {
-    "timm CNN": (lambda cfg: use_timm(cfg, "mobilenetv3_small_050", PRETRAINED=False), True),
-    "timm windows, channels last": (lambda cfg: use_timm(cfg, SWIN, PRETRAINED=False), False),
-    "ViT": (lambda cfg: use_vit(cfg, PRETRAINED=False), True),
-    "ViT, windows": (lambda cfg: use_vit(cfg, PRETRAINED=False, WINDOW_SIZE=3, GLOBAL_BLOCKS=[1]), True),
+#: Of each the change of the config, and what runs files of it for images of any size.
+FAMILIES: dict[str, tuple[Callable[[CfgNode], CfgNode], tuple[Runner, ...]]] = {
+    "timm CNN": (lambda cfg: use_timm(cfg, "mobilenetv3_small_050", PRETRAINED=False), (run_onnx, run_openvino)),
+    "timm windows, channels last": (lambda cfg: use_timm(cfg, SWIN, PRETRAINED=False), ()),
+    "ViT": (lambda cfg: use_vit(cfg, PRETRAINED=False), (run_onnx,)),
+    "ViT, windows": (lambda cfg: use_vit(cfg, PRETRAINED=False, WINDOW_SIZE=3, GLOBAL_BLOCKS=[1]), (run_onnx,)),
 }
 
 
@@ -37,19 +40,41 @@ def build(cfg: CfgNode) -> nn.Module:
     return detector
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("family", FAMILIES)
-def test_backbones_of_each_family_are_exported(family: str, tiny_cfg: CfgNode, tmp_path: Path) -> None:
-    change, any_size = FAMILIES[family]
-    detector = build(change(tiny_cfg))
-    path = tmp_path / "detector.onnx"
-    export_onnx(detector, path, replace(TINY, size=None if any_size else (64, 96), nms_inside=True))
-    for size in [(64, 96), (96, 64)] if any_size else [(64, 96)]:
+def assert_exported(
+    detector: nn.Module, path: Path, runners: Sequence[Runner], sizes: Sequence[tuple[int, int]]
+) -> None:
+    for size in sizes:
         images = [torch.randint(0, 256, (3, *x), dtype=torch.uint8) for x in (size, (size[0] - 9, size[1] - 3))]
         expected = run_detector(detector, images, [size, size])
         feed = make_feed(images, [size, size], 32)
-        for run in (run_onnx, run_openvino):
+        for run in runners:
             assert_same_detections(expected, run(path, feed), lowest_score=0.0)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", FAMILIES)
+def test_backbones_of_each_family_are_exported(family: str, tiny_cfg: CfgNode, tmp_path: Path) -> None:
+    change, of_any_size = FAMILIES[family]
+    detector = build(change(tiny_cfg))
+    if of_any_size:
+        export_onnx(detector, tmp_path / "any.onnx", replace(TINY, size=None, nms_inside=True))
+        assert_exported(detector, tmp_path / "any.onnx", of_any_size, [(64, 96), (96, 64)])
+    if len(of_any_size) < 2:
+        export_onnx(detector, tmp_path / "fixed.onnx", replace(TINY, size=(64, 96), nms_inside=True))
+        assert_exported(detector, tmp_path / "fixed.onnx", (run_onnx, run_openvino), [(64, 96)])
+
+
+@pytest.mark.slow
+def test_a_file_that_computes_something_else_is_not_kept(tiny_cfg: CfgNode, tmp_path: Path) -> None:
+    detector, other = build(tiny_cfg), build(tiny_cfg)
+    with torch.no_grad():
+        other.get_parameter("head.head_series.0.class_logits.bias").add_(0.1)
+    path = tmp_path / "detector.onnx"
+    export_onnx(detector, path, replace(TINY, size=None))
+    verify(detector, path, replace(TINY, size=None))
+    with pytest.raises(ValueError, match=r"would not find what the detector finds: .* \(--size HxW\)"):
+        verify(other, path, replace(TINY, size=None))
+    assert not path.is_file()
 
 
 @pytest.mark.slow

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import io
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -20,6 +21,7 @@ from .openvino_files import save_openvino
 from .operators import onnx_translations, suppress, suppress_in_onnx
 from .packages import import_extra
 from .quantization import halve_weights, quantize
+from .verification import verify
 
 # Of the traced image, in the detector's divisibility: unequal, and neither 0 nor 1, which would be taken for constants.
 _TRACED_ROWS, _TRACED_COLUMNS = 3, 4
@@ -39,13 +41,16 @@ def export_onnx(
 
     Raises:
         ImportError: a package is missing; says what brings it.
-        ValueError: the detector, the size or the precision cannot be exported.
+        ValueError: the detector, the size or the precision cannot be exported, or the file that was written gives other
+            scores than the detector.
     """
     model = _make_onnx(detector, metadata, calibration)
     if metadata.precision == "float16":
         halve_weights(model)
     import_extra("onnx", "onnx").helper.set_model_props(model, metadata.to_entries())
     _write(model.SerializeToString(), path)
+    if metadata.precision == "float32" and importlib.util.find_spec("onnxruntime"):
+        verify(detector, path, metadata)
 
 
 def export_openvino(
@@ -58,6 +63,8 @@ def export_openvino(
     openvino = import_extra("openvino", "openvino")
     model = _make_onnx(detector, metadata, calibration)
     save_openvino(openvino.Core().read_model(model.SerializeToString()), path, metadata)
+    if metadata.precision == "float32":
+        verify(detector, path, metadata)
 
 
 def export_torch(
@@ -76,6 +83,7 @@ def export_torch(
     content = io.BytesIO()
     torch.export.save(program, content, extra_files=metadata.to_entries())
     _write(content.getvalue(), path)
+    verify(detector, path, metadata)
 
 
 #: By the name of the format.
