@@ -4,11 +4,13 @@
 # make lint   ruff and mypy
 # make docs   the documentation, in build/site
 # make bench  how fast the demo's detector trains and infers; BENCH="--workload r50 --precision float16" for a GPU
+# make gpu-report  all that waits for a GPU, in ten minutes; GPU_REPORT="--data coco:train.json:images" trains on it too
 # make clean  remove build products, caches and what the demo wrote; make distclean removes .venv too
 
 PYTHON ?= python3
 ARGS ?= -m "not gpu"
 BENCH ?=
+GPU_REPORT ?=
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -22,7 +24,7 @@ export PIP_USE_PEP517 := 1
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .ONESHELL:
-.PHONY: env demo test lint docs bench clean distclean
+.PHONY: env demo test lint docs bench gpu-report clean distclean
 
 env: $(READY)
 
@@ -44,6 +46,9 @@ docs: env
 
 bench: env
 	@GOMP_SPINCOUNT=1000 $(BIN)/python benchmarks/speed.py $(BENCH)
+
+gpu-report: env
+	@$(BIN)/python benchmarks/gpu_report.py $(GPU_REPORT)
 
 clean:
 	@rm -rf build dist output/demo* output/bench output/shapes .hypothesis

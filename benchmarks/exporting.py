@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import resource
 import shutil
 import subprocess
 import sys
@@ -15,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from detectron2.data import transforms as T
+from run_exported import peak_memory
 from speed_report import Comparison
 from timing import time_rounds
 from workloads import Workload
@@ -176,7 +176,7 @@ def main() -> None:
     with torch.no_grad():
         for _ in range(_RUNS):
             detector(inputs)
-    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3)
+    print(peak_memory())
 
 
 if __name__ == "__main__":
