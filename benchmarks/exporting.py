@@ -25,6 +25,7 @@ from dynamic_sparse_rcnn.deploy.export import EXPORTERS
 from dynamic_sparse_rcnn.deploy.inputs import prepare
 from dynamic_sparse_rcnn.deploy.metadata import ExportMetadata
 from dynamic_sparse_rcnn.engine.precision import autocast
+from dynamic_sparse_rcnn.engine.small_data import cpu_has_bfloat16
 from dynamic_sparse_rcnn.file_io import write_image
 
 # Images that the ranges of int8 are measured on: times do not depend on them.
@@ -78,7 +79,7 @@ def make_ways(workload: Workload, folder: Path, wanted: Sequence[str] = ()) -> I
         return not wanted or name in wanted
 
     yield "eager", run_eager(detector, image, None, eager)
-    if asked("eager, bfloat16") and has_bfloat16():
+    if asked("eager, bfloat16") and cpu_has_bfloat16():
         yield "eager, bfloat16", run_eager(detector, image, torch.bfloat16, [])
     if asked("torch.compile") and shutil.which("g++"):
         compiled = copy.deepcopy(detector)
@@ -89,17 +90,12 @@ def make_ways(workload: Workload, folder: Path, wanted: Sequence[str] = ()) -> I
     files = {"ONNX Runtime": ("onnx", "float32"), "OpenVINO": ("openvino", "float32")}
     files |= {"ONNX Runtime, int8": ("onnx", "int8"), "OpenVINO, int8": ("openvino", "int8")}
     for name, (form, precision) in files.items():
-        runs = {name: None} | ({f"{name}, bfloat16": "bfloat16"} if form == "openvino" and has_bfloat16() else {})
+        runs = {name: None} | ({f"{name}, bfloat16": "bfloat16"} if form == "openvino" and cpu_has_bfloat16() else {})
         if any(asked(key) for key in runs):
             path = export(detector, image, folder, form, precision)
             for key, arithmetic in runs.items():
                 if asked(key):
                     yield key, run_file(path, image, arithmetic)
-
-
-def has_bfloat16() -> bool:
-    """Whether the CPU multiplies bfloat16 by itself."""
-    return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
 
 
 def run_eager(detector: SparseRCNN, image: torch.Tensor, dtype: torch.dtype | None, memory: list[str]) -> Way:

@@ -4,10 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
-from typing import Any
-
-import torch
-from detectron2.structures import ImageList
 
 from dynamic_sparse_rcnn import DynamicConv, SparseRCNN
 
@@ -46,19 +42,3 @@ def grad_checkpointing(detector: SparseRCNN) -> Iterator[None]:
     detector.head.grad_checkpointing = True
     yield
     detector.head.grad_checkpointing = False
-
-
-@contextmanager
-def images_channels_last(detector: SparseRCNN) -> Iterator[None]:
-    """The backbone gets images whose channels lie side by side in memory, and gives such maps."""
-    preprocess = detector.preprocess_image
-
-    def preprocess_channels_last(
-        batched_inputs: list[dict[str, Any]], pad_to: tuple[int, int] | None = None
-    ) -> ImageList:
-        images = preprocess(batched_inputs, pad_to)
-        return ImageList(images.tensor.contiguous(memory_format=torch.channels_last), images.image_sizes)
-
-    detector.preprocess_image = preprocess_channels_last  # type: ignore[method-assign]
-    yield
-    del detector.preprocess_image  # the instance's: the class has its own

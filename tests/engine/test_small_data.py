@@ -99,9 +99,8 @@ def test_cpus_with_bfloat16_train_in_it(monkeypatch, names):
     known = {"avx2": True, "avx512_bf16": False, "amx_bf16": False}
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: known | dict.fromkeys(names, True), raising=False)
     chosen = values(small_data.choose_precision("cpu"))
-    assert chosen == (
-        {"SOLVER.AMP.ENABLED": True, "SOLVER.AMP.PRECISION": "bfloat16"} if names else {"SOLVER.AMP.ENABLED": False}
-    )
+    fast = {"SOLVER.AMP.ENABLED": True, "SOLVER.AMP.PRECISION": "bfloat16", "MODEL.CHANNELS_LAST": True}
+    assert chosen == (fast if names else {"SOLVER.AMP.ENABLED": False})
 
 
 def test_a_torch_that_does_not_know_its_cpu_trains_in_single_precision(monkeypatch):
@@ -112,7 +111,8 @@ def test_a_torch_that_does_not_know_its_cpu_trains_in_single_precision(monkeypat
 @pytest.mark.parametrize(("supported", "dtype"), [(True, "bfloat16"), (False, "float16")])
 def test_gpus_without_bfloat16_train_in_float16(monkeypatch, supported, dtype):
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: supported)
-    assert values(small_data.choose_precision("cuda"))["SOLVER.AMP.PRECISION"] == dtype
+    chosen = values(small_data.choose_precision("cuda"))
+    assert chosen == {"SOLVER.AMP.ENABLED": True, "SOLVER.AMP.PRECISION": dtype}
 
 
 @pytest.fixture

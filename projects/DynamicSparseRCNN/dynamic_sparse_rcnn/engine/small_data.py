@@ -233,7 +233,7 @@ def _free_memory() -> int:
 
 
 def choose_precision(device: str) -> list[Choice]:
-    """Mixed precision where the hardware has bfloat16, or float16 of older GPUs."""
+    """Mixed precision where the hardware has bfloat16, or float16 of older GPUs; on CPUs with channels last."""
     if device.startswith("cuda"):
         dtype = "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float16"
         reason = f"the GPU has {dtype}"
@@ -241,7 +241,9 @@ def choose_precision(device: str) -> list[Choice]:
         dtype, reason = "bfloat16", "the CPU has bfloat16 instructions"
     else:
         return [Choice("SOLVER.AMP.ENABLED", False, f"{device} has no half-precision instructions")]
-    return [Choice("SOLVER.AMP.ENABLED", True, reason), Choice("SOLVER.AMP.PRECISION", dtype, reason)]
+    amp = [Choice("SOLVER.AMP.ENABLED", True, reason), Choice("SOLVER.AMP.PRECISION", dtype, reason)]
+    # Its convolutions want the channels of a pixel side by side.
+    return amp if device.startswith("cuda") else [*amp, Choice("MODEL.CHANNELS_LAST", True, reason)]
 
 
 def cpu_has_bfloat16() -> bool:

@@ -51,6 +51,7 @@ class SparseRCNN(nn.Module):
         nms_threshold: float | None = None,
         pixel_mean: list[float],
         pixel_std: list[float],
+        channels_last: bool = False,
     ) -> None:
         """
         Args:
@@ -63,6 +64,8 @@ class SparseRCNN(nn.Module):
                 the criterion's matcher needs.
             pixel_mean: mean of each channel of the input images, which are 0..255.
             pixel_std: standard deviation of each channel.
+            channels_last: whether the backbone's weights and maps have their channels side by side in memory. The same
+                values, faster on CPUs that multiply bfloat16.
 
         Raises:
             ValueError: the criterion's matcher is one-to-many, and ``nms_threshold`` is 1.
@@ -78,6 +81,9 @@ class SparseRCNN(nn.Module):
         self.nms_threshold = choose_nms_threshold(type(matcher).__name__, one_to_many, nms_threshold)
         self.register_buffer("pixel_mean", torch.tensor(pixel_mean).view(-1, 1, 1), persistent=False)
         self.register_buffer("pixel_std", torch.tensor(pixel_std).view(-1, 1, 1), persistent=False)
+        self._memory_format = torch.channels_last if channels_last else torch.contiguous_format
+        if channels_last:
+            self.backbone.to(memory_format=torch.channels_last)
         use_public_names(self)
 
     @classmethod
@@ -94,6 +100,7 @@ class SparseRCNN(nn.Module):
             "nms_threshold": cfg.MODEL.SparseRCNN.NMS_THRESHOLD,
             "pixel_mean": cfg.MODEL.PIXEL_MEAN,
             "pixel_std": cfg.MODEL.PIXEL_STD,
+            "channels_last": cfg.MODEL.CHANNELS_LAST,
         }
 
     @property
@@ -195,6 +202,7 @@ class SparseRCNN(nn.Module):
         images = [x["image"].to(self.device, non_blocking=asynchronous) for x in batched_inputs]
         images = [(image - self.pixel_mean) / self.pixel_std for image in images]
         batch = ImageList.from_tensors(images, self.backbone.size_divisibility)
+        batch.tensor = batch.tensor.contiguous(memory_format=self._memory_format)
         return batch if pad_to is None else _pad(batch, pad_to, self.backbone.size_divisibility)
 
     def propose(self, images: ImageList) -> tuple[dict[str, Tensor], Tensor, Tensor]:

@@ -97,7 +97,8 @@ class DynamicHead(nn.Module):
         """
         # float32 under autocast too: RoIAlign casts boxes to the type of the maps, and in half precision boxes are off
         # by pixels.
-        maps = [features[name].float() for name in self.in_features]
+        # Contiguous, or RoIAlign would copy maps of channels last once a stage.
+        maps = [features[name].float().contiguous() for name in self.in_features]
         boxes = proposal_boxes
         stages: list[StagePredictions] = []
         for number, stage in enumerate(self.head_series):
