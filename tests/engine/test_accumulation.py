@@ -148,7 +148,7 @@ def test_parts_have_all_images_in_order_and_nearly_the_same_size():
     assert [image for part in parts for image in part] == batch
     assert sorted(map(len, parts)) == [2, 2, 3, 3]
     for steps in (0, 11):
-        with pytest.raises(ValueError, match=rf"ACCUMULATE_STEPS is {steps}, but .* has 10 images"):
+        with pytest.raises(ValueError, match=rf"ACCUMULATE_STEPS is {steps}, but .* has 10 image\(s\)"):
             split_batch(batch, steps)
 
 

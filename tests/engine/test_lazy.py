@@ -13,10 +13,12 @@ from ranks import run_ranks
 from train_net import argument_parser
 
 from dynamic_sparse_rcnn import DynamicHead, Predictor, model_zoo
+from dynamic_sparse_rcnn.config_reading import ConfigError
 from dynamic_sparse_rcnn.data.mapper import build_augmentations
 from dynamic_sparse_rcnn.data.shapes import ShapesConfig, generate_shapes
+from dynamic_sparse_rcnn.engine import from_lazy, from_yaml
 from dynamic_sparse_rcnn.engine import main as engine_main
-from dynamic_sparse_rcnn.engine.solver import build_optimizer
+from dynamic_sparse_rcnn.engine.solver import build_optimizer, scale_to_batch_size
 from dynamic_sparse_rcnn.report.stages import evaluate_run
 
 NAMES = ["sparse_rcnn_R_50_FPN_300pro_3x", "dynamic_sparse_rcnn_R_50_FPN_300pro_3x"]
@@ -130,6 +132,11 @@ def overrides(tmp_path) -> list[str]:
         "train.reference_batch_size": 0,
         "train.seed": -1,  # drawn once for a run, also one that goes on
         "train.checkpointer.period": 2,
+        # What yaml configs can do.
+        "train.accumulate_steps": 2,
+        "train.ema.enabled": True,
+        "train.test_loss": True,
+        "dataloader.evaluator.voc_metric": "voc2012",
     }
     return [f"{key}={value}" for key, value in values.items()]
 
@@ -157,7 +164,10 @@ def test_a_lazy_config_trains_resumes_and_evaluates_from_the_command_line(overri
     assert resumed["iteration"] == saved["iteration"] == 2
     torch.testing.assert_close(resumed["model"], saved["model"], rtol=0, atol=0)
     lines = [json.loads(line) for line in (tmp_path / "run/metrics.json").read_text().splitlines()]
-    assert {"bbox/AP", "total_loss"} <= set().union(*lines)
+    names = set().union(*lines)
+    assert {"bbox/AP", "voc2012/AP", "proposals/recall50", "validation/loss_giou_0", "total_loss"} <= names
+    assert torch.load(tmp_path / "run/model_best.pth")["metric"]["name"] == "bbox/AP"
+    assert "4 images, 11 boxes, 5 classes" in (tmp_path / "run/log.txt").read_text()
     with pytest.raises(ValueError, match=r"Nothing is left to train.*raise it"):
         run("--resume")
     mixed: list[bool] = []
@@ -184,8 +194,47 @@ def test_a_lazy_config_trains_resumes_and_evaluates_from_the_command_line(overri
 @pytest.mark.slow
 def test_a_lazy_config_runs_on_several_processes(overrides, tmp_path):
     config = model_zoo.get_config_file(f"lazy/{NAMES[1]}.py")
-    arguments = argument_parser().parse_args(["--config-file", config, *overrides, "train.max_iter=1"])
+    arguments = argument_parser().parse_args(
+        ["--config-file", config, *overrides, "train.max_iter=1", "train.accumulate_steps=1"]
+    )
     run_ranks(2, engine_main.main, arguments)
     assert torch.load(tmp_path / "run/model_final.pth")["iteration"] == 0
     lines = [json.loads(line) for line in (tmp_path / "run/metrics.json").read_text().splitlines()]
     assert {"bbox/AP", "total_loss"} <= set().union(*lines)
+
+
+def test_a_batch_of_another_size_scales_the_schedule_as_in_yaml_configs():
+    lazy = small_lazy_cfg(NAMES[1], **{"dataloader.train.total_batch_size": 8})
+    scale_to_batch_size(lazy, from_lazy.SCHEDULE)
+    cfg = model_zoo.get_config(f"coco/{NAMES[1]}.yaml")
+    cfg.SOLVER.IMS_PER_BATCH = 8
+    scale_to_batch_size(cfg, from_yaml.SCHEDULE)
+    train, solver = lazy.train, cfg.SOLVER
+    assert (train.max_iter, train.checkpointer.period, train.eval_period) == (
+        solver.MAX_ITER,
+        solver.CHECKPOINT_PERIOD,
+        cfg.TEST.EVAL_PERIOD,
+    )
+    assert lazy.optimizer.lr == solver.BASE_LR == 1.25e-5
+    assert train.reference_batch_size == 8
+    assert lazy.model.proposal_generator.temperature.num_iters == 146600
+    factor = instantiate(lazy.lr_multiplier)
+    for iteration, rate in {0: 0.01, solver.WARMUP_ITERS: 1.0, solver.STEPS[0]: 0.1, solver.STEPS[1]: 0.01}.items():
+        assert factor(iteration / solver.MAX_ITER) == pytest.approx(rate, rel=1e-3), iteration
+
+
+def test_parts_that_do_not_fit_are_named(tmp_path):
+    args = argument_parser().parse_args(
+        [
+            "--config-file",
+            model_zoo.get_config_file(f"lazy/{NAMES[0]}.py"),
+            "--eval-only",
+            f"train.output_dir={tmp_path}",
+        ]
+    )
+    args.opts += ["+model.head.stages.colour=red", "train.device=cpu"]
+    with pytest.raises(ConfigError, match=r"^model of the config cannot be built: .*colour"):
+        engine_main.main(args)
+    args.opts.append("optimizer=null")
+    with pytest.raises(ConfigError, match=r"\.py has no optimizer$"):
+        engine_main.main(args)

@@ -196,7 +196,7 @@ def check_learning(cfg: CfgNode, make_inputs, steps: int, dtype: torch.dtype, ba
     [
         ("SparseRCNN", torch.bfloat16, 20),
         ("DynamicSparseRCNN", torch.bfloat16, 20),
-        pytest.param("SparseRCNN", torch.bfloat16, 200, marks=pytest.mark.slow),
+        pytest.param("SparseRCNN", torch.bfloat16, 60, marks=pytest.mark.slow),
         pytest.param("SparseRCNN", torch.float16, 20, marks=pytest.mark.slow),
         pytest.param("DynamicSparseRCNN", torch.float16, 20, marks=pytest.mark.slow),
     ],

@@ -84,11 +84,16 @@ def assert_same(found: Path, expected: Path, ranks: int) -> None:
     torch.testing.assert_close(*optimizers, rtol=0, atol=0)
 
 
-@pytest.mark.parametrize(("world_size", "mixed"), [(2, False), (1, True)])
-def test_a_run_whose_processes_were_all_killed_goes_on_as_if_they_were_not(cfg, tmp_path, world_size, mixed):
-    cfg.OUTPUT_DIR, cfg.SOLVER.AMP.ENABLED = str(tmp_path), mixed
-    run_ranks(world_size, train, cfg, "unbroken")
-    context = start_ranks(world_size, train, cfg, "killed", False, True)
+def train_twice(cfg: CfgNode) -> None:
+    """Once to the end, and once until it is killed."""
+    train(cfg, "unbroken")
+    train(cfg, "killed", waits=True)
+
+
+def test_a_run_whose_processes_were_all_killed_goes_on_as_if_they_were_not(cfg, tmp_path):
+    cfg.OUTPUT_DIR, cfg.SOLVER.AMP.ENABLED, cfg.SOLVER.EMA.ENABLED = str(tmp_path), True, True
+    world_size = 2
+    context = start_ranks(world_size, train_twice, cfg)
     for rank in range(world_size):
         wait_for(tmp_path / f"killed/losses_of_rank_{rank}/{LENGTH - 2}.json")
     for process in context.processes:
@@ -184,7 +189,7 @@ def test_a_run_in_parts_goes_on_after_its_checkpoint(run, tmp_path, mixed):
     run("--resume", "SOLVER.MAX_ITER", "4", *options)
     assert torch.load(tmp_path / "run/model_final.pth")["iteration"] == 3
     assert {"total_loss", "ground_truths_without_proposal"} <= set().union(*read_metrics(tmp_path / "run"))
-    with pytest.raises(ValueError, match=r"SOLVER\.ACCUMULATE_STEPS is 3, but the batch of a process has 2 images"):
+    with pytest.raises(ValueError, match=r"SOLVER\.ACCUMULATE_STEPS is 3, but the batch of a process has 2 image\(s\)"):
         run("SOLVER.ACCUMULATE_STEPS", "3")
 
 

@@ -142,7 +142,7 @@ def check_parts(images: int, parts: int) -> None:
     """Raises ValueError unless the images of a process can be learned in that many parts."""
     if not 1 <= parts <= images:
         raise ValueError(
-            f"SOLVER.ACCUMULATE_STEPS is {parts}, but the batch of a process has {images} images, its share of the "
+            f"SOLVER.ACCUMULATE_STEPS is {parts}, but the batch of a process has {images} image(s), its share of the "
             "whole one: use 1 to that many steps (of a lazy config train.accumulate_steps), or a larger batch"
         )
 
