@@ -1,5 +1,6 @@
 # make env    .venv with everything; make demo, make test and make lint make it when it is not there
-# make demo   train a small detector on generated images, evaluate it, draw its detections
+# make demo   train a small detector on generated images, evaluate it, draw its detections;
+#             DATA=folder takes images of your own, MINUTES=10 more time
 # make test   all tests that need no GPU; ARGS="-m gpu" for those that do
 # make lint   ruff and mypy
 # make docs   the documentation, in build/site
@@ -10,6 +11,8 @@
 PYTHON ?= python3
 ARGS ?= -m "not gpu"
 BENCH ?=
+DATA ?=
+MINUTES ?= $(if $(DATA),10,3)
 GPU_REPORT ?=
 
 VENV := .venv
@@ -29,8 +32,17 @@ SHELL := bash
 env: $(READY)
 
 # Threads that wait soon leave their core to others: spinning, beside one other busy process, costs many times the time.
+demo: export GOMP_SPINCOUNT := 1000
 demo: env
-	@GOMP_SPINCOUNT=1000 $(BIN)/python tools/demo_shapes.py
+	@data="$(DATA)"
+	if [ -z "$$data" ]; then
+	    data=output/shapes
+	    $(BIN)/python tools/generate_shapes.py $$data
+	fi
+	$(BIN)/dsrcnn train --data "$$data" --minutes $(MINUTES) --output output/demo
+	$(BIN)/dsrcnn visualize detections output/demo --data "$$data" --output output/demo/detections.png
+	$(BIN)/dsrcnn visualize stages output/demo --data "$$data" --output output/demo/stages.png
+	$(BIN)/dsrcnn eval output/demo --data "$$data"
 
 test: env
 	@$(BIN)/python -m pytest --numprocesses auto --dist loadfile $(ARGS)

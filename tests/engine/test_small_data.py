@@ -62,7 +62,7 @@ def test_proposals_follow_from_the_fullest_image(most, proposals):
         (0.16, 480, 224),  # 200 and more
         (0.05, 480, 320),  # small ones: the largest
         (0.05, 250, 256),  # but images are not enlarged, or only to a multiple of 32
-        (0.05, 64, 160),  # or only up to the smallest size
+        (0.05, 64, 64),  # or not above that of the images
     ],
 )
 def test_the_image_size_follows_from_that_of_the_objects(share, short_side, side):

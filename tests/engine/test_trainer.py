@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import json
 import logging
-import re
 
-import cv2
-import demo_shapes
 import pytest
 import torch
 import yaml
 from detectron2.utils import comm
-from small_runs import DYNAMIC, TINY, read_metrics
+from small_runs import DYNAMIC, read_metrics
 
 from dynamic_sparse_rcnn import SparseRCNN
 
@@ -48,16 +45,6 @@ def test_evaluating_a_checkpoint_gives_the_training_runs_own_result(run, tmp_pat
 def test_evaluation_without_weights_is_an_error(run):
     with pytest.raises(ValueError, match=r"MODEL\.WEIGHTS"):
         run("--eval-only")
-
-
-def test_the_demo_trains_evaluates_draws_and_ends_with_the_ap(tmp_path, monkeypatch, capsys):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(demo_shapes, "NUM_TRAIN_IMAGES", 4)
-    monkeypatch.setattr(demo_shapes, "NUM_VAL_IMAGES", 2)
-    demo_shapes.main(demo_shapes.parse_args([*TINY, "SOLVER.MAX_ITER", "1"]))
-    assert re.fullmatch(r"bbox AP [\d.]+ AP50 [\d.]+ AP75 [\d.]+", capsys.readouterr().out.splitlines()[-1])
-    for name in ("detections.png", "stages.png"):
-        assert cv2.imread(str(tmp_path / "output/demo" / name)) is not None
 
 
 def test_mixed_precision_trains_with_finite_losses_and_float32_weights(run, tmp_path, monkeypatch):

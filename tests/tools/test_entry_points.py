@@ -10,6 +10,9 @@ import cv2
 import pytest
 from small_runs import CONFIG, TINY
 
+from dynamic_sparse_rcnn.data.checks import load_checked_dataset
+from dynamic_sparse_rcnn.data.formats import expand_folders
+
 TOOLS = Path(__file__).parents[2] / "tools"
 ANALYZED = "shapes/sparse_rcnn_R_18_FPN_20pro.yaml"
 
@@ -42,6 +45,12 @@ def test_inspect_dataset(run, shapes, tmp_path, capsys):
     assert run("inspect_dataset.py", shapes, *options) == 0
     assert "1 samples" in capsys.readouterr().out
     assert run("inspect_dataset.py", "coco:nowhere.json:images", *options) == 1
+
+
+def test_generated_shapes_are_a_folder_to_train_on(run, tmp_path):
+    assert run("generate_shapes.py", str(tmp_path), "--train", "2", "--val", "1") == 0
+    train, val = expand_folders([str(tmp_path)], "train"), expand_folders([str(tmp_path)], "val")
+    assert [len(load_checked_dataset(*names, num_classes=5)) for names in (train, val)] == [2, 1]
 
 
 def test_analyze_model(run, capsys):

@@ -34,9 +34,11 @@ def add_parser(subparsers: Subparsers) -> None:
 def run(args: argparse.Namespace) -> None:
     """Evaluates, in as many processes as are asked for."""
     from ..checkpoints.runs import find_run
+    from ..data.formats import expand_folders
     from ..engine.launch import launch
     from .running import run_process
 
+    args.data = expand_folders(args.data, "test", "val")
     if is_exported(args.source):
         evaluate_exported(args)
         return

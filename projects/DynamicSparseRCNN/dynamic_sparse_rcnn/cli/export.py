@@ -51,6 +51,7 @@ def run(args: argparse.Namespace) -> None:
         ValueError: an option does not go with another, or the detector cannot be exported.
     """
     from ..checkpoints.runs import find_run
+    from ..data.formats import expand_folders
     from ..deploy.export import EXPORTERS
     from ..engine.launch import import_modules
     from ..prediction.loading import load_detector
@@ -62,7 +63,8 @@ def run(args: argparse.Namespace) -> None:
     found = find_run(args.source, args.config_file)
     loaded = load_detector(found.config_file, found.checkpoint, "cpu", args.trust_checkpoint)
     metadata = describe(loaded, found.checkpoint, args)
-    calibration = _image_files(args.calibration, len(metadata.class_names)) if args.calibration else []
+    names = expand_folders([args.calibration], "train") if args.calibration else []
+    calibration = [file for name in names for file in _image_files(name, len(metadata.class_names))]
     EXPORTERS[form](loaded.model, args.output, metadata, calibration)
     print(f"Wrote {args.output}, {args.output.stat().st_size / 1e6:.1f} MB")
 

@@ -36,6 +36,7 @@ def run(args: argparse.Namespace) -> None:
 
     from ..config_reading import read_config
     from ..data.datasets import check_same_classes
+    from ..data.formats import expand_folders
     from ..errors import EXPECTED_ERRORS, describe
     from ..file_io import write_image
     from ..visualization.figures import image_grid
@@ -44,8 +45,8 @@ def run(args: argparse.Namespace) -> None:
 
     setup_logger(name="dynamic_sparse_rcnn", abbrev_name="data")
     cfg = read_config(args.config_file or DEFAULT_CONFIG, args.opts)
-    panels, unusable = [], []
-    for name in args.names:
+    panels, unusable, names = [], [], expand_folders(args.names)
+    for name in names:
         try:
             text, samples = inspect_dataset(cfg, name, args.images)
         except EXPECTED_ERRORS as error:
@@ -58,5 +59,5 @@ def run(args: argparse.Namespace) -> None:
         write_image(image_grid(panels, SAMPLES_A_ROW), args.output)
         print(f"Wrote {args.output}: {len(panels)} samples as the training gets them")
     if unusable:
-        raise ValueError(f"{len(unusable)} of {len(args.names)} data sets cannot be used: {', '.join(unusable)}")
-    check_same_classes(args.names)
+        raise ValueError(f"{len(unusable)} of {len(names)} data sets cannot be used: {', '.join(unusable)}")
+    check_same_classes(names)

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, TypeAlias
 
 Subparsers: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
-DATA_HELP = "coco:JSON:FOLDER or another form; repeatable"
+DATA_HELP = "a folder, coco:JSON:FOLDER, ..; repeatable"
 
 
 def add_command(subparsers: Subparsers, name: str, usage: str, description: str) -> argparse.ArgumentParser:

@@ -18,7 +18,8 @@ DEFAULT_CONFIG = "small/dynamic_sparse_rcnn_lite0_FPN_30pro_160px.yaml"
 DEFAULT_MINUTES = 10.0
 _DESCRIPTION = """Train a detector.
 Without a config, data, machine and time decide the settings; the log says why.
-Without --val, a fifth of a COCO set is kept to choose the best checkpoint with.
+A folder stands for its splits. Without --val, and without a split for it, a
+fifth of a COCO set is kept to choose the best checkpoint with.
 Checkpoints, config.yaml, log.txt and TensorBoard's scalars go to --output.
 The last line is "bbox AP .. AP50 .. AP75 ..".
 KEY VALUE pairs change the config (of a lazy config: KEY=VALUE)."""
@@ -46,11 +47,14 @@ def run(args: argparse.Namespace) -> None:
         ValueError: a new run has no data, or a resumed one is given another length.
     """
     from ..checkpoints.runs import find_checkpoint
+    from ..data.formats import expand_folders
     from ..engine.launch import launch
     from .running import run_process
 
     output = str(Path(args.output).expanduser())
     saved = Path(output) / "config.yaml"
+    args.val = expand_folders(args.val or _with_val(args.data), "val", "test")
+    args.data = expand_folders(args.data, "train")
     resumes = args.resume and saved.is_file()
     if not (args.data or resumes):
         raise ValueError("--data is needed: the data set to train on, such as coco:train.json:images")
@@ -67,6 +71,14 @@ def run(args: argparse.Namespace) -> None:
     if not resumes:
         options += choose_options(args, config_file, options, output)
     launch(run_process, detectron2_arguments(args, config_file, options, resume=args.resume))
+
+
+def _with_val(names: Sequence[str]) -> list[str]:
+    """The folders among the names, if all are folders with validation images."""
+    from ..data.formats import find_splits
+
+    all_have = all(Path(name).expanduser().is_dir() and "val" in find_splits(name) for name in names)
+    return list(names) if all_have else []
 
 
 def choose_options(args: argparse.Namespace, config_file: str, options: Sequence[str], output: str) -> list[str]:

@@ -10,14 +10,16 @@ from ..errors import add_traceback_option, one_line_errors
 from .options import DATA_HELP, Subparsers, add_command, add_opts, add_trust_option, run_options
 
 _DESCRIPTION = """Draw how a detector works.
-assignment: which proposals of each stage learn from which ground truth,
-  by Hungarian matching and by optimal transport.
-proposals: each expert's boxes beside the boxes that are mixed from them.
+WHAT is one of
+  assignment: which proposals learn from which ground truth, stage by stage.
+  proposals: each expert's boxes beside the boxes that are mixed from them.
+  stages: the best proposals before and after each stage.
+  detections: what is found, beside the ground truth.
 RUN_OR_FILE is a run's folder, a checkpoint, or a name in the model zoo.
 KEY VALUE pairs change the config."""
-_USAGE = "assignment|proposals RUN_OR_FILE --data NAME [OPTION ..]"
+_USAGE = "WHAT RUN_OR_FILE --data NAME [OPTION ..]"
 #: How many images are drawn where none is named.
-DEFAULT_IMAGES = {"assignment": 1, "proposals": 3}
+DEFAULT_IMAGES = {"assignment": 1, "proposals": 3, "stages": 1, "detections": 8}
 
 
 def add_parser(subparsers: Subparsers) -> None:
@@ -38,8 +40,10 @@ def add_parser(subparsers: Subparsers) -> None:
 def run(args: argparse.Namespace) -> None:
     """Writes the figure."""
     from ..checkpoints.runs import find_run
+    from ..data.formats import expand_folders
     from .eval import class_options
 
+    args.data = expand_folders(args.data, "test", "val", "train")
     found = find_run(args.source, args.config_file)
     options = run_options(found.config_file, "output", test=args.data, weights=found.checkpoint)
     options += [*class_options(found, args.data, args.trust_checkpoint), *args.opts]
@@ -73,11 +77,15 @@ def draw(
         raise ValueError(f"{config_file} is a lazy config: these figures need a yaml config")
     detector = method.build_detector(cfg, trust)
     records = method.find_records(cfg, images, DEFAULT_IMAGES[what])
-    if what == "assignment":
-        figure = image_grid([method.visualize_assignment(cfg, detector, record) for record in records], columns=1)
-    else:
+    if what == "proposals":
         figure, variance = method.visualize_proposals(cfg, detector, records, num_proposals)
         print(f"Variance of the experts' weights over the {len(records)} images: {variance:.4f}")
+    elif what == "assignment":
+        figure = image_grid([method.visualize_assignment(cfg, detector, record) for record in records], columns=1)
+    elif what == "stages":
+        figure = image_grid([method.visualize_stages(cfg, detector, r, num_proposals) for r in records], columns=1)
+    else:
+        figure = image_grid([method.visualize_detections(cfg, detector, record) for record in records], columns=2)
     write_image(figure, output)
     print(f"Wrote {output}")
 

@@ -179,7 +179,8 @@ def choose_image_size(summary: DataSummary, highest: int = HIGHEST_SIDE) -> list
         highest: short side in pixels.
     """
     wanted = min(_WANTED_OBJECT_SIDE / summary.object_share, summary.short_side)
-    side = max(min(32 * math.ceil(wanted / 32), highest), LOWEST_SIDE)
+    lowest = min(LOWEST_SIDE, 32 * math.ceil(summary.short_side / 32))
+    side = max(min(32 * math.ceil(wanted / 32), highest), lowest)
     reason = (
         f"the median object has {100 * summary.object_share:.0f} % of the short side of its image, "
         f"{side * summary.object_share:.0f} pixels at this size"

@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 from detectron2.config import CfgNode
-from detectron2.data import DatasetCatalog
-from detectron2.data.detection_utils import convert_image_to_rgb
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data.detection_utils import annotations_to_instances, convert_image_to_rgb, read_image
 from detectron2.modeling import build_model
 from detectron2.structures import Instances
 from torchvision.ops import box_convert
@@ -25,7 +25,16 @@ from ..modeling.detector import SparseRCNN
 from ..modeling.proposals.dynamic import DynamicProposalGenerator
 from ..modeling.structures import BatchedTargets
 from .drawing import Image
-from .figures import draw_assignment, draw_expert_proposals, image_grid
+from .figures import (
+    draw_assignment,
+    draw_detections_beside_ground_truth,
+    draw_expert_proposals,
+    draw_proposal_stages,
+    image_grid,
+)
+
+# The score from which a proposal is followed through the stages.
+_SURE = 0.3
 
 
 def build_detector(cfg: CfgNode, trust: bool = False) -> SparseRCNN:
@@ -120,6 +129,35 @@ def visualize_proposals(
             )
         )
     return image_grid(rows, columns=1), float(spread.mean())
+
+
+@torch.no_grad()
+def visualize_detections(cfg: CfgNode, detector: SparseRCNN, record: Record) -> Image:
+    """The detections in one image, as it is on the disk, beside its ground truth."""
+    image = read_image(record["file_name"], format="RGB")
+    (output,) = detector([DetectionMapper(cfg, is_train=False)(record)])
+    ground_truth = annotations_to_instances(record["annotations"], image.shape[:2])
+    class_names = MetadataCatalog.get(cfg.DATASETS.TEST[0]).thing_classes
+    return draw_detections_beside_ground_truth(image, ground_truth, output["instances"].to("cpu"), class_names)
+
+
+@torch.no_grad()
+def visualize_stages(cfg: CfgNode, detector: SparseRCNN, record: Record, num_drawn: int) -> Image:
+    """The proposals of one image before and after each stage, following those that end with the best scores.
+
+    Args:
+        cfg: of the detector.
+        detector: as it was trained.
+        record: of the image.
+        num_drawn: how many proposals to follow at most.
+    """
+    inputs = DetectionMapper(cfg, is_train=False)(record)
+    features, initial_boxes, proposal_features = detector.propose(detector.preprocess_image([inputs]))
+    predictions = detector.head(features, initial_boxes, proposal_features)
+    scores = predictions.logits[:, 0].sigmoid().amax(-1)
+    best = scores[-1].topk(min(num_drawn, scores.shape[1]))
+    boxes = torch.cat([initial_boxes, predictions.boxes[:, 0]])
+    return draw_proposal_stages(_to_rgb(cfg, inputs), boxes, scores, best.indices[best.values >= _SURE].tolist())
 
 
 def _propose(detector: SparseRCNN, inputs: dict[str, Any]) -> Instances:

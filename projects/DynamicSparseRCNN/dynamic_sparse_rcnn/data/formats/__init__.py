@@ -2,6 +2,7 @@
 
 from .base import DATASET_FORMAT_REGISTRY, Classes, DatasetFormat, known_forms, parse_dataset_name
 from .coco import CocoDataset
+from .folders import expand_folders, find_splits
 from .voc import VocDataset
 from .yolo import YoloDataset
 
@@ -12,6 +13,8 @@ __all__ = [
     "DatasetFormat",
     "VocDataset",
     "YoloDataset",
+    "expand_folders",
+    "find_splits",
     "known_forms",
     "parse_dataset_name",
 ]

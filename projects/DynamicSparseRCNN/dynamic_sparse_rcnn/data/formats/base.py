@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from pathlib import Path
 from typing import ClassVar
 
 from detectron2.utils.registry import Registry
@@ -77,6 +78,15 @@ class DatasetFormat(ABC):
         Raises:
             OSError, ValueError: if files are missing or malformed; the message names the file.
         """
+
+    @classmethod
+    def names_in(cls, folder: Path) -> dict[str, str]:
+        """Names of the data sets of this format that a folder holds, by a word that tells their split.
+
+        Args:
+            folder: that exists.
+        """
+        return {}
 
     def metadata(self) -> dict[str, str | int]:
         """More entries for ``MetadataCatalog``, such as what evaluators other than COCO's need."""

@@ -12,6 +12,7 @@ import re
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import ClassVar
 
 from ..records import Record
@@ -53,6 +54,14 @@ class CocoDataset(DatasetFormat):
         paths = rest[: match.start()] if match else rest
         json_file, image_folder = _split_paths(paths)
         return cls(os.path.expanduser(json_file), image_folder and os.path.expanduser(image_folder), part)
+
+    @classmethod
+    def names_in(cls, folder: Path) -> dict[str, str]:
+        """By annotation file, as COCO and most tools name them; by folder, as Roboflow does."""
+        files = sorted([*folder.glob("annotations/*.json"), *folder.glob("*.json")])
+        by_folder = sorted(folder.glob("*/_annotations.coco.json"))
+        named = {file.stem: f"{cls.prefix}:{file}" for file in files}
+        return named | {file.parent.name: f"{cls.prefix}:{file}" for file in by_folder}
 
     def classes(self) -> Classes:
         """The categories sorted by id, as ``load_coco_json`` orders them."""
@@ -115,7 +124,7 @@ def _usual_image_folders(json_file: str) -> list[str]:
     if is_url(json_file):
         return [os.path.dirname(json_file)]
     subset = _JSON_SUFFIX.sub("", os.path.basename(json_file)).removeprefix("instances_")
-    folders = ("", "images", "../images", f"../images/{subset}", f"../{subset}")
+    folders = ("", "images", subset, "../images", f"../images/{subset}", f"../{subset}")
     return [os.path.normpath(os.path.join(os.path.dirname(json_file), folder)) for folder in folders]
 
 

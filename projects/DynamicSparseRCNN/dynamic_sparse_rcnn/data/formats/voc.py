@@ -47,6 +47,11 @@ class VocDataset(DatasetFormat):
         folder, split = split_last(rest)
         return cls(os.path.expanduser(folder), split)
 
+    @classmethod
+    def names_in(cls, folder: Path) -> dict[str, str]:
+        """By list of images."""
+        return {file.stem: f"{cls.prefix}:{folder}:{file.stem}" for file in sorted(folder.glob("ImageSets/Main/*.txt"))}
+
     def classes(self) -> Classes:
         """See :func:`voc_class_names`."""
         require_folder(self.folder, "with Annotations, ImageSets and JPEGImages", self.form)

@@ -57,6 +57,16 @@ class YoloDataset(DatasetFormat):
         source, split = split_last(rest)
         return cls(os.path.expanduser(source), split)
 
+    @classmethod
+    def names_in(cls, folder: Path) -> dict[str, str]:
+        """By the keys of a data.yaml, or by folder."""
+        if (folder / "data.yaml").is_file():
+            words = list(_read_yaml(str(folder / "data.yaml")))
+        else:
+            words = [path.name for path in folder.glob("images/*") if path.is_dir()]
+            words += [path.parent.name for path in folder.glob("*/images")]
+        return {word: f"{cls.prefix}:{folder}:{word}" for word in words}
+
     def classes(self) -> Classes:
         """The ``names`` of the data.yaml, or the lines of ``classes.txt`` or ``obj.names``."""
         names = self._describe().names
@@ -122,7 +132,7 @@ class _Description:
     has_keypoints: bool = False
 
 
-def _describe_yaml(file: str, split: str) -> _Description:
+def _read_yaml(file: str) -> dict[str, object]:
     try:
         # Without types, so that the class names no and 007 remain strings.
         data = yaml.load(read_text(file), Loader=yaml.BaseLoader)
@@ -130,6 +140,11 @@ def _describe_yaml(file: str, split: str) -> _Description:
         raise ValueError(f"{file} is not a YAML file: {' '.join(str(error).split())}. Correct it.") from error
     if not isinstance(data, dict):
         raise ValueError(f"{file} does not hold keys and values. Name the data.yaml of a YOLO data set.")
+    return data
+
+
+def _describe_yaml(file: str, split: str) -> _Description:
+    data = _read_yaml(file)
     entries = data.get(split)
     entries = [entries] if isinstance(entries, str) else entries
     if not isinstance(entries, list) or not entries or not all(is_text(entry) for entry in entries):

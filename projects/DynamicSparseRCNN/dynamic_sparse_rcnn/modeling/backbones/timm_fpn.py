@@ -14,6 +14,7 @@ from detectron2.modeling.backbone.fpn import LastLevelMaxPool
 from torch import Tensor, nn
 
 from .creation import Arguments, create_timm_model
+from .depthwise import train_depthwise_in_float32
 from .freezing import KeptInEval, freeze_up_to
 from .inputs import build_input_normalization
 
@@ -78,6 +79,7 @@ class TimmBackbone(Backbone):
         check_maps(model, node.NAME, input_shape.channels, node.SIZE_DIVISIBILITY)
         if node.GRAD_CHECKPOINTING:
             _checkpoint_gradients(model, node.NAME)
+        train_depthwise_in_float32(model)
         data_config: Any = model.pretrained_cfg
         return {
             "model": model,
