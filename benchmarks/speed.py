@@ -11,6 +11,7 @@ variant. Writes a table, ``speed.json`` and ``speed.png``. The cases:
               recomputed, images and maps with channels last, GRAD_CHECKPOINTING
     method    training step and inference with dynamic label assignment (DLA) and proposals (DPG), beside neither
     export    inference of one image and its peak memory: as it is, in bfloat16, compiled, exported; CPUs alone
+    cpu       training step in float32 and bfloat16, also with channels last, beside the plain one in float32; CPUs alone
     scaling   the training step with the number of images, proposals and ground truths, and with the image's side
 
     python benchmarks/speed.py                                        # the demo's detector, minutes on two cores
@@ -44,7 +45,9 @@ from dynamic_sparse_rcnn import SetCriterion, SparseRCNN
 
 DEMO = Workload("shapes/sparse_rcnn_slim_R_50_FPN_20pro.yaml", 8, 128, 128, 3, 20, "cpu", None)
 R50 = Workload("coco/sparse_rcnn_R_50_FPN_300pro_3x.yaml", 16, 800, 1216, 7, 300, "cpu", None)
-WORKLOADS = {"demo": DEMO, "r50": R50}
+R18 = Workload("small/sparse_rcnn_R_18_FPN_50pro_256px.yaml", 8, 256, 256, 3, 50, "cpu", None)
+LITE0 = Workload("small/sparse_rcnn_lite0_FPN_30pro_160px.yaml", 8, 160, 208, 3, 30, "cpu", None)
+WORKLOADS = {"demo": DEMO, "r50": R50, "r18": R18, "lite0": LITE0}
 DLA = ["MODEL.SparseRCNN.MATCHER", "OptimalTransportMatcher"]
 DPG = ["MODEL.PROPOSAL_GENERATOR.NAME", "DynamicProposalGenerator"]
 METHODS = {"static": [], "DLA": DLA, "DPG": DPG, "DLA + DPG": [*DLA, *DPG]}
@@ -133,6 +136,19 @@ def compare_methods(workload: Workload, repeats: int) -> Iterator[Comparison]:
     yield in_ms("method", "inference of a method", {k: s.infer for k, s in subjects.items()}, workload, repeats)
 
 
+def compare_cpu_training(workload: Workload, repeats: int) -> Iterator[Comparison]:
+    """What precision and memory format make of a training step."""
+    full, half = (replace(workload, precision=precision) for precision in (None, "bfloat16"))
+    last = ["MODEL.CHANNELS_LAST", "True"]
+    subjects = make_pair(full) | {
+        "channels last": Subject.make(full, last),
+        "bfloat16": Subject.make(half),
+        "bfloat16, channels last": Subject.make(half, last),
+    }
+    calls = {name: subject.step for name, subject in subjects.items()}
+    yield in_ms("cpu", "training step on a CPU", calls, workload, repeats)
+
+
 def compare_scaling(workload: Workload, repeats: int) -> Iterator[Comparison]:
     """The training step of larger and smaller problems."""
     growth = GROWTH if workload.config == DEMO.config else GROWTH_R50
@@ -180,14 +196,17 @@ CASES: dict[str, Callable[[Workload, int], Iterator[Comparison]]] = {
     "method": compare_methods,
     "scaling": compare_scaling,
     "export": compare_exports,
+    "cpu": compare_cpu_training,
 }
+#: Those that any device can run.
+DEFAULT_CASES = [name for name in CASES if name not in ("export", "cpu")]
 
 
 def parse_args() -> argparse.Namespace:
     """The command line's options."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--workload", choices=WORKLOADS, default="demo")
-    parser.add_argument("--cases", nargs="+", choices=CASES, default=[x for x in CASES if x != "export"])
+    parser.add_argument("--cases", nargs="+", choices=CASES, default=DEFAULT_CASES)
     for name in ("images", "height", "width", "ground-truths", "proposals"):
         parser.add_argument(f"--{name}", type=int, help="instead of the workload's")
     parser.add_argument("--repeats", type=int, default=7)

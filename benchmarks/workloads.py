@@ -49,7 +49,7 @@ class Workload:
         cfg.merge_from_file(str(CONFIGS / self.config))
         node = cfg.MODEL.SparseRCNN
         node.NUM_PROPOSALS, node.NUM_CLASSES = self.proposals, node.NUM_CLASSES or DEFAULT_CLASSES
-        cfg.MODEL.DEVICE, cfg.MODEL.WEIGHTS = self.device, ""
+        cfg.MODEL.DEVICE, cfg.MODEL.WEIGHTS, cfg.MODEL.TIMM.CHECKPOINT = self.device, "", ""
         # Times are of always the same boxes: what is learned in a few steps shall not show.
         cfg.SOLVER.BASE_LR = 1e-8
         cfg.merge_from_list(list(options))

@@ -105,6 +105,23 @@ def test_it_leaves_a_table_a_json_file_and_a_plot(monkeypatch, capsys, tmp_path)
     assert "case 5 of 5: scaling" in output and "side = 64" in output.splitlines()[-3]
 
 
+def test_trainings_on_a_cpu_differ_in_precision_and_memory_format(monkeypatch):
+    made = []
+    make = speed.Subject.make
+
+    def spy(workload, options=()):
+        made.append(make(workload, options))
+        return made[-1]
+
+    monkeypatch.setattr(speed.Subject, "make", spy)
+    workload = replace(speed.LITE0, images=2, height=64, width=64, precision="bfloat16")
+    (comparison,) = speed.compare_cpu_training(workload, 1)
+    assert list(comparison.values) == ["plain", "ours", "channels last", "bfloat16", "bfloat16, channels last"]
+    assert [subject.workload.dtype for subject in made] == [None, None, torch.bfloat16, torch.bfloat16]
+    stems = [subject.model.backbone.bottom_up.model.conv_stem.weight for subject in made]
+    assert [stem.is_contiguous() for stem in stems] == [True, False, True, False]
+
+
 @pytest.mark.parametrize("name", ["plain", "ours"])
 def test_the_time_of_matching_counts_as_matching_alone(monkeypatch, name):
     subject = speed.make_pair(replace(speed.DEMO, images=1, height=64, width=64))[name]
