@@ -4,7 +4,8 @@
 Both solvers are given the same whole units, of which alone there is an exact assignment. Agreement is the share
 of equal assignments among the proposals that are positive in either.
 
-Takes checkpoints of one run, early to late, and the test set of its config; after ``python tools/generate_shapes.py output/shapes``:
+Takes checkpoints of one run, early to late, and the test set of its config; after
+``python tools/generate_shapes.py output/shapes``:
 
     python benchmarks/sinkhorn_settings.py --config-file output/demo/config.yaml output/demo/model_*.pth
 """

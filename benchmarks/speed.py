@@ -11,7 +11,7 @@ variant. Writes a table, ``speed.json`` and ``speed.png``. The cases:
               recomputed, images and maps with channels last, GRAD_CHECKPOINTING
     method    training step and inference with dynamic label assignment (DLA) and proposals (DPG), beside neither
     export    inference of one image and its peak memory: as it is, in bfloat16, compiled, exported; CPUs alone
-    cpu       training step in float32 and bfloat16, also with channels last, beside the plain one in float32; CPUs alone
+    cpu       training step in float32 and bfloat16, channels last or not, beside the plain one; CPUs alone
     scaling   the training step with the number of images, proposals and ground truths, and with the image's side
 
     python benchmarks/speed.py                                        # the demo's detector, minutes on two cores
