@@ -60,7 +60,7 @@ dataloader.test = L(build_detection_test_loader)(
         is_train=False,
         augmentations=[L(T.ResizeShortestEdge)(short_edge_length=800, max_size=1333)],
         image_format="${...train.mapper.image_format}",
-        keep_crowd=False,
+        keep_crowd="${...train.mapper.keep_crowd}",
     ),
     num_workers=4,
 )

@@ -93,7 +93,8 @@ def test_an_evaluation_takes_the_whole_model_or_none(tiny_cfg, weights, tmp_path
         load_for_evaluation(build_model(tiny_cfg), weights, str(tmp_path / "nothing"), resume=True)
 
 
-ORDERED, SWAPPED = DetectorClasses.named(["ant", "bee", "cat"]), DetectorClasses.named(["bee", "ant", "cat"])
+ORDERED = DetectorClasses.numbered_from_zero(["ant", "bee", "cat"])
+SWAPPED = DetectorClasses.numbered_from_zero(["bee", "ant", "cat"])
 BOTH_LISTS = r"\['ant', 'bee', 'cat'\].*\['bee', 'ant', 'cat'\].*another order"
 
 
@@ -129,7 +130,7 @@ def test_a_training_that_starts_from_other_classes_warns(tiny_cfg, named_weights
 
 def test_the_number_of_classes_is_warned_of_once(tiny_cfg, named_weights, tmp_path, caplog) -> None:
     tiny_cfg.MODEL.SparseRCNN.NUM_CLASSES = 2
-    classes = DetectorClasses.named(["ant", "bee"])
+    classes = DetectorClasses.numbered_from_zero(["ant", "bee"])
     Checkpointer(build_model(tiny_cfg), str(tmp_path / "new"), classes=classes).resume_or_load(
         named_weights, resume=False
     )

@@ -1,4 +1,3 @@
-import json
 from pathlib import Path
 
 import cv2
@@ -7,11 +6,10 @@ import pytest
 import torch
 from detectron2.data.datasets import load_coco_json
 from pycocotools.coco import COCO
-from scipy.stats import chi2_contingency
 from torchvision.ops import box_iou
 
 from dynamic_sparse_rcnn.data import shape_images
-from dynamic_sparse_rcnn.data.shape_images import MIN_CONTRAST, MIN_VISIBLE, ShapesImage, draw_image
+from dynamic_sparse_rcnn.data.shape_images import ShapesImage, draw_image
 from dynamic_sparse_rcnn.data.shapes import SHAPE_CLASSES, ShapesConfig, generate_shapes
 
 
@@ -21,20 +19,12 @@ def drawn_images() -> list[ShapesImage]:
     return [draw_image(config, "train", number) for number in range(1, 201)]
 
 
-def visible_masks(image: ShapesImage) -> list[np.ndarray]:
-    return [mask & ~image.masks[i + 1 :].any(axis=0) for i, mask in enumerate(image.masks)]
-
-
-def to_lab(pixels: np.ndarray) -> np.ndarray:
-    return cv2.cvtColor(pixels.astype(np.float32) / 255, cv2.COLOR_RGB2LAB)
-
-
 def file_bytes(folder: Path) -> dict[str, bytes]:
     return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
 
 
 def test_same_seed_gives_the_same_files(tmp_path):
-    config = ShapesConfig(num_images=4, seed=3)
+    config = ShapesConfig(num_images=4)
     generate_shapes(tmp_path / "first", "train", config)
     generate_shapes(tmp_path / "second", "train", config)
     first = file_bytes(tmp_path / "first")
@@ -51,29 +41,21 @@ def test_an_image_does_not_depend_on_the_number_of_images(tmp_path):
         assert few.imgToAnns[image_id] == many.imgToAnns[image_id]
 
 
-@pytest.mark.parametrize(("seed", "split", "number"), [(1, "train", 1), (0, "val", 1), (0, "train", 2)])
-def test_another_seed_split_or_number_gives_another_image(seed, split, number):
+@pytest.mark.parametrize(("split", "number"), [("val", 1), ("train", 2)])
+def test_another_split_or_number_gives_another_image(split, number):
     reference = draw_image(ShapesConfig(num_images=2), "train", 1)
-    other = draw_image(ShapesConfig(num_images=2, seed=seed), split, number)
+    other = draw_image(ShapesConfig(num_images=2), split, number)
     assert (other.pixels != reference.pixels).mean() > 0.5
 
 
-def test_boxes_are_tight_around_the_masks(drawn_images):
-    for image in drawn_images:
-        for box, mask in zip(image.boxes, image.masks, strict=True):
-            left, top, width, height = cv2.boundingRect(mask.astype(np.uint8))
-            assert box.tolist() == [left, top, left + width, top + height]
-
-
 def test_boxes_are_the_extent_of_what_is_drawn(monkeypatch):
-    monkeypatch.setattr(shape_images, "draw_background", lambda rng, size: np.full((size, size, 3), 0.5, np.float32))
+    monkeypatch.setattr(shape_images, "_draw_background", lambda rng, size: np.full((size, size, 3), 0.5, np.float32))
     for number in range(1, 41):
         image = draw_image(ShapesConfig(num_images=1, max_objects=1), "train", number)
         difference = np.linalg.norm(image.pixels.astype(float) - 127.5, axis=2)
-        drawn = difference > 0.5 * np.median(difference[image.masks[0]])
+        drawn = difference > 0.5 * np.median(difference[difference > 0.5 * difference.max()])
         left, top, width, height = cv2.boundingRect(drawn.astype(np.uint8))
         assert np.abs(image.boxes[0] - [left, top, left + width, top + height]).max() <= 1
-        assert (drawn == image.masks[0]).mean() > 0.995
 
 
 def test_boxes_lie_inside_the_image_and_have_the_configured_size(drawn_images):
@@ -89,47 +71,15 @@ def test_every_configured_number_of_objects_occurs(drawn_images):
     assert {len(image.boxes) for image in drawn_images} == {1, 2, 3, 4}
 
 
-@pytest.mark.parametrize("max_overlap", [0.0, 0.3])
-def test_no_two_boxes_overlap_more_than_configured(max_overlap):
-    config = ShapesConfig(num_images=1, min_objects=3, max_overlap=max_overlap)
-    overlaps = []
-    for number in range(1, 31):
-        boxes = torch.from_numpy(draw_image(config, "train", number).boxes)
-        overlaps.append(box_iou(boxes, boxes).fill_diagonal_(0).max().item())
-    assert max(overlaps) <= max_overlap + 1e-9
-    assert (max(overlaps) > 0) == (max_overlap > 0)
+def test_boxes_overlap_but_not_much(drawn_images):
+    boxes = [torch.from_numpy(image.boxes) for image in drawn_images]
+    overlaps = [box_iou(own, own).fill_diagonal_(0).max().item() for own in boxes]
+    assert 0.2 < max(overlaps) <= 0.3
 
 
-def test_every_object_stays_visible(drawn_images):
-    fractions = [
-        visible.sum() / mask.sum()
-        for image in drawn_images
-        for visible, mask in zip(visible_masks(image), image.masks, strict=True)
-    ]
-    assert min(fractions) >= MIN_VISIBLE
-    assert min(fractions) < 0.9, "no image shows one object covering another"
-
-
-def test_every_object_contrasts_with_the_background_around_it(drawn_images):
-    for image in drawn_images:
-        lab, background = to_lab(image.pixels), ~image.masks.any(axis=0)
-        for visible, mask in zip(visible_masks(image), image.masks, strict=True):
-            around = cv2.dilate(mask.astype(np.uint8), np.ones((9, 9), np.uint8)).astype(bool) & background
-            color = np.median(lab[visible], axis=0)
-            assert np.median(np.linalg.norm(lab[around] - color, axis=1)) > 0.8 * MIN_CONTRAST
-
-
-def test_classes_are_balanced_and_color_does_not_tell_them(drawn_images):
-    hues, classes = [], []
-    for image in drawn_images:
-        hsv = cv2.cvtColor(image.pixels, cv2.COLOR_RGB2HSV)
-        hues += [np.median(hsv[visible][:, 0]) for visible in visible_masks(image)]
-        classes += image.classes.tolist()
-    counts = np.bincount(classes, minlength=len(SHAPE_CLASSES))
+def test_classes_are_balanced(drawn_images):
+    counts = np.bincount(np.concatenate([image.classes for image in drawn_images]), minlength=len(SHAPE_CLASSES))
     assert counts.min() > 0.7 * counts.mean()
-    table, _, _ = np.histogram2d(hues, classes, bins=[6, len(SHAPE_CLASSES)], range=[[0, 180], [-0.5, 4.5]])
-    assert table.sum() == len(classes)
-    assert chi2_contingency(table).pvalue > 0.01
 
 
 def test_coco_tools_load_the_set(tmp_path):
@@ -157,13 +107,6 @@ def test_detectron2_loads_the_set(tmp_path):
     assert len(records) == 3
 
 
-def test_images_without_objects_can_be_asked_for(tmp_path):
-    paths = generate_shapes(tmp_path, "empty", ShapesConfig(num_images=2, min_objects=0, max_objects=0))
-    content = json.loads(paths.json_path.read_text())
-    assert len(content["images"]) == 2 and content["annotations"] == []
-    assert draw_image(ShapesConfig(num_images=1, min_objects=0, max_objects=0), "x", 1).boxes.shape == (0, 4)
-
-
 def test_a_complete_set_of_the_same_configuration_is_reused(tmp_path):
     config = ShapesConfig(num_images=2)
     paths = generate_shapes(tmp_path, "train", config)
@@ -174,8 +117,8 @@ def test_a_complete_set_of_the_same_configuration_is_reused(tmp_path):
 
 def test_another_configuration_replaces_the_set(tmp_path):
     generate_shapes(tmp_path, "train", ShapesConfig(num_images=3))
-    generate_shapes(tmp_path, "train", ShapesConfig(num_images=2, seed=1))
-    generate_shapes(tmp_path / "fresh", "train", ShapesConfig(num_images=2, seed=1))
+    generate_shapes(tmp_path, "train", ShapesConfig(num_images=2, max_size=0.4))
+    generate_shapes(tmp_path / "fresh", "train", ShapesConfig(num_images=2, max_size=0.4))
     fresh = file_bytes(tmp_path / "fresh")
     replaced = {name: data for name, data in file_bytes(tmp_path).items() if not name.startswith("fresh")}
     assert replaced == fresh
@@ -198,23 +141,7 @@ def test_a_json_from_elsewhere_is_not_overwritten(tmp_path, content):
     assert (tmp_path / "train.json").read_text() == content
 
 
-@pytest.mark.parametrize(
-    ("field", "values"),
-    [
-        ("num_images", {"num_images": 0}),
-        ("min_objects", {"min_objects": 3, "max_objects": 2}),
-        ("max_size", {"max_size": 1.5}),
-        ("min_size", {"min_size": 0.01}),
-        ("max_overlap", {"max_overlap": -0.1}),
-        ("seed", {"seed": -1}),
-    ],
-)
-def test_a_value_out_of_range_is_named(field, values):
-    with pytest.raises(ValueError, match=field):
-        ShapesConfig(**{"num_images": 1, **values})
-
-
 def test_objects_that_do_not_fit_are_an_error_with_a_remedy():
-    config = ShapesConfig(num_images=1, min_objects=4, min_size=0.9, max_size=1.0)
+    config = ShapesConfig(num_images=1, max_objects=10**6, min_size=0.9, max_size=1.0)
     with pytest.raises(ValueError, match="lower max_objects"):
         draw_image(config, "train", 1)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 import re
 from pathlib import Path
@@ -11,14 +10,12 @@ import cv2
 import demo
 import numpy as np
 import pytest
-import shapes_video
 from detectron2.modeling import build_model
 from PIL import Image
 from written_videos import write_video
 
 from dynamic_sparse_rcnn import Predictor, write_checkpoint
 from dynamic_sparse_rcnn.cli import predict
-from dynamic_sparse_rcnn.prediction.sources import open_source
 
 PICTURE = np.random.default_rng(0).integers(0, 256, (48, 64, 3), dtype=np.uint8)
 
@@ -226,13 +223,3 @@ def test_a_demo_without_input_is_an_error(capsys):
     with pytest.raises(SystemExit):
         demo.parse_args([])
     assert "--input or --camera" in capsys.readouterr().err
-
-
-def test_the_video_for_the_demo_shows_shapes_that_move(tmp_path, capsys):
-    shapes_video.main(shapes_video.parse_args([str(tmp_path / "x.avi"), "--frames", "6"]))
-    frames = [frame.pixels.astype(float) for frame in open_source(tmp_path / "x.avi")]
-    assert [frame.shape for frame in frames] == [(128, 128, 3)] * 6
-    assert all(abs(one - other).mean() > 5 for one, other in itertools.pairwise(frames))
-    shapes_video.main(shapes_video.parse_args([str(tmp_path / "x.png"), "--sheet-of", str(tmp_path / "x.avi")]))
-    sheet = cv2.imread(str(tmp_path / "x.png"))
-    assert sheet.shape[0] == 128 and sheet.shape[1] > 4 * 128

@@ -132,10 +132,40 @@ def test_what_a_proposal_costs_already_counts(spare, from_spare, from_background
     assert _give_each_ground_truth_one(torch.tensor([[[0, 0, BACKGROUND]]]), costs).tolist() == [[expected]]
 
 
-def test_of_ground_truths_that_want_the_same_proposal_the_first_gets_it_and_the_others_the_next_best():
+def test_of_ground_truths_that_want_the_same_proposal_the_cheapest_gets_it_and_the_others_the_next_best():
     cost = torch.tensor([[1.0, 0.5, 0.4, 0.3], [5, 3, 2, 2], [5, 4, 9, 1], [0, 9, 9, 9], [7, 7, 7, 7]])[None, None]
     costs = MatchCosts(cost, torch.zeros_like(cost), torch.ones(1, 4, dtype=torch.bool))
-    assert _give_each_ground_truth_one(torch.tensor([[[-1, -1, -1, 0, -1]]]), costs).tolist() == [[[1, 2, 3, 0, -1]]]
+    assert _give_each_ground_truth_one(torch.tensor([[[-1, -1, -1, 0, -1]]]), costs).tolist() == [[[3, 2, 1, 0, -1]]]
+
+
+def increases_by_brute_force(cost: torch.Tensor, gt_index: list[int]) -> dict[tuple[int, int], float]:
+    """By how much the total cost would rise, by proposal that is free and ground truth that has none."""
+    owned = {g: [p for p, owner in enumerate(gt_index) if owner == g] for g in range(cost.shape[1])}
+    kept = [min((cost[p, g].item(), p) for p in proposals)[1] for g, proposals in owned.items() if proposals]
+    return {
+        (p, g): (cost[p, g] - (cost[p, owner] if owner != BACKGROUND else 0)).item()
+        for g in owned
+        for p, owner in enumerate(gt_index)
+        if not owned[g] and p not in kept
+    }
+
+
+@pytest.mark.parametrize("wanting", [1, 2, 3, 4, 5])
+def test_no_proposal_that_stays_free_is_cheaper_than_what_a_ground_truth_gets(wanting):
+    ground_truths = wanting + 3
+    for _ in range(50):
+        # All prefer the same proposals, more or less.
+        cost = torch.randn(12, 1) + 0.3 * torch.randn(12, ground_truths)
+        costs = MatchCosts(cost[None, None], torch.zeros(1, 1, 12, ground_truths), torch.ones(1, ground_truths) > 0)
+        before = (torch.arange(12) % 4 - 1)[None, None]
+        after = _give_each_ground_truth_one(before, costs)[0, 0].tolist()
+        increases = increases_by_brute_force(cost, before[0, 0].tolist())
+        given = {g: p for p, g in enumerate(after) if g >= 3}
+        assert len(given) == wanting
+        p, g = min(increases, key=lambda pair: increases[pair])
+        assert given[g] == p
+        free = {p for p, _ in increases} - set(given.values())
+        assert all(increases[p, g] <= min(increases[q, g] for q in free) for g, p in given.items())
 
 
 @pytest.mark.parametrize(("fixed_k", "counts"), [(0, [1, 4, 7]), (4, [2, 1, 20])])

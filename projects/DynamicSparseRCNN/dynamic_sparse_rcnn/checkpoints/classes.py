@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from detectron2.data import MetadataCatalog
 
 from ..data.datasets import class_difference, register_dataset
+from ..data.formats import Classes
 from .files import Checkpoint
 
 # Last parts of the names of the classification layer's bias, ours and mmdetection's.
@@ -16,30 +17,8 @@ _MOST_NAMES = 20
 
 
 @dataclass(frozen=True)
-class DetectorClasses:
-    """The classes of a detector, in the order of its outputs.
-
-    Attributes:
-        names: of the classes.
-        category_ids: of the classes in the files of the training set, and in COCO's result files.
-    """
-
-    names: tuple[str, ...]
-    category_ids: tuple[int, ...]
-
-    def __post_init__(self) -> None:
-        if len(self.names) != len(self.category_ids):
-            raise ValueError(f"{len(self.names)} class names, but {len(self.category_ids)} category ids")
-
-    @classmethod
-    def numbered(cls, number: int) -> DetectorClasses:
-        """Of a detector of which nothing else is known."""
-        return cls.named([f"class {index}" for index in range(number)])
-
-    @classmethod
-    def named(cls, names: Sequence[str]) -> DetectorClasses:
-        """Of names alone."""
-        return cls(tuple(names), tuple(range(len(names))))
+class DetectorClasses(Classes):
+    """The classes of a detector, in the order of its outputs."""
 
     @classmethod
     def from_datasets(cls, datasets: Sequence[str]) -> DetectorClasses | None:

@@ -20,7 +20,7 @@ from detectron2.structures import Boxes, BoxMode, Instances
 
 from .image_cache import ImageCache
 from .images import IMAGE_ERRORS, read_image
-from .pipelines import AlbumentationsPipeline, PipelineAugmentation
+from .pipelines import AlbumentationsPipeline
 from .records import Record
 
 logger = logging.getLogger(__name__)
@@ -82,17 +82,19 @@ def build_augmentations(cfg: CfgNode, is_train: bool) -> list[T.Augmentation]:
         )
         augmentations.insert(0, T.RandomApply(crop, prob=0.5))
     if is_train and cfg.INPUT.ALBUMENTATIONS:
-        pipeline = AlbumentationsPipeline(cfg.INPUT.ALBUMENTATIONS)
-        augmentations.insert(0, PipelineAugmentation(pipeline, cfg.INPUT.FORMAT))
+        augmentations.insert(0, AlbumentationsPipeline(cfg.INPUT.ALBUMENTATIONS, cfg.INPUT.FORMAT))
     return augmentations
 
 
 class DetectionMapper(DatasetMapper):
     """detectron2's ``DatasetMapper`` for boxes, with :func:`build_augmentations`.
 
-    Augmentations see the boxes too, and may lose some (those of a :class:`PipelineAugmentation`, say). Boxes are
-    clipped to the image; those that nothing is left of are dropped. In training an image that can no longer be used
-    is replaced by another one, with a warning: data that fail after hours end no run.
+    Augmentations see the boxes too, and may lose some (those of a :class:`AlbumentationsPipeline`, say). Boxes are
+    clipped to the image; those that nothing is left of are dropped. Evaluations get them too, where an image has
+    annotations: their losses need them.
+
+    In training an image that can no longer be used is replaced by another one, with a warning: data that fail after
+    hours end no run.
     """
 
     @configurable
@@ -133,7 +135,7 @@ class DetectionMapper(DatasetMapper):
         augmented = T.AugInput(image, boxes=_boxes_in_image(annotations, record, image))
         self.augmentations(augmented)
         mapped["image"] = torch.as_tensor(np.ascontiguousarray(augmented.image.transpose(2, 0, 1)))
-        if self.is_train:
+        if self.is_train or "annotations" in record:
             mapped["instances"] = self._instances(annotations, augmented)
         return mapped
 

@@ -17,12 +17,13 @@ FloatArray = npt.NDArray[np.float32]
 Mask = npt.NDArray[np.bool_]
 
 # Smallest part of an object that neither the image border nor later objects may hide.
-MIN_VISIBLE = 0.6
+_MIN_VISIBLE = 0.6
 # Smallest distance in CIELAB between an object's color and (95 % of) the pixels it covers or borders on.
-MIN_CONTRAST = 25.0
+_MIN_CONTRAST = 25.0
 
 _SUPERSAMPLING = 4
-_MIN_OBJECT_PIXELS = 8
+# Largest IoU between two boxes of an image.
+_MAX_OVERLAP = 0.3
 _MAX_OUTSIDE = 0.15
 _PLACEMENT_TRIES = 50
 _LAYOUT_TRIES = 50
@@ -33,60 +34,34 @@ _COLOR_TRIES = 32
 class ShapesConfig:
     """What a generated set looks like.
 
-    Args:
+    Attributes:
         num_images: images in the set.
         image_size: width and height of every image in pixels.
-        min_objects, max_objects: objects in an image; every number in this range is equally likely.
-        min_size, max_size: longer side of an object's box before it is cut at the image border, as a fraction
-            of ``image_size``.
-        max_overlap: largest IoU between two boxes of an image.
-        seed: images depend on it, on the name of the split and on their own number alone.
-
-    Raises:
-        ValueError: a value is out of its range; the message names the field.
+        max_objects: most objects in an image; every number from 1 on is equally likely.
+        min_size: shortest longer side of an object before the image border cuts it, as a fraction of ``image_size``.
+        max_size: longest such side, likewise.
     """
 
     num_images: int
     image_size: int = 128
-    min_objects: int = 1
     max_objects: int = 4
     min_size: float = 0.2
     max_size: float = 0.5
-    max_overlap: float = 0.3
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        _require(self.num_images >= 1, f"num_images must be at least 1, got {self.num_images}")
-        _require(
-            0 <= self.min_objects <= self.max_objects,
-            f"0 <= min_objects <= max_objects must hold, got {self.min_objects} and {self.max_objects}",
-        )
-        _require(
-            0 < self.min_size <= self.max_size <= 1,
-            f"0 < min_size <= max_size <= 1 must hold, got {self.min_size} and {self.max_size}",
-        )
-        _require(
-            self.min_size * self.image_size >= _MIN_OBJECT_PIXELS,
-            f"min_size * image_size must be at least {_MIN_OBJECT_PIXELS} pixels, else shapes look alike, "
-            f"got {self.min_size} * {self.image_size}",
-        )
-        _require(0 <= self.max_overlap <= 1, f"max_overlap must lie in [0, 1], got {self.max_overlap}")
-        _require(self.seed >= 0, f"seed must not be negative, got {self.seed}")
 
 
 @dataclass(frozen=True)
 class ShapesImage:
     """One drawn image with its ground truth.
 
-    ``pixels`` (H,W,3) uint8 RGB; ``classes`` (N,) int64 into ``SHAPE_CLASSES``; ``boxes`` (N,4) float64
-    absolute xyxy pixels, tight around ``masks`` (N,H,W) bool, the pixels that each object would cover were it
-    alone. Objects are in drawing order: later ones cover earlier ones.
+    Attributes:
+        pixels: (H, W, 3) uint8 RGB.
+        classes: (N,) int64, positions in ``SHAPE_CLASSES``, in the order in which the objects were drawn.
+        boxes: (N, 4) float64, absolute xyxy pixels, tight around what each object would cover were it alone.
     """
 
     pixels: npt.NDArray[np.uint8]
     classes: npt.NDArray[np.int64]
     boxes: npt.NDArray[np.float64]
-    masks: Mask
 
 
 @dataclass(frozen=True)
@@ -102,11 +77,6 @@ class _PlacedObject:
 
 def _mask(coverage: FloatArray) -> Mask:
     return coverage >= 0.5
-
-
-def _require(condition: bool, message: str) -> None:
-    if not condition:
-        raise ValueError(f"ShapesConfig: {message}")
 
 
 def _regular_polygon(num_corners: int, radius: float = 1.0) -> FloatArray:
@@ -135,13 +105,13 @@ _CONTOURS: dict[str, Callable[[], list[FloatArray]]] = {
 SHAPE_CLASSES: tuple[str, ...] = tuple(_CONTOURS)
 
 
-def tight_box(mask: Mask) -> tuple[float, float, float, float]:
+def _tight_box(mask: Mask) -> tuple[float, float, float, float]:
     """Smallest absolute xyxy box around the set pixels of a (H,W) ``mask`` that has at least one."""
     rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
     return float(columns[0]), float(rows[0]), float(columns[-1] + 1), float(rows[-1] + 1)
 
 
-def draw_background(rng: np.random.Generator, image_size: int) -> FloatArray:
+def _draw_background(rng: np.random.Generator, image_size: int) -> FloatArray:
     """A (H,W,3) float32 RGB image in [0,1]: two mixed colors, low-frequency noise, a gradient and grain."""
     first, second = (_random_color(rng, saturation=(0.0, 0.6), value=(0.25, 0.85)) for _ in range(2))
     mix = 0.5 * _smooth_noise(rng, image_size, cells=int(rng.integers(3, 7)))
@@ -200,16 +170,16 @@ def _rasterize(contours: list[npt.NDArray[np.float64]], canvas_size: int) -> Flo
     return (coverage / 255).astype(np.float32)
 
 
-def _fits(candidate: _PlacedObject, placed: list[_PlacedObject], max_overlap: float) -> bool:
+def _fits(candidate: _PlacedObject, placed: list[_PlacedObject]) -> bool:
     """Whether boxes overlap little enough and all objects stay visible with the candidate on top."""
-    if candidate.mask.sum() < MIN_VISIBLE * candidate.full_area:
+    if candidate.mask.sum() < _MIN_VISIBLE * candidate.full_area:
         return False
-    box = tight_box(candidate.mask)
-    if any(_iou(box, tight_box(other.mask)) > max_overlap for other in placed):
+    box = _tight_box(candidate.mask)
+    if any(_iou(box, _tight_box(other.mask)) > _MAX_OVERLAP for other in placed):
         return False
     covered = candidate.mask
     for other in reversed(placed):
-        if (other.mask & ~covered).sum() < MIN_VISIBLE * other.full_area:
+        if (other.mask & ~covered).sum() < _MIN_VISIBLE * other.full_area:
             return False
         covered = covered | other.mask
     return True
@@ -230,7 +200,7 @@ def _contrasting_color(rng: np.random.Generator, canvas: FloatArray, mask: Mask)
     for _ in range(_COLOR_TRIES):
         color = _random_color(rng, saturation=(0.3, 1.0), value=(0.15, 1.0))
         distance = np.linalg.norm(below - _convert(color[None, None], cv2.COLOR_RGB2LAB)[0, 0], axis=1)
-        if np.percentile(distance, 5) >= MIN_CONTRAST:
+        if np.percentile(distance, 5) >= _MIN_CONTRAST:
             return color
     return None
 
@@ -240,12 +210,12 @@ def _draw_layout(
 ) -> tuple[FloatArray, list[_PlacedObject]] | None:
     """The image and its objects, or None if one of them found no place."""
     canvas, placed = background, list[_PlacedObject]()
-    for _ in range(rng.integers(config.min_objects, config.max_objects, endpoint=True)):
+    for _ in range(rng.integers(1, config.max_objects, endpoint=True)):
         class_index = int(rng.integers(len(SHAPE_CLASSES)))
         size = config.image_size * rng.uniform(config.min_size, config.max_size)
         for _ in range(_PLACEMENT_TRIES):
             candidate = _place(rng, config, class_index, size)
-            if not _fits(candidate, placed, config.max_overlap):
+            if not _fits(candidate, placed):
                 continue
             color = _contrasting_color(rng, canvas, candidate.mask)
             if color is not None:
@@ -266,16 +236,15 @@ def draw_image(config: ShapesConfig, split: str, number: int) -> ShapesImage:
     Raises:
         ValueError: the objects do not fit into an image.
     """
-    rng = np.random.default_rng([config.seed, zlib.crc32(split.encode()), number])
-    background = draw_background(rng, config.image_size)
+    rng = np.random.default_rng([0, zlib.crc32(split.encode()), number])
+    background = _draw_background(rng, config.image_size)
     for _ in range(_LAYOUT_TRIES):
         layout = _draw_layout(rng, config, background)
         if layout is not None:
             return _with_ground_truth(*layout)
     raise ValueError(
         f"image {number} of {split!r} found no place for its objects in {_LAYOUT_TRIES} tries: "
-        f"lower max_objects ({config.max_objects}) or max_size ({config.max_size}), "
-        f"or raise max_overlap ({config.max_overlap})"
+        f"lower max_objects ({config.max_objects}) or max_size ({config.max_size})"
     )
 
 
@@ -283,6 +252,5 @@ def _with_ground_truth(canvas: FloatArray, placed: list[_PlacedObject]) -> Shape
     return ShapesImage(
         pixels=np.rint(255 * np.clip(canvas, 0, 1)).astype(np.uint8),
         classes=np.array([item.class_index for item in placed], np.int64),
-        boxes=np.array([tight_box(item.mask) for item in placed], np.float64).reshape(-1, 4),
-        masks=np.array([item.mask for item in placed], bool).reshape(-1, *canvas.shape[:2]),
+        boxes=np.array([_tight_box(item.mask) for item in placed], np.float64),
     )

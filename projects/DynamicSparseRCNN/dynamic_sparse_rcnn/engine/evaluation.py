@@ -61,7 +61,7 @@ def evaluate(
 
 
 def with_diagnostics(
-    evaluator: DatasetEvaluator, dataset_name: str, model: nn.Module, *, loss: bool = False, keep_crowd: bool = False
+    evaluator: DatasetEvaluator, dataset_name: str, model: nn.Module, *, loss: bool = False
 ) -> DatasetEvaluator:
     """Adds what only the inside of a detector tells, where the model has it.
 
@@ -70,7 +70,6 @@ def with_diagnostics(
         dataset_name: registered.
         model: perhaps distributed; with a ``proposal_generator``, the initial proposals are evaluated.
         loss: whether the losses are too.
-        keep_crowd: whether crowd regions spare proposals from these losses, as in training.
 
     Where there are several test sets, each has its results in a folder of its own below ``output_folder``.
 
@@ -82,7 +81,7 @@ def with_diagnostics(
     if hasattr(detector, "proposal_generator"):
         inner.append(ProposalEvaluator(dataset_name, detector.proposal_generator))
     if loss:
-        inner.append(LossEvaluator(dataset_name, detector, keep_crowd=keep_crowd))
+        inner.append(LossEvaluator(detector))
     return DatasetEvaluators([*inner, evaluator]) if inner else evaluator
 
 

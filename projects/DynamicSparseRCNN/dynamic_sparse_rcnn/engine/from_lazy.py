@@ -176,9 +176,8 @@ def _evaluate(cfg: DictConfig, model: nn.Module, loaders: Sequence[Any]) -> Resu
             f"{len(evaluators)}: give one of each a test set"
         )
 
-    keep_crowd = OmegaConf.select(cfg, "dataloader.train.mapper.keep_crowd", default=False)
     test_sets = (
-        (name, loader, with_diagnostics(inner, name, model, loss=cfg.train.test_loss, keep_crowd=keep_crowd))
+        (name, loader, with_diagnostics(inner, name, model, loss=cfg.train.test_loss))
         for name, loader, inner in zip(names, loaders, evaluators, strict=True)
     )
     return evaluate(model, test_sets, _dtype(cfg, "evaluation"))

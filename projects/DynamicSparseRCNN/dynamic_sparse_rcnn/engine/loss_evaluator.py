@@ -8,12 +8,10 @@ from typing import Any
 
 import torch
 from detectron2.evaluation import DatasetEvaluator
-from detectron2.structures import Boxes, BoxMode, Instances
 from detectron2.utils import comm
 from detectron2.utils.events import EventStorage
 from torch import Tensor, nn
 
-from ..data.checks import load_checked_dataset
 from ..data.records import Record
 from ..modeling.structures import BatchedTargets, StagePredictions
 from .hooks import LOSS_TASK
@@ -26,12 +24,10 @@ class LossEvaluator(DatasetEvaluator):
     divided by what the whole data set contains, however it is shared by batches and processes.
     """
 
-    def __init__(self, dataset_name: str, detector: nn.Module, *, keep_crowd: bool = False) -> None:
+    def __init__(self, detector: nn.Module) -> None:
         """
         Args:
-            dataset_name: registered; its annotations are the ground truths.
             detector: with ``head`` and ``criterion``, as :class:`.SparseRCNN`; not distributed.
-            keep_crowd: whether crowd regions spare proposals from learning, as in training.
 
         Raises:
             ValueError: the model has no such parts.
@@ -41,25 +37,28 @@ class LossEvaluator(DatasetEvaluator):
                 "TEST.LOSS (of a lazy config train.test_loss) needs a model with a head and a criterion that counts, "
                 f"as SparseRCNN has; {type(detector).__name__} has none. Set it False."
             )
-        self._dataset_name = dataset_name
         self._detector: Any = detector
-        self._keep_crowd = keep_crowd
         self._hook: torch.utils.hooks.RemovableHandle | None = None
 
     def reset(self) -> None:
         """Starts anew, and to look at what the head gives."""
         self._stop()
-        self._records: dict[Any, Record] = {}
         self._sums: defaultdict[str, Tensor] = defaultdict(lambda: torch.zeros((), dtype=torch.float64))
         self._count: Tensor = torch.zeros(1, dtype=torch.float64)
         self._hook = self._detector.head.register_forward_hook(self._keep)
 
     def process(self, inputs: list[Record], outputs: object) -> None:
-        """Adds the losses of some images; the detections are not looked at."""
-        if not self._records:
-            records = load_checked_dataset(self._dataset_name, num_classes=self._predictions.logits.shape[-1])
-            self._records = {record["image_id"]: record for record in records}
-        instances = [self._ground_truths(one) for one in inputs]
+        """Adds the losses of some images; the detections are not looked at.
+
+        Raises:
+            ValueError: an image has no ``instances``, which the mapper of the data set has to give.
+        """
+        if not all("instances" in one for one in inputs):
+            raise ValueError(
+                "TEST.LOSS (of a lazy config train.test_loss) needs images with annotations, and a mapper that keeps "
+                "them, as DetectionMapper does. Set it False."
+            )
+        instances = [one["instances"] for one in inputs]
         targets = BatchedTargets.from_instances(instances, self._predictions.boxes.device)
         one = torch.ones(1, device=self._predictions.boxes.device)
         with EventStorage():  # what criteria log is not of the training
@@ -80,21 +79,6 @@ class LossEvaluator(DatasetEvaluator):
             for name in self._sums
         }
         return {LOSS_TASK: {"total_loss": sum(losses.values()), **losses}}
-
-    def _ground_truths(self, given: Record) -> Instances:
-        """Of one image, in pixels of the network input, as a training has them."""
-        record = self._records[given["image_id"]]
-        annotations = [a for a in record.get("annotations", ()) if self._keep_crowd or not a.get("iscrowd", 0)]
-        boxes = [BoxMode.convert(list(a["bbox"]), a["bbox_mode"], BoxMode.XYXY_ABS) for a in annotations]
-        instances = Instances(given["image"].shape[-2:])
-        instances.gt_boxes = Boxes(torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4))
-        height, width = instances.image_size
-        instances.gt_boxes.scale(width / given["width"], height / given["height"])
-        instances.gt_boxes.clip(instances.image_size)
-        instances.gt_classes = torch.tensor([a["category_id"] for a in annotations], dtype=torch.int64)
-        if self._keep_crowd:
-            instances.gt_is_crowd = torch.tensor([bool(a.get("iscrowd", 0)) for a in annotations], dtype=torch.bool)
-        return instances[instances.gt_boxes.nonempty()]
 
     def _keep(self, head: nn.Module, arguments: object, predictions: StagePredictions) -> None:
         self._predictions = predictions

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from typing import Any
 
 from detectron2.config import CfgNode
 from detectron2.data import build_detection_test_loader
@@ -90,8 +89,7 @@ class Trainer(TrainingRun):
         def evaluator_of(position: int, name: str) -> DatasetEvaluator:
             if evaluators is not None:
                 return evaluators[position]
-            diagnostics: dict[str, Any] = {"loss": cfg.TEST.LOSS, "keep_crowd": cfg.MODEL.SparseRCNN.IGNORE_CROWD}
-            return with_diagnostics(cls.build_evaluator(cfg, name), name, model, **diagnostics)
+            return with_diagnostics(cls.build_evaluator(cfg, name), name, model, loss=cfg.TEST.LOSS)
 
         test_sets = (
             (name, cls.build_test_loader(cfg, name), evaluator_of(position, name))

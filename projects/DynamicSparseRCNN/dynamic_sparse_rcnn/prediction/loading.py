@@ -23,6 +23,7 @@ from ..checkpoints.runs import find_run
 from ..config_reading import read_config
 from ..data.mapper import DetectionMapper
 from ..deploy.metadata import is_exported
+from ..engine.parallel import usable_device
 from ..engine.precision import autocast_dtype
 
 logger = logging.getLogger(__name__)
@@ -79,7 +80,7 @@ def load_detector(
     if isinstance(cfg, CfgNode):
         model, mapper, datasets = _build_from_yaml(cfg, weights, device, trust)
     else:
-        model = instantiate(cfg.model).to(device or _usable(cfg.train.device))
+        model = instantiate(cfg.model).to(device or usable_device(cfg.train.device))
         mapper = instantiate(cfg.dataloader.test.mapper)
         datasets = [cfg.dataloader.test.dataset.name]
     if mapper.image_format not in ("RGB", "BGR"):
@@ -144,7 +145,7 @@ def _build_from_yaml(
     cfg: CfgNode, weights: str, device: str | None, trust: bool
 ) -> tuple[nn.Module, DetectionMapper, Sequence[str]]:
     cfg.defrost()
-    cfg.MODEL.DEVICE = device or _usable(cfg.MODEL.DEVICE)
+    cfg.MODEL.DEVICE = device or usable_device(cfg.MODEL.DEVICE)
     # Weights of a backbone are not looked for where the whole detector's come.
     cfg.MODEL.WEIGHTS = weights
     if cfg.MODEL.SparseRCNN.NUM_CLASSES == 0:
@@ -160,7 +161,7 @@ def _name_classes(known: DetectorClasses | None, datasets: Sequence[str], number
         logger.warning(
             f"The checkpoint and the config do not name the {number} classes: they are called class 0, class 1, .."
         )
-        return DetectorClasses.numbered(number)
+        return DetectorClasses.numbered_from_zero([f"class {index}" for index in range(number)])
     return classes
 
 
@@ -170,10 +171,3 @@ def _with_given_names(classes: DetectorClasses, names: Sequence[str], known: Det
     if known is not None and (difference := known.difference(names)):
         raise ValueError(f"class_names are for checkpoints that do not name their classes: {difference}")
     return DetectorClasses(tuple(names), classes.category_ids)
-
-
-def _usable(device: str) -> str:
-    if device.startswith("cuda") and not torch.cuda.is_available():
-        logger.warning(f"The config's device is {device}, but there is no CUDA device: using the CPU")
-        return "cpu"
-    return device

@@ -76,9 +76,7 @@ def find_records(cfg: CfgNode, images: Sequence[str], default: int) -> list[Reco
 @torch.no_grad()
 def visualize_assignment(cfg: CfgNode, detector: SparseRCNN, record: Record) -> Image:
     """The assignments of Hungarian matching and of optimal transport for one image: a row each, a panel a stage."""
-    mapper = DetectionMapper(cfg, is_train=False)
-    mapper.is_train = True  # keeps the annotations
-    inputs = mapper(record)
+    inputs = DetectionMapper(cfg, is_train=False)(record)
     predictions = detector.predict(detector.preprocess_image([inputs]))
     costs = MatchCostModel(cfg)(predictions, BatchedTargets.from_instances([inputs["instances"]], detector.device))
     image, gt_boxes = _to_rgb(cfg, inputs), inputs["instances"].gt_boxes.tensor

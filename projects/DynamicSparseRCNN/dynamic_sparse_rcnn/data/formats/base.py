@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import re
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from detectron2.utils.registry import Registry
 
 from ..records import Record
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 DATASET_FORMAT_REGISTRY = Registry("DATASET_FORMAT")
 DATASET_FORMAT_REGISTRY.__doc__ = "Registry of the subclasses of :class:`DatasetFormat`."
@@ -29,9 +33,9 @@ class Classes:
     category_ids: tuple[int, ...]
 
     @classmethod
-    def numbered_from_zero(cls, names: tuple[str, ...]) -> Classes:
+    def numbered_from_zero(cls, names: Sequence[str]) -> Self:
         """Classes whose category ids are their contiguous ids."""
-        return cls(names, tuple(range(len(names))))
+        return cls(tuple(names), tuple(range(len(names))))
 
 
 class DatasetFormat(ABC):

@@ -17,6 +17,9 @@ from ..structures import BACKGROUND, Assignment, MatchCosts
 from .sinkhorn import sinkhorn
 from .units import UnitSchedule
 
+# Rounds in which ground truths without a proposal choose one at once. Enough for a few of them that want the same.
+_ROUNDS = 4
+
 MATCHER_REGISTRY = Registry("MATCHER")
 MATCHER_REGISTRY.__doc__ = """
 Matchers, selected by ``MODEL.SparseRCNN.MATCHER`` and built by ``MATCHER_REGISTRY.get(name)(cfg)``.
@@ -186,10 +189,11 @@ def _round_at_random(supply: Tensor) -> Tensor:
 
 
 def _give_each_ground_truth_one(gt_index: Tensor, costs: MatchCosts) -> Tensor:
-    """Gives each ground truth that has no proposal the free proposal that raises the total cost the least.
+    """Gives each ground truth that has no proposal a free one that raises the total cost little.
 
-    Ground truths choose one after the other. Background proposals are free, and all proposals of a ground truth except
-    its cheapest.
+    Background proposals are free, and all proposals of a ground truth except its cheapest. In a few rounds all ground
+    truths choose their cheapest free proposal at once; where several choose the same, the one that raises the cost
+    least gets it. Then those that are left share the cheapest free proposals.
 
     Args:
         gt_index: (S, B, P) int64, see :class:`Assignment`.
@@ -198,21 +202,37 @@ def _give_each_ground_truth_one(gt_index: Tensor, costs: MatchCosts) -> Tensor:
     Returns:
         (S, B, P) int64, in which min(G, P) ground truths have a proposal.
     """
-    ground_truths = costs.cost.shape[3]
-    owned = gt_index[..., None] == torch.arange(ground_truths, device=gt_index.device)
-    wanting = ~owned.any(2) & costs.valid
-    if gt_index.device.type == "cpu" and not wanting.any():  # on a GPU this question would synchronize
-        return gt_index
+    for _ in range(_ROUNDS):
+        increase = _cost_increase(gt_index, costs)
+        if gt_index.device.type == "cpu" and increase.isinf().all():  # on a GPU this question would synchronize
+            return gt_index
+        least, choice = increase.min(2, keepdim=True)
+        bids = torch.full_like(increase, torch.inf).scatter(2, choice, least)
+        lowest, winner = bids.min(3)
+        gt_index = torch.where(lowest.isinf(), gt_index, winner)
+    increase = _cost_increase(gt_index, costs)
+    # Pairs the cheapest free proposals with the ground truths that are left; then pairs of infinite cost follow.
+    number = min(increase.shape[2:])
+    proposal_cost, proposal = increase.amin(3).sort(2)
+    ground_truth_cost, ground_truth = increase.amin(2).sort(2)
+    pairs_end = proposal_cost[..., :number].isinf() | ground_truth_cost[..., :number].isinf()
+    proposal, ground_truth = proposal[..., :number], ground_truth[..., :number]
+    return gt_index.scatter(2, proposal, torch.where(pairs_end, gt_index.gather(2, proposal), ground_truth))
+
+
+def _cost_increase(gt_index: Tensor, costs: MatchCosts) -> Tensor:
+    """Returns the (S, B, P, G) increase of the total cost if a proposal went to a ground truth that has none.
+
+    It is infinite for proposals that are not free, and for ground truths that have one or are padding.
+    """
+    owned = gt_index[..., None] == torch.arange(costs.cost.shape[3], device=gt_index.device)
     own_cost = costs.cost.masked_fill(~owned, torch.inf)
+    present_cost = own_cost.amin(3).masked_fill(gt_index == BACKGROUND, 0)
     position = torch.arange(gt_index.shape[2], device=gt_index.device)
     taken = (owned & (position[:, None] == own_cost.argmin(2, keepdim=True))).any(3)
-    present_cost = own_cost.amin(3).masked_fill(gt_index == BACKGROUND, 0)
-    for number in range(ground_truths):
-        increase = (costs.cost[..., number] - present_cost).masked_fill(taken, torch.inf)
-        given = (position == increase.argmin(2, keepdim=True)) & ~taken & wanting[..., number, None]
-        gt_index = torch.where(given, number, gt_index)
-        taken = taken | given
-    return gt_index
+    wanting = ~owned.any(2) & costs.valid
+    excluded = taken[..., None] | ~wanting[:, :, None]
+    return (costs.cost - present_cost[..., None]).masked_fill(excluded, torch.inf)
 
 
 def build_matcher(cfg: CfgNode) -> Matcher:
