@@ -21,8 +21,9 @@ RUN mkdir configs && pip install --constraint constraints.txt ".[$EXTRAS]" \
     && pip uninstall --yes opencv-python opencv-python-headless \
     && pip install --constraint constraints.txt opencv-python-headless
 
-COPY tools/install_detectron2.py tools/detectron2_patches.py tools/detectron2_wheel.py tools/
-RUN python tools/install_detectron2.py --constraint constraints.txt
+COPY projects/DynamicSparseRCNN/dynamic_sparse_rcnn/detectron2_build projects/DynamicSparseRCNN/dynamic_sparse_rcnn/detectron2_build
+RUN PYTHONPATH=projects/DynamicSparseRCNN python -c \
+    "from dynamic_sparse_rcnn.detectron2_build.install import install; install(constraint='constraints.txt')"
 
 COPY . .
 RUN pip install --no-deps --force-reinstall . && rm -rf build

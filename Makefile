@@ -72,7 +72,7 @@ distclean: clean
 
 # $(INSTALLING) stays behind when the installation is interrupted, and may then have left a package in part:
 # the next run starts afresh. After an ordinary failure (no network, say) the next run continues.
-$(READY): setup.py constraints.txt $(wildcard tools/*detectron2*.py)
+$(READY): setup.py constraints.txt $(wildcard projects/DynamicSparseRCNN/dynamic_sparse_rcnn/detectron2_build/*.py)
 	@trap 'exit 130' INT TERM
 	failed() { rm -f $(INSTALLING); echo "error: $$1" >&2; exit 1; }
 	if [ -e $(INSTALLING) ]; then

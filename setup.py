@@ -18,6 +18,8 @@ OPENVINO = ["torch>=2.9", "onnx>=1.17", "onnxscript>=0.5", "openvino>=2025.0", "
 # Trackers of experiments, for the key LOGGERS.
 WANDB = ["wandb>=0.17"]
 MLFLOW = ["mlflow-skinny>=2.14"]
+# The page that dsrcnn app serves. Gradio excludes Pillow 13, which constraints.txt has: it is not a part of dev.
+APP = ["gradio>=6.0"]
 # Builds the documentation.
 DOCS = ["mkdocs-material>=9.6", "mkdocstrings[python]>=0.29", "latex2mathml>=3.77"]
 # Executes notebooks.
@@ -56,7 +58,7 @@ setup(
     packages=[*find_packages(PROJECT), CONFIGS],
     package_data={CONFIGS: ["**/*.yaml", "**/*.py"], PACKAGE: ["py.typed", "released/*", "report/*.html"]},
     # detectron2 is needed too, but cannot be named here: it is not on the package index under its own name.
-    # Who has none runs tools/install_detectron2.py. constraints.txt holds the versions that are tested.
+    # Who has none runs dsrcnn install-detectron2. constraints.txt holds the versions that are tested.
     install_requires=[
         "torch>=2.4",
         "torchvision>=0.19",
@@ -86,6 +88,7 @@ setup(
         "supervision": SUPERVISION,
         "wandb": WANDB,
         "mlflow": MLFLOW,
+        "app": APP,
         "docs": DOCS,
         "dev": [
             *LITE,

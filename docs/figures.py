@@ -48,13 +48,8 @@ from dynamic_sparse_rcnn.data.datasets import register_dataset
 from dynamic_sparse_rcnn.data.mapper import DetectionMapper
 from dynamic_sparse_rcnn.data.shapes import ShapesConfig, generate_shapes
 from dynamic_sparse_rcnn.modeling.assignment.sinkhorn import sinkhorn
-from dynamic_sparse_rcnn.visualization.figures import (
-    Image,
-    draw_assignment,
-    draw_expert_proposals,
-    draw_proposal_stages,
-    image_grid,
-)
+from dynamic_sparse_rcnn.visualization.cascade import draw_assignment, draw_expert_proposals, draw_proposal_stages
+from dynamic_sparse_rcnn.visualization.figures import Image, image_grid
 
 SHAPES_CONFIG = "shapes/dynamic_sparse_rcnn_slim_R_50_FPN_20pro.yaml"
 SHAPES_FOLDER = Path("output/shapes")

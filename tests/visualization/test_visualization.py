@@ -3,14 +3,9 @@ import pytest
 import torch
 from detectron2.structures import Boxes, Instances
 
+from dynamic_sparse_rcnn.visualization.cascade import draw_assignment, draw_proposal_stages
 from dynamic_sparse_rcnn.visualization.drawing import draw_boxes
-from dynamic_sparse_rcnn.visualization.figures import (
-    draw_annotations,
-    draw_assignment,
-    draw_detections_beside_ground_truth,
-    draw_proposal_stages,
-    image_grid,
-)
+from dynamic_sparse_rcnn.visualization.figures import draw_annotations, draw_detections_beside_ground_truth, image_grid
 
 NAMES = ("circle", "square", "triangle")
 GREY = 90

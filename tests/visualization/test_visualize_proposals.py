@@ -11,7 +11,7 @@ import torch
 
 from dynamic_sparse_rcnn.cli import visualize
 from dynamic_sparse_rcnn.data.shapes import ShapesConfig, generate_shapes
-from dynamic_sparse_rcnn.visualization.figures import draw_expert_proposals
+from dynamic_sparse_rcnn.visualization.cascade import draw_expert_proposals
 
 CONFIG = Path(__file__).parents[2] / "configs/shapes/dynamic_sparse_rcnn_slim_R_50_FPN_20pro.yaml"
 

@@ -44,6 +44,8 @@ def one_line_errors(show_traceback: bool, process: str = "") -> Iterator[None]:
 
 def describe(error: BaseException) -> str:
     """An error in one line, also those that have no message or whose message needs their type."""
+    if isinstance(error, ModuleNotFoundError) and error.name == "detectron2":
+        return "detectron2 is missing: dsrcnn install-detectron2 installs it"
     message = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
     line = " ".join(message.split())
     if not line or not isinstance(error, EXPECTED_ERRORS):

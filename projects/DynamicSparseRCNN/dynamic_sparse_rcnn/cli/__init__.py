@@ -16,13 +16,11 @@ from .options import HelpFormatter
 
 #: The modules, in the order of ``dsrcnn --help``.
 COMMANDS = (
-    *("train", "eval", "predict", "report", "inspect", "visualize"),
-    *("export", "convert", "convert-data", "analyze"),
+    *("train", "eval", "predict", "app", "report", "inspect", "visualize"),
+    *("export", "convert", "convert-data", "analyze", "install-detectron2"),
 )
 
 _DESCRIPTION = """Sparse R-CNN and Dynamic Sparse R-CNN. dsrcnn COMMAND --help tells more.
-
-  dsrcnn inspect coco:train.json:images
   dsrcnn train --data coco:train.json:images --output output/mine
   dsrcnn predict photos/ --weights output/mine
 """

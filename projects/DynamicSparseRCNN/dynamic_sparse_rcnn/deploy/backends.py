@@ -13,11 +13,11 @@ from detectron2.layers import batched_nms
 from detectron2.structures import Boxes, Instances
 from torch import Tensor, nn
 
+from ..extras import import_extra
 from .exportable import INPUT_NAMES, NO_CLASS
 from .inputs import Feed, prepare
 from .metadata import ENTRIES, SUFFIXES, ExportMetadata
 from .openvino_files import SECTION
-from .packages import import_extra
 
 Array = npt.NDArray[Any]
 

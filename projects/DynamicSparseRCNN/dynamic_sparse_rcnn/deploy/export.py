@@ -14,12 +14,12 @@ import torch
 from torch import Tensor, nn
 from torch._dynamo.exc import UserError
 
+from ..extras import import_extra
 from ..file_io import whole_file
 from .exportable import INPUT_NAMES, OUTPUT_NAMES, ExportableDetector
 from .metadata import ExportMetadata
 from .openvino_files import save_openvino
 from .operators import onnx_translations, suppress, suppress_in_onnx
-from .packages import import_extra
 from .quantization import halve_weights, quantize
 from .verification import verify
 

@@ -9,9 +9,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from ..extras import import_extra
 from ..file_io import whole_file
 from .metadata import ExportMetadata
-from .packages import import_extra
 
 #: Where in OpenVINO's runtime information the metadata are.
 SECTION = "sparse_rcnn"

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 
 from ..data.images import read_image
+from ..extras import import_extra
 from .inputs import Feed, prepare
 from .metadata import ExportMetadata
-from .packages import import_extra
 
 
 def halve_weights(model: Any) -> None:

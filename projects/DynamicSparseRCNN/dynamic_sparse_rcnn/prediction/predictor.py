@@ -138,11 +138,12 @@ class Predictor:
     @torch.no_grad()
     def _detect(self, frames: Sequence[Frame]) -> list[Instances]:
         with autocast(self._dtype, self._device):
-            outputs = self.model([self._to_input(frame) for frame in frames]) if frames else []
+            outputs = self.model([self.to_input(frame) for frame in frames]) if frames else []
         found = [output["instances"].to("cpu") for output in outputs]
         return [instances[instances.scores >= self.score_threshold] for instances in found]
 
-    def _to_input(self, frame: Frame) -> dict[str, Any]:
+    def to_input(self, frame: Frame) -> dict[str, Any]:
+        """What the detector is given for an image: detectron2's dict, with the image resized."""
         pixels = frame.pixels if self._image_format == "RGB" else frame.pixels[..., ::-1]
         augmented = T.AugInput(pixels)
         self._augmentations(augmented)

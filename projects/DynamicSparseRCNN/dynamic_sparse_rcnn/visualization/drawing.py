@@ -62,6 +62,20 @@ def draw_boxes(
     return np.array(picture)
 
 
+def draw_on(
+    image: Image,
+    boxes: Tensor,
+    colors: Sequence[Color],
+    labels: Sequence[str] = (),
+    scale: float | None = None,
+    opacity: float = 1.0,
+) -> Image:
+    """:func:`draw_boxes` on the checked image, ``scale`` times as large, with boxes in pixels of the original one."""
+    check_image(image)
+    scale = scale or readable_scale(image)
+    return draw_boxes(resized(image, scale), to_numpy(boxes) * scale, colors, labels, opacity)
+
+
 def _draw_label(draw: ImageDraw.ImageDraw, box: FloatArray, label: str, size: int) -> None:
     """White on black in the upper left corner of the box, or as near to it as the image allows."""
     width, height = draw.im.size
@@ -103,3 +117,8 @@ def distinct_colors(count: int) -> list[Color]:
     """RGB colors of all hues."""
     hues = [colorsys.hsv_to_rgb(index / count, 0.85, 1.0) for index in range(count)]
     return [(round(255 * r), round(255 * g), round(255 * b)) for r, g, b in hues]
+
+
+def check_image(image: Image) -> None:
+    if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
+        raise ValueError(f"an image must be (H,W,3) uint8, got {image.shape} {image.dtype}")

@@ -24,14 +24,9 @@ from ..modeling.assignment.matchers import HungarianMatcher, OptimalTransportMat
 from ..modeling.detector import SparseRCNN
 from ..modeling.proposals.dynamic import DynamicProposalGenerator
 from ..modeling.structures import BatchedTargets
+from .cascade import draw_assignment, draw_expert_proposals, draw_proposal_stages
 from .drawing import Image
-from .figures import (
-    draw_assignment,
-    draw_detections_beside_ground_truth,
-    draw_expert_proposals,
-    draw_proposal_stages,
-    image_grid,
-)
+from .figures import draw_detections_beside_ground_truth, image_grid
 
 # The score from which a proposal is followed through the stages.
 _SURE = 0.3

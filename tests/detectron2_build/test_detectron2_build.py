@@ -1,4 +1,4 @@
-"""What the patches of tools/detectron2_patches.py are for, shown on the detectron2 that is installed."""
+"""What the patches of detectron2 0.6 are for, shown on the detectron2 that is installed."""
 
 import json
 import re
@@ -15,12 +15,13 @@ from detectron2.evaluation import COCOEvaluator
 from detectron2.layers import nms_rotated
 from detectron2.structures import Boxes, Instances, RotatedBoxes, pairwise_iou_rotated
 from detectron2.utils.collect_env import collect_env_info
-from detectron2_patches import PATCHES, Patch
-from detectron2_wheel import VERSION
-from install_detectron2 import installed_version
+
+from dynamic_sparse_rcnn.detectron2_build.install import installed_version
+from dynamic_sparse_rcnn.detectron2_build.patches import PATCHES, Patch
+from dynamic_sparse_rcnn.detectron2_build.wheel import VERSION
 
 pytestmark = pytest.mark.skipif(
-    installed_version() != VERSION, reason="the detectron2 here is not the build of tools/install_detectron2.py"
+    installed_version() != VERSION, reason="the detectron2 here is not the build of dsrcnn install-detectron2"
 )
 
 

@@ -1,4 +1,4 @@
-"""Packages that only exported files need."""
+"""Packages that only some uses need, see the extras of setup.py."""
 
 from __future__ import annotations
 

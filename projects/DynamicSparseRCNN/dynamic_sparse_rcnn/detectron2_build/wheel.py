@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import astuple
 from pathlib import Path
 
-from detectron2_patches import COMPILED_OPS, PATCHES, Patch, PatchError
+from .patches import COMPILED_OPS, PATCHES, Patch, PatchError
 
 SHA256 = "5d2e9e51e523ec72f6a31cca04b0a515492e9514b773a3d134cedc0677170b29"
 
@@ -45,7 +45,7 @@ PACKAGES = {
 }
 
 
-class WheelError(Exception):
+class WheelError(ValueError):
     """The wheel cannot be built; the message says why."""
 
 
@@ -67,8 +67,8 @@ def verify(sdist: Path) -> None:
         raise WheelError(f"cannot read {sdist}: {error.strerror}") from error
     if actual != SHA256:
         raise WheelError(
-            f"{sdist.name} is refused: its SHA-256 is\n  {actual}, but must be\n  {SHA256}.\n"
-            "It is not the file this tool was written for; do not install it."
+            f"{sdist.name} has the SHA-256 {actual} instead of {SHA256}: it is not the file that this build was "
+            "written for. Do not install it"
         )
 
 

@@ -1,7 +1,7 @@
-"""What install_detectron2.py changes in detectron2 v0.6, and why.
+"""What the build changes in detectron2 v0.6, and why.
 
-v0.6 is of 2021. Each patch below is needed by a current release of something detectron2 builds on, or by
-the absence of the compiled extension; nothing else is changed.
+v0.6 is from 2021. Each patch is needed by a current release of something that detectron2 builds on, or because there is
+no compiled extension. Nothing else is changed.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def __getattr__(name):
 '''
 
 
-class PatchError(Exception):
+class PatchError(ValueError):
     """A patch does not fit the file it is for."""
 
 

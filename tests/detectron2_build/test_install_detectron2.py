@@ -12,11 +12,16 @@ import zipfile
 from collections.abc import Iterable
 from pathlib import Path
 
-import detectron2_wheel
-import install_detectron2 as tool
 import pytest
-from detectron2_patches import PATCHES, Patch, PatchError
 from packaging.requirements import Requirement
+
+from dynamic_sparse_rcnn.cli import main
+from dynamic_sparse_rcnn.detectron2_build import install as tool
+from dynamic_sparse_rcnn.detectron2_build import wheel as detectron2_wheel
+from dynamic_sparse_rcnn.detectron2_build.patches import PATCHES, Patch, PatchError
+from dynamic_sparse_rcnn.errors import describe
+
+PROJECT = Path(__file__).parents[2] / "projects/DynamicSparseRCNN"
 
 
 def make_sdist(folder: Path, extra: dict[str, str] | None = None) -> Path:
@@ -42,6 +47,14 @@ def sdist(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     path = make_sdist(tmp_path, {"projects/PointRend/point_rend/__init__.py": "", "tools/train_net.py": ""})
     monkeypatch.setattr(detectron2_wheel, "SHA256", hashlib.sha256(path.read_bytes()).hexdigest())
     return path
+
+
+def run(*arguments: str) -> int:
+    """The exit status of ``dsrcnn install-detectron2``."""
+    try:
+        return main(["install-detectron2", *arguments])
+    except SystemExit as end:
+        return int(end.code or 0)
 
 
 class Machine:
@@ -74,7 +87,7 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> Machine:
 
 def test_another_hash_is_refused_and_nothing_is_built(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = make_sdist(tmp_path)
-    code = tool.main(["--build-only", "--wheel-dir", str(tmp_path / "wheels"), "--sdist", str(path)])
+    code = run("--build-only", "--wheel-dir", str(tmp_path / "wheels"), "--sdist", str(path))
     message = capsys.readouterr().err
     assert code == 1
     assert hashlib.sha256(path.read_bytes()).hexdigest() in message
@@ -82,9 +95,24 @@ def test_another_hash_is_refused_and_nothing_is_built(tmp_path: Path, capsys: py
     assert not (tmp_path / "wheels").exists()
 
 
+def test_it_needs_the_standard_library_alone(tmp_path: Path) -> None:
+    code = (
+        f"import sys; sys.path.insert(0, {str(PROJECT)!r})\n"
+        "from dynamic_sparse_rcnn.cli import main\n"
+        f"main(['install-detectron2', '--build-only', '--wheel-dir', 'x', '--sdist', {str(tmp_path / 'absent')!r}])"
+    )
+    result = subprocess.run([sys.executable, "-I", "-S", "-c", code], cwd=tmp_path, capture_output=True, text=True)
+    assert result.stderr.splitlines() == [f"error: cannot read {tmp_path / 'absent'}: No such file or directory"]
+
+
+def test_without_detectron2_commands_name_the_one_that_installs_it() -> None:
+    missing = ModuleNotFoundError("No module named 'detectron2'", name="detectron2")
+    assert describe(missing) == "detectron2 is missing: dsrcnn install-detectron2 installs it"
+
+
 def test_missing_sdist_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "absent.tar.gz"
-    assert tool.main(["--build-only", "--wheel-dir", str(tmp_path), "--sdist", str(path)]) == 1
+    assert run("--build-only", "--wheel-dir", str(tmp_path), "--sdist", str(path)) == 1
     assert str(path) in capsys.readouterr().err
 
 
@@ -170,7 +198,7 @@ def test_version_changes_with_the_patches(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_detectron2_that_is_there_is_kept(machine: Machine, capsys: pytest.CaptureFixture[str]) -> None:
-    assert tool.main([]) == 0
+    assert run() == 0
     assert "detectron2 0.6 at somewhere is there already: kept" in capsys.readouterr().out
     assert not machine.pip_calls
 
@@ -179,7 +207,7 @@ def test_detectron2_that_works_in_part_is_kept_with_a_warning(
     machine: Machine, capsys: pytest.CaptureFixture[str]
 ) -> None:
     machine.failures["detectron2.engine"] = "ModuleNotFoundError: No module named 'pkg_resources'"
-    assert tool.main([]) == 0
+    assert run() == 0
     assert "pkg_resources" in capsys.readouterr().err
     assert not machine.pip_calls
 
@@ -188,13 +216,13 @@ def test_detectron2_that_cannot_be_imported_is_an_error_that_names_the_cause(
     machine: Machine, capsys: pytest.CaptureFixture[str]
 ) -> None:
     machine.failures["detectron2"] = "ImportError: libcudart.so.11.0: cannot open shared object file"
-    assert tool.main([]) == 1
+    assert run() == 1
     assert "libcudart.so.11.0" in capsys.readouterr().err
     assert not machine.pip_calls
 
 
 def check_installs_the_wheel(machine: Machine, sdist: Path) -> None:
-    assert tool.main(["--sdist", str(sdist), "--constraint", "constraints.txt"]) == 0
+    assert run("--sdist", str(sdist), "--constraint", "constraints.txt") == 0
     ((command, *options, wheel),) = machine.pip_calls
     assert command == "install"
     assert options[-2:] == ["--constraint", "constraints.txt"]
@@ -224,7 +252,7 @@ def test_missing_torch_is_an_error_that_says_what_to_install(
     machine: Machine, capsys: pytest.CaptureFixture[str]
 ) -> None:
     machine.failures["torchvision"] = "RuntimeError: operator torchvision::nms does not exist"
-    assert tool.main([]) == 1
+    assert run() == 1
     message = capsys.readouterr().err
     assert "operator torchvision::nms does not exist" in message
     assert "pip install torch torchvision" in message
@@ -235,7 +263,7 @@ def test_python_that_is_too_old_is_an_error(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(tool, "OLDEST_PYTHON", (99, 0))
-    assert tool.main([]) == 1
+    assert run() == 1
     assert sys.version.split()[0] in capsys.readouterr().err
 
 
@@ -255,7 +283,7 @@ def test_failed_download_shows_what_pip_says_and_the_ways_out(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     use_only_local_files(monkeypatch, tmp_path)
-    assert tool.main(["--build-only", "--wheel-dir", str(tmp_path / "wheels")]) == 1
+    assert run("--build-only", "--wheel-dir", str(tmp_path / "wheels")) == 1
     message = capsys.readouterr().err
     assert "No matching distribution found for pb1-detectron2==0.6" in message
     assert "--sdist FILE" in message
