@@ -17,6 +17,7 @@ from dynamic_sparse_rcnn import HungarianMatcher, Predictor
 from dynamic_sparse_rcnn.app import images
 from dynamic_sparse_rcnn.app.images import find_records, read_bounded
 from dynamic_sparse_rcnn.app.scene import find_matchers, look, require_stages
+from dynamic_sparse_rcnn.checkpoints.classes import DetectorClasses
 from dynamic_sparse_rcnn.cli import main
 from dynamic_sparse_rcnn.data.shapes import ShapesConfig, generate_shapes
 from dynamic_sparse_rcnn.prediction.sources import Frame
@@ -158,7 +159,7 @@ def test_annotated_images_are_listed_in_order(predictor, drawn):
 
 
 def test_annotations_of_other_classes_are_refused(predictor, drawn, monkeypatch):
-    other = predictor.classes.named(["cat", "dog"])
+    other = DetectorClasses(("cat", "dog"), (0, 1))
     monkeypatch.setattr(predictor, "classes", other)
     with pytest.raises(ValueError, match="trained on other classes"):
         find_records(predictor, [drawn])

@@ -44,7 +44,7 @@ def find_records(predictor: Predictor, datasets: Sequence[str]) -> dict[str, Rec
     Raises:
         FileNotFoundError, ValueError: there is no such data set, or it has other classes than the detector.
     """
-    found = {}
+    found: dict[str, Record] = {}
     for dataset in datasets:
         register_dataset(dataset)
         predictor.classes.require(DetectorClasses.from_datasets([dataset]), "The detector")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
 
 import gradio as gr
 
@@ -25,8 +24,6 @@ logger = logging.getLogger(__name__)
 Figures = tuple["Image | None", "Image | None", "Image | None", "Image | None", "dict[str, float] | None"]
 _NO_FIGURES: Figures = (None, None, None, None, None)
 _KEPT_SECONDS = 3600
-# The page is for people, not for programs.
-_HIDDEN: dict[str, Any] = {"api_visibility": "private"}
 
 
 @contextmanager
@@ -50,6 +47,9 @@ class Page:
     def __init__(self, predictor: Predictor, records: Mapping[str, Record]) -> None:
         self.predictor = predictor
         self.records = records
+        detector = require_stages(predictor.model)
+        self.matchers = list(find_matchers(detector))
+        self.has_experts = isinstance(detector.proposal_generator, DynamicProposalGenerator)
 
     def look_at_file(self, path: str | None) -> tuple[Scene | None, None]:
         """Runs the detector on an upload, without one on nothing; and the empty choice of an annotated image."""
@@ -83,9 +83,8 @@ def build(page: Page, title: str) -> gr.Blocks:
         page: what they call.
         title: says which detector is shown.
     """
-    detector = require_stages(page.predictor.model)
-    matchers = list(find_matchers(detector))
-    stages = len(detector.head.head_series)
+    stages = len(require_stages(page.predictor.model).head.head_series)
+    has_records = bool(page.records)
     with gr.Blocks(title=title, analytics_enabled=False, delete_cache=(_KEPT_SECONDS, _KEPT_SECONDS)) as blocks:
         gr.Markdown(f"# {title}")
         scene = gr.State(None, time_to_live=_KEPT_SECONDS)
@@ -94,38 +93,43 @@ def build(page: Page, title: str) -> gr.Blocks:
                 upload = gr.Image(
                     label="Image", type="filepath", image_mode=None, sources=["upload", "webcam", "clipboard"]
                 )
-                choice = gr.Dropdown(
-                    list(page.records), value=None, label="Annotated images", visible=bool(page.records)
-                )
+                choice = gr.Dropdown(list(page.records), value=None, label="Annotated images", visible=has_records)
                 threshold = gr.Slider(0, 1, page.predictor.score_threshold, step=0.01, label="Score threshold")
                 stage = gr.Slider(0, stages, stages, step=1, label="Stage (0: initial proposals)")
-                matcher = gr.Radio(
-                    matchers, value=matchers[0] if matchers else None, label="Matcher", visible=bool(page.records)
-                )
+                matcher = gr.Radio(page.matchers, value=next(iter(page.matchers), None), visible=has_records)
             with gr.Column(scale=2, min_width=320):
-                with gr.Tab("Detections"):
-                    detections = _figure("What the detector finds with at least this score.")
-                with gr.Tab("Proposals"):
-                    proposals = _figure("The proposals after the stage. Those that become detections are in color.")
-                with gr.Tab("Assignment", visible=bool(page.records and matchers)):
-                    assignment = _figure(
-                        "What the proposals learn at the stage. A proposal has the color of its object; gray ones "
-                        "learn to be background."
-                    )
-                with gr.Tab("Experts", visible=isinstance(detector.proposal_generator, DynamicProposalGenerator)):
-                    experts = _figure("Each expert's boxes, and last the initial proposals that are mixed from them.")
-                    weights = gr.Label(label="Mean weight of each expert in these proposals", show_heading=False)
-        figures = [detections, proposals, assignment, experts, weights]
+                figures = _add_figures(page)
         settings = [scene, threshold, stage, matcher]
-        upload.input(page.look_at_file, upload, [scene, choice], **_HIDDEN).success(
-            page.draw, settings, figures, **_HIDDEN
-        )
-        choice.input(page.look_at_record, choice, [scene, upload], **_HIDDEN).success(
-            page.draw, settings, figures, **_HIDDEN
-        )
+        for source, look_at, other in ((upload, page.look_at_file, choice), (choice, page.look_at_record, upload)):
+            looked = source.input(look_at, source, [scene, other], api_visibility="private")
+            looked.success(page.draw, settings, figures, api_visibility="private")
         for setting in (threshold, stage, matcher):
-            setting.change(page.draw, settings, figures, trigger_mode="always_last", show_progress="hidden", **_HIDDEN)
+            setting.change(
+                page.draw,
+                settings,
+                figures,
+                trigger_mode="always_last",
+                show_progress="hidden",
+                api_visibility="private",
+            )
     return blocks
+
+
+def _add_figures(page: Page) -> list[gr.Component]:
+    """The elements that :meth:`Page.draw` fills, a tab each."""
+    with gr.Tab("Detections"):
+        detections = _figure("What the detector finds with at least this score.")
+    with gr.Tab("Proposals"):
+        proposals = _figure("The proposals after the stage. Those that become detections are in color.")
+    with gr.Tab("Assignment", visible=bool(page.records and page.matchers)):
+        assignment = _figure(
+            "What the proposals learn at the stage. A proposal has the color of its object; gray ones learn to be "
+            "background."
+        )
+    with gr.Tab("Experts", visible=page.has_experts):
+        experts = _figure("Each expert's boxes, and last the initial proposals that are mixed from them.")
+        weights = gr.Label(label="Mean weight of each expert in these proposals", show_heading=False)
+    return [detections, proposals, assignment, experts, weights]
 
 
 def _figure(text: str) -> gr.Image:

@@ -192,5 +192,6 @@ def _assign(
     ground_truth = Instances(size, gt_boxes=Boxes(gt_boxes))
     ground_truth.gt_classes = torch.tensor([a["category_id"] for a in annotations])
     targets = BatchedTargets.from_instances([ground_truth], detector.device)
-    costs = detector.criterion.cost_model(predictions, targets)
+    criterion: Any = detector.criterion  # one with matchers has costs
+    costs = criterion.cost_model(predictions, targets)
     return gt_boxes, {name: matcher(costs).gt_index[:, 0].cpu() for name, matcher in matchers.items()}
