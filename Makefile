@@ -45,7 +45,7 @@ demo: env
 	$(BIN)/dsrcnn eval output/demo --data "$$data"
 
 test: env
-	@$(BIN)/python -m pytest --numprocesses auto --dist loadfile $(ARGS)
+	@$(BIN)/python -m pytest --numprocesses auto --dist loadfile --no-loadscope-reorder $(ARGS)
 
 lint: env
 	@$(BIN)/ruff check .

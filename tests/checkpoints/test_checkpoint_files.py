@@ -131,16 +131,18 @@ def test_a_failed_write_leaves_the_old_file_and_no_other(tmp_path):
     assert [file.name for file in tmp_path.iterdir()] == ["x.pth"]
 
 
-@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
-def test_a_full_disk_is_called_so_and_leaves_no_file(tmp_path, suffix):
+def test_a_full_disk_is_called_so_and_leaves_no_file(tmp_path):
     code = (
         "import resource, sys, torch\n"
         "from dynamic_sparse_rcnn import write_checkpoint\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))\n"  # as near as one can come
-        "write_checkpoint(sys.argv[1], {'model': {'a': torch.zeros(300, 300)}})"
+        "for file in sys.argv[1:]:\n"
+        "    try: write_checkpoint(file, {'model': {'a': torch.zeros(300, 300)}})\n"
+        "    except OSError as error: print(error)"
     )
-    ran = subprocess.run([sys.executable, "-c", code, str(tmp_path / f"x{suffix}")], capture_output=True, text=True)
-    assert ran.stderr.splitlines()[-1].endswith(f"[Errno 27] File too large: '{tmp_path / f'x{suffix}'}'")
+    files = [str(tmp_path / name) for name in ("x.pth", "x.safetensors")]
+    ran = subprocess.run([sys.executable, "-c", code, *files], capture_output=True, text=True, check=True)
+    assert ran.stdout.splitlines() == [f"[Errno 27] File too large: '{file}'" for file in files]
     assert list(tmp_path.iterdir()) == []
 
 
@@ -159,7 +161,7 @@ def test_a_run_killed_while_it_writes_leaves_a_last_checkpoint_that_can_be_read(
         """
     )
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT / "projects/DynamicSparseRCNN"), *sys.path])}
-    for attempt in range(3):
+    for attempt in range(2):
         folder = tmp_path / str(attempt)
         process = subprocess.Popen(
             [sys.executable, "-c", script, str(folder)], stdout=subprocess.PIPE, text=True, env=environment

@@ -6,6 +6,7 @@ import argparse
 import os
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import failing_run
@@ -15,6 +16,7 @@ from detectron2.modeling import META_ARCH_REGISTRY
 from detectron2.utils import comm
 from ranks import run_ranks
 from small_runs import CONFIG, ROOT
+from torch.multiprocessing import start_processes
 from train_net import argument_parser
 
 from dynamic_sparse_rcnn.data.loader import TrainLoader
@@ -126,6 +128,8 @@ def options(tmp_path) -> list[str]:
     return [
         *("DATASETS.TRAIN", f"('coco:{paths.json_path}:{paths.image_folder}',)", "DATASETS.TEST", "()"),
         *("MODEL.DEVICE", "cpu", "DATALOADER.NUM_WORKERS", "0", "INPUT.MIN_SIZE_TRAIN", "(64,)"),
+        *("MODEL.RESNETS.DEPTH", "50", "MODEL.RESNETS.STEM_OUT_CHANNELS", "8"),
+        *("MODEL.RESNETS.RES2_OUT_CHANNELS", "32", "MODEL.RESNETS.WIDTH_PER_GROUP", "8"),
         *("MODEL.FPN.OUT_CHANNELS", "32", "MODEL.SparseRCNN.HIDDEN_DIM", "32", "MODEL.SparseRCNN.DIM_DYNAMIC", "8"),
         *("SOLVER.IMS_PER_BATCH", "2", "SOLVER.REFERENCE_BATCH_SIZE", "0", "SOLVER.MAX_ITER", "4"),
         *("SOLVER.CHECKPOINT_PERIOD", "2", "SOLVER.STEPS", "()", "OUTPUT_DIR", str(tmp_path / "run")),
@@ -141,20 +145,19 @@ class ImportedInTest:
 """
 
 
-@pytest.mark.slow
-def test_new_processes_import_modules_give_the_firsts_result_and_show_where_a_fault_is(tmp_path, monkeypatch, capfd):
+@pytest.fixture
+def forked(monkeypatch) -> None:
+    """New processes come from the server that ranks of tests are forked from: starting Python takes seconds."""
+    monkeypatch.setattr(torch.multiprocessing, "spawn", partial(start_processes, start_method="forkserver"))
+
+
+def test_new_processes_import_modules_and_give_the_result_of_the_first(forked, tmp_path, monkeypatch):
     (tmp_path / "module_of_a_user.py").write_text(IMPORTED)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", list(sys.path))
     options = ["--num-gpus", "2", "--dist-url", "auto", "--import", "module_of_a_user", "MODEL.DEVICE", "cpu"]
-    args = arguments(*options)
-    args.fails = False
     try:
-        assert launch(failing_run.fail_or_give, args) == "ImportedInTest 2"
-        args.fails = True
-        with pytest.raises(RankError, match=r"^rank 1: TypeError: a fault of the program"):
-            launch(failing_run.fail_or_give, args)
-        assert "Rank 1 failed:\nTraceback" in capfd.readouterr().err
+        assert launch(failing_run.give, arguments(*options)) == "ImportedInTest 2"
     finally:
         META_ARCH_REGISTRY._obj_map.pop("ImportedInTest")
     with pytest.raises(ImportError, match="no_such_module"):
@@ -162,7 +165,14 @@ def test_new_processes_import_modules_give_the_firsts_result_and_show_where_a_fa
 
 
 @pytest.mark.slow
-def test_an_expected_error_of_one_process_ends_all_and_is_told_in_one_line(options, tmp_path):
+def test_a_fault_of_one_process_ends_all_and_shows_where_it_is(capfd):
+    with pytest.raises(RankError, match=r"^rank 1: TypeError: a fault of the program"):
+        launch(failing_run.fail, arguments("--num-gpus", "2", "--dist-url", "auto", "MODEL.DEVICE", "cpu"))
+    assert "Rank 1 failed:\nTraceback" in capfd.readouterr().err
+
+
+@pytest.mark.slow
+def test_an_expected_error_of_one_process_ends_all_and_is_told_in_one_line(forked, options, tmp_path):
     with pytest.raises(RankError, match=r"^rank 1: the disk of rank 1 is full \(--traceback shows where\)$"):
         launch(failing_run.main, arguments("--num-gpus", "2", "--dist-url", "auto", *options))
     assert "Traceback" in (tmp_path / "run/log.txt.rank1").read_text()

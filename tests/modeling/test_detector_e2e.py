@@ -10,6 +10,7 @@ import torch
 from detectron2.modeling import build_model
 from detectron2.structures import Boxes, Instances
 from detectron2.utils.events import EventStorage
+from small_runs import use_resnet_18
 from torch import nn
 from torchvision.ops import batched_nms, box_iou, clip_boxes_to_image
 
@@ -273,7 +274,7 @@ def test_public_configs_that_name_no_generator_get_the_learned_one(tiny_cfg):
 
 
 def test_bfloat16_autocast_gives_losses_near_float32s(tiny_cfg, make_inputs):
-    model = build_model(tiny_cfg)
+    model = build_model(use_resnet_18(tiny_cfg))
     inputs = make_inputs([3, 2])
     exact = model(inputs)
     with torch.autocast("cpu", dtype=torch.bfloat16):
@@ -290,7 +291,7 @@ def test_one_image_is_learned_by_heart(tiny_cfg, make_inputs):
     model = build_model(tiny_cfg)
     inputs = make_inputs([3])
     optimizer = build_optimizer(tiny_cfg, model)
-    for _ in range(150):
+    for _ in range(100):
         optimizer.zero_grad()
         sum(model(inputs).values()).backward()
         optimizer.step()

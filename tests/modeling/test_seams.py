@@ -160,4 +160,4 @@ def test_masks_are_learned(mask_cfg, make_inputs):
         losses = model(inputs)
         sum(losses.values()).backward()
         optimizer.step()
-    assert losses["loss_mask"] < 0.2  # that of a guess is 0.69
+    assert losses["loss_mask"] < 0.35  # that of a guess is 0.69

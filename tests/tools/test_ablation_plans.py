@@ -9,6 +9,7 @@ import pytest
 import yaml
 from detectron2.modeling import build_model
 
+from dynamic_sparse_rcnn import resolve_config
 from dynamic_sparse_rcnn.config_reading import read_config
 
 ROOT = Path(__file__).parents[2]
@@ -39,12 +40,13 @@ def expected_generator(variant: str, plan: ablate.Plan) -> str | None:
 @pytest.mark.parametrize(("names", "variant"), RUNS)
 def test_every_variant_can_be_built(names, variant):
     plan = read(names)
+    options = [str(part) for part in (*plan.common, *plan.variants[variant])]
     for evaluation in plan.evaluations.values():
-        options = [str(part) for part in (*plan.common, *plan.variants[variant], *evaluation)]
-        cfg = read_config(str(ROOT / plan.config), options)
-        cfg.MODEL.DEVICE, cfg.MODEL.SparseRCNN.NUM_CLASSES = "cpu", 3
-        generator = getattr(build_model(cfg), "proposal_generator", None)
-        assert expected_generator(variant, plan) == (None if generator is None else type(generator).__name__)
+        cfg = read_config(str(ROOT / plan.config), [*options, *map(str, evaluation)])
+        resolve_config(cfg)
+    cfg.MODEL.DEVICE, cfg.MODEL.SparseRCNN.NUM_CLASSES = "cpu", 3
+    generator = getattr(build_model(cfg), "proposal_generator", None)
+    assert expected_generator(variant, plan) == (None if generator is None else type(generator).__name__)
 
 
 @pytest.mark.parametrize("data", DATA)

@@ -92,8 +92,8 @@ def test_the_best_of_equal_boxes_is_the_one_that_is_seen():
 def test_detections_below_the_score_threshold_are_left_out():
     boxes = [[50.0, 50.0, 150.0, 150.0], [300.0, 200.0, 450.0, 350.0]]
     truth = ground_truth([], [])
-    found = detections(boxes, [0.5, 0.49], [0, 0])
-    picture = draw_detections_beside_ground_truth(grey_image(), truth, found, NAMES, score_threshold=0.5)
+    found = detections(boxes, [0.3, 0.29], [0, 0])
+    picture = draw_detections_beside_ground_truth(grey_image(), truth, found, NAMES)
     right = changed(split_panels(picture, 500, 2)[1])
     kept, left_out = (border_distance(right.shape, box) < 1 for box in boxes)
     assert right[kept].mean() > 0.9
@@ -114,13 +114,6 @@ def test_small_images_are_enlarged_and_their_boxes_with_them():
     panel, _ = split_panels(picture, 384, 2)
     assert changed(panel)[border_distance(panel.shape, [3 * side for side in box]) < 1].all()
     assert not changed(panel)[80:330, 110:280].any()
-
-
-def test_scale_sets_the_size_of_the_panels():
-    picture = draw_detections_beside_ground_truth(
-        grey_image(), ground_truth([], []), detections([], [], []), NAMES, scale=0.5
-    )
-    assert picture.shape == (200 + CAPTION, 2 * 250 + GAP, 3)
 
 
 @pytest.mark.parametrize("index", [-1, 3])
@@ -232,7 +225,7 @@ def test_annotations_are_drawn_in_the_color_of_their_class_and_crowds_in_grey() 
         gt_classes=torch.tensor([0, 1]),
         gt_is_crowd=torch.tensor([False, True]),
     )
-    picture = draw_annotations(np.zeros((60, 80, 3), np.uint8), annotations, ["a", "b"], "image", 320)
+    picture = draw_annotations(np.zeros((60, 80, 3), np.uint8), annotations, ["a", "b"], "image", 4.0)
     assert picture.shape[1] == 320 and picture.shape[0] > 240
     panel = picture[-240:].astype(int)
     # The lower edges, away from the labels: the first box's color is red, the second's is grey.
@@ -242,7 +235,7 @@ def test_annotations_are_drawn_in_the_color_of_their_class_and_crowds_in_grey() 
     brightest = edge[edge.sum(1).argmax()]
     assert brightest.min() > 100 and np.ptp(brightest) < 20
     with pytest.raises(ValueError, match="have no name"):
-        draw_annotations(np.zeros((60, 80, 3), np.uint8), annotations, ["a"], "image", 320)
+        draw_annotations(np.zeros((60, 80, 3), np.uint8), annotations, ["a"], "image", 4.0)
 
 
 @pytest.mark.parametrize("opacity", [1.0, 0.25])

@@ -23,12 +23,11 @@ def add_traceback_option(parser: argparse.ArgumentParser) -> None:
 
 
 @contextmanager
-def one_line_errors(show_traceback: bool, process: str = "") -> Iterator[None]:
+def one_line_errors(show_traceback: bool) -> Iterator[None]:
     """Turns an error into one line on stderr and the end of the process, with exit status 1.
 
     Args:
         show_traceback: whether the stack trace precedes the line; that of an unexpected error always does.
-        process: named before the line, in runs of several processes.
 
     Raises:
         ReportedError: in place of any other exception.
@@ -38,7 +37,7 @@ def one_line_errors(show_traceback: bool, process: str = "") -> Iterator[None]:
     except Exception as error:
         if show_traceback or not isinstance(error, EXPECTED_ERRORS):
             traceback.print_exc()
-        print(f"{process}error: {describe(error)}", file=sys.stderr, flush=True)
+        print(f"error: {describe(error)}", file=sys.stderr, flush=True)
         raise ReportedError(1) from error
 
 

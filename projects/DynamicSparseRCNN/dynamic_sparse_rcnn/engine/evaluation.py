@@ -60,14 +60,11 @@ def evaluate(
     return next(iter(results.values())) if len(results) == 1 else results
 
 
-def with_diagnostics(
-    evaluator: DatasetEvaluator, dataset_name: str, model: nn.Module, *, loss: bool = False
-) -> DatasetEvaluator:
+def with_diagnostics(evaluator: DatasetEvaluator, model: nn.Module, *, loss: bool = False) -> DatasetEvaluator:
     """Adds what only the inside of a detector tells, where the model has it.
 
     Args:
         evaluator: of the detections. It comes last, and with it the lines of the log that one looks for.
-        dataset_name: registered.
         model: perhaps distributed; with a ``proposal_generator``, the initial proposals are evaluated.
         loss: whether the losses are too.
 
@@ -79,7 +76,7 @@ def with_diagnostics(
     detector: Any = getattr(model, "module", model)
     inner: list[DatasetEvaluator] = []
     if hasattr(detector, "proposal_generator"):
-        inner.append(ProposalEvaluator(dataset_name, detector.proposal_generator))
+        inner.append(ProposalEvaluator(detector.proposal_generator))
     if loss:
         inner.append(LossEvaluator(detector))
     return DatasetEvaluators([*inner, evaluator]) if inner else evaluator

@@ -177,7 +177,7 @@ def _evaluate(cfg: DictConfig, model: nn.Module, loaders: Sequence[Any]) -> Resu
         )
 
     test_sets = (
-        (name, loader, with_diagnostics(inner, name, model, loss=cfg.train.test_loss))
+        (name, loader, with_diagnostics(inner, model, loss=cfg.train.test_loss))
         for name, loader, inner in zip(names, loaders, evaluators, strict=True)
     )
     return evaluate(model, test_sets, _dtype(cfg, "evaluation"))

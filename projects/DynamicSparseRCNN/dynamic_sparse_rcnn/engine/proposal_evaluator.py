@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 
 import torch
-from detectron2.data import DatasetCatalog
 from detectron2.evaluation import DatasetEvaluator
-from detectron2.structures import Boxes, BoxMode, Instances, pairwise_iou
+from detectron2.structures import Boxes, Instances, pairwise_iou
 from detectron2.utils import comm
 from torch import Tensor, nn
 
@@ -18,43 +16,6 @@ from ..data.records import Record
 logger = logging.getLogger(__name__)
 
 _RECALL_IOU = 0.5
-
-
-@dataclass
-class _Sums:
-    """What one process has seen: boxes and those of them found, images, and sums over the weights of each image."""
-
-    boxes: int = 0
-    found: int = 0
-    images: int = 0
-    entropy: float = 0.0
-    weights: Tensor = field(default_factory=lambda: torch.zeros((), dtype=torch.float64))
-    squares: Tensor = field(default_factory=lambda: torch.zeros((), dtype=torch.float64))
-
-    def add_boxes(self, truth: Boxes, proposals: Boxes) -> None:
-        self.boxes += len(truth)
-        if len(truth):
-            self.found += int((pairwise_iou(truth, proposals).amax(1) >= _RECALL_IOU).sum())
-
-    def add_weights(self, weights: Tensor) -> None:
-        """(P, E) of one image."""
-        weights = weights.double()
-        self.images += 1
-        self.entropy += torch.special.entr(weights).sum(1).mean().item()
-        self.weights = self.weights + weights
-        self.squares = self.squares + weights**2
-
-    def add(self, other: _Sums) -> None:
-        for name in self.__dataclass_fields__:
-            setattr(self, name, getattr(self, name) + getattr(other, name))
-
-    def metrics(self) -> dict[str, float]:
-        metrics = {"recall50": 100 * self.found / self.boxes if self.boxes else float("nan")}
-        if self.images:
-            metrics["weight_entropy"] = self.entropy / self.images
-            variance = self.squares / self.images - (self.weights / self.images) ** 2
-            metrics["weight_variance"] = variance.clamp(min=0).mean().item()
-        return metrics
 
 
 class ProposalEvaluator(DatasetEvaluator):
@@ -67,44 +28,47 @@ class ProposalEvaluator(DatasetEvaluator):
     - ``weight_variance`` (with experts): of a weight over the images, on average; 0: all images get the same proposals.
     """
 
-    def __init__(self, dataset_name: str, proposal_generator: nn.Module) -> None:
+    def __init__(self, proposal_generator: nn.Module) -> None:
         """
         Args:
-            dataset_name: a registered data set, whose annotations are the ground truths.
             proposal_generator: the evaluated model's, of detectron2's contract.
         """
-        self._dataset_name = dataset_name
         self._generator = proposal_generator
         self._hook: torch.utils.hooks.RemovableHandle | None = None
 
     def reset(self) -> None:
         """Starts anew, and to look at what the generator gives."""
         self._stop()
-        self._truths = {x["image_id"]: _ground_truths(x) for x in DatasetCatalog.get(self._dataset_name)}
-        self._sums = _Sums()
+        self._found: list[Tensor] = []
+        self._weights: list[Tensor] = []
         self._proposals: Sequence[Instances] = ()
         self._hook = self._generator.register_forward_hook(self._keep)
 
     def process(self, inputs: list[Record], outputs: object) -> None:
-        """Takes the images' proposals into account; the detections are not looked at."""
+        """Takes the images' proposals into account; the detections are not looked at.
+
+        Args:
+            inputs: of the model; ``instances``, where the mapper gives them, are the ground truths.
+            outputs: of the model.
+        """
         for given, proposals in zip(inputs, self._proposals, strict=True):
-            height, width = proposals.image_size
-            boxes = Boxes(proposals.proposal_boxes.tensor.detach().cpu().clone())
-            boxes.scale(given["width"] / width, given["height"] / height)
-            self._sums.add_boxes(self._truths[given["image_id"]], boxes)
+            if "instances" in given:
+                self._found.append(_find(given["instances"], proposals))
             if proposals.has("expert_weights"):
-                self._sums.add_weights(proposals.expert_weights.detach().cpu())
+                self._weights.append(proposals.expert_weights.detach().cpu())
 
     def evaluate(self) -> dict[str, dict[str, float]] | None:
         """The metrics of all processes' images in the main process, None in the others."""
         self._stop()
-        gathered = comm.gather(self._sums)
+        gathered = comm.gather((self._found, self._weights))
         if not comm.is_main_process():
             return None
-        total = _Sums()
-        for sums in gathered:
-            total.add(sums)
-        metrics = total.metrics()
+        found = torch.cat([torch.zeros(0), *(x for own, _ in gathered for x in own)])
+        metrics = {"recall50": 100 * found.mean().item()}
+        if weights := [x.double() for _, own in gathered for x in own]:
+            every = torch.stack(weights)
+            metrics["weight_entropy"] = torch.special.entr(every).sum(-1).mean().item()
+            metrics["weight_variance"] = every.var(0, unbiased=False).mean().item()
         logger.info("Initial proposals: " + ", ".join(f"{name} {value:.4g}" for name, value in metrics.items()))
         return {"proposals": metrics}
 
@@ -117,12 +81,9 @@ class ProposalEvaluator(DatasetEvaluator):
             self._hook = None
 
 
-def _ground_truths(record: Record) -> Boxes:
-    """Absolute XYXY boxes in pixels of the original image; those without extent, which nothing can find, left out."""
-    boxes = [
-        BoxMode.convert(annotation["bbox"], annotation["bbox_mode"], BoxMode.XYXY_ABS)
-        for annotation in record.get("annotations", ())
-        if not annotation.get("iscrowd", 0)
-    ]
-    truths = Boxes(torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4))
-    return truths[truths.nonempty()]
+def _find(truths: Instances, proposals: Instances) -> Tensor:
+    """(G,) float32, 1 for the ground truths, crowds left out, that a proposal overlaps enough."""
+    if truths.has("gt_is_crowd"):
+        truths = truths[~truths.gt_is_crowd]
+    ious = pairwise_iou(truths.gt_boxes, Boxes(proposals.proposal_boxes.tensor.detach().cpu()))
+    return (ious >= _RECALL_IOU).any(1).float()

@@ -89,7 +89,7 @@ class Trainer(TrainingRun):
         def evaluator_of(position: int, name: str) -> DatasetEvaluator:
             if evaluators is not None:
                 return evaluators[position]
-            return with_diagnostics(cls.build_evaluator(cfg, name), name, model, loss=cfg.TEST.LOSS)
+            return with_diagnostics(cls.build_evaluator(cfg, name), model, loss=cfg.TEST.LOSS)
 
         test_sets = (
             (name, cls.build_test_loader(cfg, name), evaluator_of(position, name))

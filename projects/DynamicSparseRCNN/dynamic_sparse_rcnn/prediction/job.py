@@ -14,12 +14,12 @@ from detectron2.utils import comm
 from fvcore.common.timer import Timer
 from tqdm import tqdm
 
-from ..file_io import write_json
+from ..file_io import write_image, write_json
 from .predictor import Predictor, batches
 from .result_log import MergedResults, ResultFile, ResultLog
 from .sources import Frame, FrameSource, Images, Video
 from .tracking import Tracker
-from .writing import VideoWriter, picture_names, write_picture
+from .writing import VideoWriter, picture_names
 
 logger = logging.getLogger(__name__)
 
@@ -207,7 +207,10 @@ class _Job:
             source = video or prediction.name
             if self.options.draw:
                 self.watches.draw.resume()
-                write_picture(prediction.draw(), self.options.output / self.pictures[source], writer)
+                if writer is None:
+                    write_image(prediction.draw(), self.options.output / self.pictures[source])
+                else:
+                    writer.write(prediction.draw())
                 self.watches.draw.pause()
             # Last: an image counts as done when its picture is there.
             self.file.write(source, prediction, complete=video is None)

@@ -10,21 +10,19 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from ..file_io import write_image
-
 # Rates that mp4 cannot express to the third decimal are rounded to fewer.
 _DECIMALS = (3, 1, 0)
 
 
-def picture_names(sources: Sequence[str], suffix: str, taken: Sequence[str] = ()) -> dict[str, str]:
+def picture_names(sources: Sequence[str], suffix: str) -> dict[str, str]:
     """The names of the pictures of images or videos: as their files are called; a second of a name gets a number.
 
     Args:
         sources: files, or ``camera N``.
         suffix: of the pictures.
-        taken: names that are used already.
     """
-    used, names = set(taken), {}
+    used: set[str] = set()
+    names: dict[str, str] = {}
     for source in sources:
         stem, number = Path(source).stem, 1
         name = f"{stem}{suffix}"
@@ -83,15 +81,3 @@ class VideoWriter:
             f"{self._path} cannot be written: its folder is not writable, or this OpenCV cannot encode mp4 of "
             f"{width}x{height} pixels at {self._rate:g} frames a second. --no-draw leaves pictures out"
         )
-
-
-def write_picture(picture: npt.NDArray[np.uint8], path: Path, video: VideoWriter | None) -> None:
-    """Writes a frame to its video, or an image to its file.
-
-    Raises:
-        OSError: it cannot be written.
-    """
-    if video is not None:
-        video.write(picture)
-    else:
-        write_image(picture, path)

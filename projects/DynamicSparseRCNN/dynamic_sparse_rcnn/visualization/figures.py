@@ -10,6 +10,7 @@ from detectron2.structures import Instances
 from .drawing import GREY, Image, check_image, distinct_colors, draw_on, with_caption
 from .text import drawable_names
 
+_LEAST_SCORE = 0.3
 _GAP = 6
 _WHITE = 255
 
@@ -47,18 +48,16 @@ def draw_detections_beside_ground_truth(
     ground_truth: Instances,
     detections: Instances,
     class_names: Sequence[str],
-    score_threshold: float = 0.3,
-    scale: float | None = None,
 ) -> Image:
     """Draws the annotated boxes in a left panel and the detected ones in a right, with one color for each class.
+
+    Detections with a score below 0.3 are left out.
 
     Args:
         image_rgb: (H, W, 3) uint8.
         ground_truth: ``gt_boxes`` (absolute xyxy pixels of this image) and ``gt_classes``.
         detections: ``pred_boxes`` (absolute xyxy pixels of this image), ``scores`` and ``pred_classes``.
         class_names: the name of every class.
-        score_threshold: detections with a lower score are left out.
-        scale: size of a panel relative to the image; by default small images are enlarged.
 
     Returns:
         (H', W', 3) uint8.
@@ -66,22 +65,19 @@ def draw_detections_beside_ground_truth(
     Raises:
         ValueError: the image has another shape or type, or a class has no name.
     """
-    found = detections[detections.scores >= score_threshold]
-    classes = ground_truth.gt_classes.tolist()
-    names, colors = _names_of(classes, class_names), _colors_of(classes, class_names)
-    left = draw_on(image_rgb, ground_truth.gt_boxes.tensor, colors, names, scale)
-    right = draw_detections(image_rgb, found, class_names, scale)
+    found = detections[detections.scores >= _LEAST_SCORE]
+    right = draw_detections(image_rgb, found, class_names)
     return image_grid(
         [
-            with_caption(left, f"ground truth: {len(classes)}"),
-            with_caption(right, f"detections (score >= {score_threshold:g}): {len(found)}"),
+            draw_annotations(image_rgb, ground_truth, class_names, "ground truth"),
+            with_caption(right, f"detections (score >= {_LEAST_SCORE:g}): {len(found)}"),
         ],
         columns=2,
     )
 
 
 def draw_annotations(
-    image_rgb: Image, annotations: Instances, class_names: Sequence[str], caption: str, longest_side: int
+    image_rgb: Image, annotations: Instances, class_names: Sequence[str], caption: str, scale: float | None = None
 ) -> Image:
     """Draws annotated boxes, each with the name and color of its class; crowd regions in grey.
 
@@ -90,7 +86,7 @@ def draw_annotations(
         annotations: ``gt_boxes`` (absolute xyxy pixels of this image), ``gt_classes``, perhaps ``gt_is_crowd``.
         class_names: the name of every class.
         caption: stands above, before the number of boxes.
-        longest_side: of the panel without caption, in pixels.
+        scale: size of the panel relative to the image; by default small images are enlarged.
 
     Returns:
         (H', W', 3) uint8.
@@ -106,7 +102,7 @@ def draw_annotations(
         annotations.gt_boxes.tensor,
         [GREY if is_crowd else color for color, is_crowd in zip(colors, crowd, strict=True)],
         [f"crowd of {name}" if is_crowd else name for name, is_crowd in zip(names, crowd, strict=True)],
-        longest_side / max(image_rgb.shape[:2]),
+        scale,
     )
     return with_caption(panel, f"{caption}: {len(classes)}")
 

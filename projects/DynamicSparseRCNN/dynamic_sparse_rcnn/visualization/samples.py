@@ -51,7 +51,6 @@ def inspect_dataset(cfg: CfgNode, name: str, num_samples: int) -> tuple[str, lis
 
 
 def _draw_sample(mapped: dict[str, Any], class_names: list[str], image_format: str) -> Image:
-    image = convert_image_to_rgb(mapped["image"].permute(1, 2, 0), image_format)
-    return draw_annotations(
-        np.ascontiguousarray(image), mapped["instances"], class_names, Path(mapped["file_name"]).name, _SAMPLE_SIDE
-    )
+    image = np.ascontiguousarray(convert_image_to_rgb(mapped["image"].permute(1, 2, 0), image_format))
+    scale = _SAMPLE_SIDE / max(image.shape[:2])
+    return draw_annotations(image, mapped["instances"], class_names, Path(mapped["file_name"]).name, scale)
