@@ -1,7 +1,7 @@
 # make env    .venv with everything; make demo, make test and make lint make it when it is not there
 # make demo   train a small detector on generated images, evaluate it, draw its detections;
 #             DATA=folder takes images of your own, MINUTES=10 more time
-# make test   all tests that need no GPU; ARGS="-m gpu" for those that do
+# make test   all tests that need no GPU; ARGS="-m gpu" for those that do, ARGS="-m chaos -n0 -s" kills trainings
 # make lint   ruff and mypy
 # make docs   the documentation, in build/site
 # make bench  how fast the demo's detector trains and infers; BENCH="--workload r50 --precision float16" for a GPU
@@ -9,7 +9,7 @@
 # make clean  remove build products, caches and what the demo wrote; make distclean removes .venv too
 
 PYTHON ?= python3
-ARGS ?= -m "not gpu"
+ARGS ?= -m "not gpu and not chaos"
 BENCH ?=
 DATA ?=
 MINUTES ?= $(if $(DATA),10,3)

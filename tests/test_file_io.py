@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import json
 import os
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,6 +12,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from small_disks import mounted, remount
 
 from dynamic_sparse_rcnn import write_checkpoint
 from dynamic_sparse_rcnn.file_io import naming_the_file, whole_file, write_image, write_json
@@ -64,14 +64,8 @@ def test_suffixes_of_no_image_are_refused(tmp_path, name):
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A disk of 256 KiB, where one may be mounted."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    mounting = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", folder], capture_output=True)
-    if mounting.returncode:
-        pytest.skip("no disk can be mounted here")
-    yield folder
-    subprocess.run(["umount", folder], check=True)
+    with mounted(tmp_path / "disk", "256k") as folder:
+        yield folder
 
 
 @pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
@@ -93,7 +87,7 @@ def test_a_full_disk_is_told_of_files_of_any_kind(small_disk):
 
 
 def test_a_read_only_disk_is_told_with_the_file(small_disk):
-    subprocess.run(["mount", "-o", "remount,ro", small_disk], check=True)
+    remount(small_disk, "ro")
     with pytest.raises(OSError, match=rf"Read-only file system: '{small_disk}/model\.pth'$"):
         write_checkpoint(small_disk / "model.pth", {"model": {}})
 

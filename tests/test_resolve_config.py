@@ -244,6 +244,12 @@ def test_detections_follow_more_proposals_than_usual_unless_they_are_said(tiny_c
     assert build_model(tiny_cfg).num_detections == 50
 
 
+def test_no_detections_at_all_are_refused(tiny_cfg):
+    tiny_cfg.TEST.DETECTIONS_PER_IMAGE = 0
+    with pytest.raises(ValueError, match=r"TEST\.DETECTIONS_PER_IMAGE is 0: .* -1 for no limit"):
+        resolve_config(tiny_cfg)
+
+
 def test_the_config_of_a_run_of_the_public_sparse_rcnn_is_read_and_what_is_ignored_is_told(tmp_path, caplog):
     content = (
         "MODEL: {META_ARCHITECTURE: SparseRCNN, SparseRCNN: {NUM_PROPOSALS: 300}}\n"

@@ -54,7 +54,7 @@ def test_another_number_of_classes_keeps_everything_but_the_class_layers(tiny_cf
     assert classes == 4
     total = len(saved)
     assert told(caplog) == (
-        f"Checkpoint: kept {total - 4} of the model's {total} tensors; of another shape, these start anew: "
+        f"Checkpoint: kept {total - 4} of the model's {total} tensors; newly initialized, since their shapes differ: "
         "head.head_series.*.class_logits (4) (3 classes in the checkpoint, 7 in the model)"
     )
 
@@ -70,7 +70,7 @@ def test_another_number_of_proposals_is_counted_once(tiny_cfg, weights, caplog) 
     line = told(caplog)
     assert f"kept {total - 2} of" in line
     assert "init_proposal_boxes (1)" in line and "init_proposal_features (1)" in line
-    assert "not in the checkpoint" not in line
+    assert "lacks them" not in line
 
 
 def test_backbone_weights_leave_the_rest_to_start_anew(tiny_cfg, weights, tmp_path, caplog) -> None:
@@ -80,8 +80,8 @@ def test_backbone_weights_leave_the_rest_to_start_anew(tiny_cfg, weights, tmp_pa
     loaded(tiny_cfg, str(tmp_path / "backbone.pth"))
     line = told(caplog)
     assert f"kept {len(backbone)} of" in line
-    assert "not in the checkpoint, these start anew: head.head_series" in line
-    assert "not in the model, these are not read: fc (1)" in line
+    assert "newly initialized, since the checkpoint lacks them: head.head_series" in line
+    assert "not read, since the model lacks them: fc (1)" in line
 
 
 def test_an_evaluation_takes_the_whole_model_or_none(tiny_cfg, weights, tmp_path) -> None:
@@ -144,3 +144,10 @@ def test_a_checkpoint_that_does_not_exist_is_named(tiny_cfg, tmp_path, strict) -
     for path in (tmp_path / "nowhere.pth", tmp_path):
         with pytest.raises(FileNotFoundError, match=f"no checkpoint file {path}"):
             load(build_model(tiny_cfg), str(path))
+
+
+def test_a_checkpoint_that_cannot_be_downloaded_is_named(tiny_cfg, tmp_path, monkeypatch) -> None:
+    monkeypatch.setenv("FVCORE_CACHE", str(tmp_path))
+    url = "http://127.0.0.1:9/model.pth"  # nothing listens there
+    with pytest.raises(OSError, match=f"checkpoint {url} cannot be downloaded: .*refused.*Correct its URL"):
+        Checkpointer(build_model(tiny_cfg)).load(url)

@@ -265,4 +265,4 @@ def test_the_tool_refuses_a_checkpoint_of_another_model(pytorch_style_cfg, resne
         main(["convert", str(tmp_path / "mmdetection.pth"), "x.safetensors"])
     printed, error = capsys.readouterr()
     assert "head.head_series.0.class_logits.weight" in printed
-    assert error.startswith("error: ") and "is not of the model that" in error and error.count("\n") == 1
+    assert error.startswith("error: ") and "does not fit the model that" in error and error.count("\n") == 1

@@ -89,4 +89,4 @@ def test_processes_of_torchrun_do_not_choose_each_for_itself(tmp_path, capsys, m
     monkeypatch.setenv("LOCAL_RANK", "0")
     with pytest.raises(SystemExit):
         main(["train", "--data", "coco:none.json", "--output", str(tmp_path)])
-    assert "under torchrun each process would choose other settings" in capsys.readouterr().err
+    assert "under torchrun each process would choose its own settings" in capsys.readouterr().err

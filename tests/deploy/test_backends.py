@@ -96,7 +96,7 @@ def test_other_images_than_of_bytes_are_refused(tiny_onnx):
 def test_what_cannot_be_run_is_refused_with_the_reason(tiny_onnx, tiny_openvino, tiny_torch, tmp_path):
     with pytest.raises(FileNotFoundError, match="There is no file"):
         ExportedDetector(tmp_path / "missing.onnx")
-    with pytest.raises(ValueError, match="precision bfloat16 cannot be had"):
+    with pytest.raises(ValueError, match="leave out precision bfloat16"):
         ExportedDetector(tiny_onnx, precision="bfloat16")
     with pytest.raises(ValueError, match="OpenVINO has no device cuda"):
         ExportedDetector(tiny_openvino, device="cuda")

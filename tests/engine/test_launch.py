@@ -63,7 +63,7 @@ def test_more_gpus_than_there_are_is_an_error_that_names_the_way_to_the_cpu(opti
 
 def test_one_gpu_for_several_processes_is_an_error(monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    with pytest.raises(ValueError, match=r"MODEL\.DEVICE is cuda:1, but --num-gpus is 2: say cuda"):
+    with pytest.raises(ValueError, match=r"MODEL\.DEVICE is cuda:1, but --num-gpus is 2: set it to cuda"):
         launch(must_not_run, arguments("--num-gpus", "2", "MODEL.DEVICE", "cuda:1"))
 
 
@@ -72,7 +72,7 @@ def test_one_gpu_for_several_processes_is_an_error(monkeypatch):
     [
         (("--num-machines", "2", "--dist-url", "auto"), r"--num-machines 2 needs --dist-url tcp://<address"),
         (("--num-machines", "2"), r"--num-machines 2 needs --dist-url"),
-        (("--num-machines", "2", "--machine-rank", "2"), r"--machine-rank 2: machines are counted from 0"),
+        (("--num-machines", "2", "--machine-rank", "2"), r"--machine-rank 2: --machine-rank counts from 0"),
         (("--num-gpus", "-1"), r"--num-gpus -1"),
         (("--num-machines", "2", "--num-gpus", "0"), r"--num-gpus 0 --num-machines 2 .* each has a process or more"),
     ],

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import time
@@ -11,91 +10,39 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from compared_runs import assert_same, make_random, recorded, train
 from detectron2.config import CfgNode
-from detectron2.engine import HookBase
-from detectron2.utils.env import seed_all_rng
 from ranks import run_ranks, start_ranks
 from small_runs import DYNAMIC, read_metrics
-
-from dynamic_sparse_rcnn.data.shapes import ShapesConfig, generate_shapes
-from dynamic_sparse_rcnn.engine.trainer import Trainer
 
 LENGTH, CHECKPOINT = 4, 2
 
 
 @pytest.fixture
 def cfg(tiny_dynamic_cfg, tmp_path) -> CfgNode:
-    """A run in which all that can be random is: order, augmentation, dropout; and all that changes with time does."""
-    cfg = tiny_dynamic_cfg
-    paths = generate_shapes(tmp_path, "train", ShapesConfig(num_images=7, image_size=64))
-    cfg.DATASETS.TRAIN, cfg.DATASETS.TEST = (f"coco:{paths.json_path}:{paths.image_folder}",), ()
-    cfg.MODEL.SparseRCNN.NUM_CLASSES, cfg.MODEL.SparseRCNN.DROPOUT = 5, 0.1
-    cfg.MODEL.SparseRCNN.DPG.TEMPERATURE_ITERS = LENGTH
-    cfg.INPUT.MIN_SIZE_TRAIN, cfg.INPUT.CROP.ENABLED, cfg.INPUT.CROP.SIZE = (48, 64, 80), True, [0.7, 0.7]
-    cfg.INPUT.CROP.TYPE = "relative_range"
-    cfg.DATALOADER.NUM_WORKERS = 2
-    cfg.SOLVER.IMS_PER_BATCH, cfg.SOLVER.MAX_ITER, cfg.SOLVER.CHECKPOINT_PERIOD = 2, LENGTH, CHECKPOINT
-    cfg.SOLVER.STEPS, cfg.SOLVER.WARMUP_ITERS, cfg.SOLVER.BASE_LR, cfg.SEED = (3,), 3, 1e-3, 7
-    return cfg
-
-
-class Log(HookBase):
-    """Writes losses and temperature of each iteration, and waits before the last for a signal, if it is to."""
-
-    def __init__(self, folder: Path, waits: bool) -> None:
-        self.folder, self.waits = folder, waits
-
-    def after_step(self) -> None:
-        latest = self.trainer.storage.latest().items()
-        values = {name: value for name, (value, _) in latest if "time" not in name and name != "eta_seconds"}
-        self.folder.mkdir(exist_ok=True)
-        (self.folder / f"{self.trainer.iter}.json").write_text(json.dumps(values))
-        while self.waits and self.trainer.iter == LENGTH - 2:
-            time.sleep(0.1)
-
-
-def train(cfg: CfgNode, name: str, resume: bool = False, waits: bool = False) -> None:
-    cfg = cfg.clone()
-    cfg.OUTPUT_DIR = str(Path(cfg.OUTPUT_DIR) / name)
-    rank = torch.distributed.get_rank() if torch.distributed.is_initialized() else 0
-    seed_all_rng(cfg.SEED + rank)  # as default_setup does: weights at the start are drawn
-    trainer = Trainer(cfg)
-    trainer.resume_or_load(resume)
-    trainer.register_hooks([Log(Path(cfg.OUTPUT_DIR) / f"losses_of_rank_{rank}", waits)])
-    trainer.train()
-
-
-def wait_for(file: Path) -> None:
-    deadline = time.monotonic() + 120
-    while not file.exists():
-        assert time.monotonic() < deadline, f"{file} does not appear"
-        time.sleep(0.05)
-
-
-def assert_same(found: Path, expected: Path, ranks: int) -> None:
-    """The same losses and checkpoint, bit by bit."""
-    for rank in range(ranks):
-        for iteration in range(LENGTH):
-            name = f"losses_of_rank_{rank}/{iteration}.json"
-            assert json.loads((found / name).read_text()) == json.loads((expected / name).read_text()), name
-    first, second = (torch.load(folder / "model_final.pth") for folder in (found, expected))
-    torch.testing.assert_close(first["model"], second["model"], rtol=0, atol=0)
-    optimizers = [x["trainer"]["_trainer"]["optimizer"]["state"] for x in (first, second)]
-    torch.testing.assert_close(*optimizers, rtol=0, atol=0)
+    make_random(tiny_dynamic_cfg, tmp_path, LENGTH).SOLVER.CHECKPOINT_PERIOD = CHECKPOINT
+    return tiny_dynamic_cfg
 
 
 def train_twice(cfg: CfgNode) -> None:
-    """Once to the end, and once until it is killed."""
+    """Once to the end, and once until it is killed before the last iteration."""
     train(cfg, "unbroken")
-    train(cfg, "killed", waits=True)
+    train(cfg, "killed", waits_after=LENGTH - 2)
+
+
+def wait_until_recorded(folder: Path, rank: int, iteration: int) -> None:
+    deadline = time.monotonic() + 120
+    while iteration not in dict(recorded(folder, rank)):
+        assert time.monotonic() < deadline, f"rank {rank} does not reach iteration {iteration}"
+        time.sleep(0.05)
 
 
 def test_a_run_whose_processes_were_all_killed_goes_on_as_if_they_were_not(cfg, tmp_path):
-    cfg.OUTPUT_DIR, cfg.SOLVER.AMP.ENABLED, cfg.SOLVER.EMA.ENABLED = str(tmp_path), True, True
+    cfg.SOLVER.AMP.ENABLED, cfg.SOLVER.EMA.ENABLED = True, True
     world_size = 2
     context = start_ranks(world_size, train_twice, cfg)
     for rank in range(world_size):
-        wait_for(tmp_path / f"killed/losses_of_rank_{rank}/{LENGTH - 2}.json")
+        wait_until_recorded(tmp_path / "killed", rank, LENGTH - 2)
     for process in context.processes:
         os.kill(process.pid, signal.SIGKILL)
         process.join()

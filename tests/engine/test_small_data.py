@@ -147,8 +147,15 @@ def test_a_part_is_kept_for_choosing_unless_there_is_other_data(data):
     assert not {"DATASETS.TRAIN", "DATASETS.TEST"} & values(small_data.choose_settings([name], [name], "cpu")).keys()
 
 
-@pytest.mark.parametrize("name", ["coco:{}/data.json:{}/images:0-50%", "voc:{}:train", "registered"])
-def test_what_has_no_parts_is_trained_on_whole(data, name, caplog):
+def test_sets_of_all_formats_are_divided():
+    names = ("coco:a.json", "voc:folder:train", "yolo:data.yaml:train")
+    held_out = values(small_data.hold_out(names))
+    assert held_out["DATASETS.TRAIN"] == tuple(f"{name}:0-80%" for name in names)
+    assert held_out["DATASETS.TEST"] == tuple(f"{name}:80-100%" for name in names)
+
+
+@pytest.mark.parametrize("name", ["coco:{}/data.json:{}/images:0-50%", "voc:{}:train:0-50%", "registered"])
+def test_what_is_a_part_or_has_none_is_trained_on_whole(data, name, caplog):
     name = name.format(data, data)
     assert small_data.hold_out([f"coco:{data}/data.json", name]) == []
     assert f"{name} cannot be divided. Name other images with --val" in caplog.text

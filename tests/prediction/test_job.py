@@ -144,7 +144,7 @@ def test_an_interrupted_job_is_not_continued_with_other_settings(run, tmp_path, 
     with monkeypatch.context() as context:
         fail_at(context, "b.png", KeyboardInterrupt())
         run("--input", *three_images)
-    with pytest.raises(ValueError, match=r"job with another tiles: remove it .* another --output"):
+    with pytest.raises(ValueError, match=r"job with different settings \(tiles\): remove it .* another --output"):
         run("--input", *three_images, "--tiles", "64")
 
 
@@ -217,6 +217,73 @@ def test_videos_become_videos_of_as_many_frames(run, tmp_path, options):
     assert int(capture.get(cv2.CAP_PROP_FRAME_COUNT)) == expected
     assert capture.get(cv2.CAP_PROP_FPS) == pytest.approx(10)
     assert {x["image_id"] for x in json.loads((output / "detections.json").read_text())} == set(range(1, expected + 1))
+
+
+@pytest.mark.parametrize("options", [[], ["--tiles", "64"]])
+def test_an_image_that_nothing_would_be_left_of_is_named_and_the_others_are_predicted(run, tmp_path, capsys, options):
+    Image.fromarray(PICTURE).save(tmp_path / "a.png")
+    Image.fromarray(np.zeros((1, 4000, 3), np.uint8)).save(tmp_path / "strip.png")
+    output = run("--input", str(tmp_path / "*.png"), *options)
+    assert found_in(output) == {"a.png"}
+    assert re.search(r"1 could not be read: \S*strip\.png", capsys.readouterr().out)
+    with pytest.raises(OSError, match="None of the inputs"):
+        run("--input", str(tmp_path / "strip.png"), *options)
+
+
+class Camera:
+    """Gives some images and then stops, or is interrupted."""
+
+    def __init__(self, images: int, error: type[BaseException] | None = None) -> None:
+        self.images, self.error, self.read_so_far = images, error, 0
+
+    def __call__(self, source: int) -> Camera:
+        return self
+
+    def isOpened(self) -> bool:
+        return True
+
+    def get(self, key: int) -> float:
+        return 0.0
+
+    def read(self) -> tuple[bool, np.ndarray | None]:
+        self.read_so_far += 1
+        if self.read_so_far <= self.images:
+            return True, PICTURE
+        if self.error is not None:
+            raise self.error
+        return False, None
+
+    def release(self) -> None:
+        pass
+
+
+def use_camera(run, monkeypatch, camera: Camera, *options: str) -> Path:
+    with monkeypatch.context() as context:
+        context.setattr(cv2, "VideoCapture", camera)
+        return run("--camera", "0", *options)
+
+
+def test_a_camera_that_stops_leaves_what_it_has_given_and_that_is_told(run, monkeypatch, caplog, capsys):
+    output = use_camera(run, monkeypatch, Camera(3))
+    assert "camera 0 stopped giving images after 3: is it still connected?" in caplog.text
+    assert "detections in 3 images" in capsys.readouterr().out
+    assert found_in(output) == {f"camera 0:00000{i}" for i in range(3)}
+    assert int(cv2.VideoCapture(str(output / "camera 0.mp4")).get(cv2.CAP_PROP_FRAME_COUNT)) == 3
+    assert {path.name for path in output.iterdir()} == {"detections.json", "camera 0.mp4"}
+
+
+def test_a_camera_is_ended_by_an_interrupt_and_then_starts_anew(run, monkeypatch, caplog):
+    output = use_camera(run, monkeypatch, Camera(2, KeyboardInterrupt))
+    assert {path.name for path in output.iterdir()} == {"detections.json", "camera 0.mp4"}
+    assert found_in(output) == {"camera 0:000000", "camera 0:000001"}
+    assert "continues from there" not in caplog.text and "stopped giving" not in caplog.text
+    assert len(found_in(use_camera(run, monkeypatch, Camera(9), "--max-frames", "4"))) == 4
+    assert "stopped giving" not in caplog.text
+
+
+def test_a_camera_that_gives_nothing_is_an_error(run, monkeypatch):
+    with pytest.raises(OSError, match="None of the inputs could be read"):
+        use_camera(run, monkeypatch, Camera(0))
 
 
 def test_a_demo_without_input_is_an_error(capsys):

@@ -190,7 +190,7 @@ def _read_lazy_config(file: str, options: Sequence[str]) -> Any:
         except HydraException as error:
             raise ConfigError(f"{option!r} is not of the form key=value: {_first_line(error)}") from error
         if override.is_delete():
-            raise ConfigError(f"{option!r}: keys cannot be deleted; set it null")
+            raise ConfigError(f"{option!r}: keys cannot be deleted; set it to null")
         _override(cfg, override.key_or_group, override.value(), is_new=override.is_add())
     try:
         OmegaConf.to_container(cfg, resolve=True)
@@ -213,7 +213,7 @@ def _override(cfg: DictConfig, key: str, value: Any, is_new: bool) -> None:
     elif _is_whole(old) and isinstance(value, float) and value.is_integer():
         value = int(value)  # 1e3
     elif value is not None and not _fits(old, value):
-        raise ConfigError(f"{key} is {old!r}, and {value!r} is of another kind: {key}={value!r} cannot be used")
+        raise ConfigError(f"{key} is {old!r}, so {key}={value!r} has the wrong type: give a value of the same type")
     try:
         OmegaConf.update(cfg, key, value, merge=True)
     except OmegaConfBaseException as error:

@@ -93,6 +93,8 @@ def _parts_of(architecture: str) -> Parts | None:
 
 def _keep_detections_of_all_proposals(cfg: CfgNode) -> None:
     """Raises detectron2's default limit of detections for models with many proposals, which are for crowded images."""
+    if cfg.TEST.DETECTIONS_PER_IMAGE == 0:
+        raise ValueError("TEST.DETECTIONS_PER_IMAGE is 0: give the most detections that are wanted, or -1 for no limit")
     proposals = cfg.MODEL.SparseRCNN.NUM_PROPOSALS
     if cfg.TEST.DETECTIONS_PER_IMAGE == _DEFAULT_DETECTIONS and proposals > _MOST_USUAL_PROPOSALS:
         cfg.TEST.DETECTIONS_PER_IMAGE = proposals

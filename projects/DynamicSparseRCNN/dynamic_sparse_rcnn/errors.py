@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -46,15 +47,30 @@ def describe(error: BaseException) -> str:
     if isinstance(error, ModuleNotFoundError) and error.name == "detectron2":
         return "detectron2 is missing: dsrcnn install-detectron2 installs it"
     message = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
+    message, raised_in = _without_trace(message)
     line = " ".join(message.split())
     if not line or not isinstance(error, EXPECTED_ERRORS):
         line = f"{type(error).__name__}{f': {line}' if line else ''}"
-    return line if _is_ours(error) else f"{line} (--traceback shows where)"
+    if not raised_in:
+        raised_in = [frame.filename for frame in traceback.extract_tb(error.__traceback__)]
+    return line if _is_for_users(error, raised_in) else f"{line} (--traceback shows where)"
 
 
-def _is_ours(error: BaseException) -> bool:
-    """Whether this package raised the error, whose message is then meant for users, or the system did."""
+def _without_trace(message: str) -> tuple[str, list[str]]:
+    """Takes the stack trace out of a message: PyTorch puts that of a loader's process before what it has raised.
+
+    Returns:
+        The message that was raised first, and the files of the trace; the message as it is if it has none.
+    """
+    _, header, trace = message.rpartition("Traceback (most recent call last):\n")
+    if not header:
+        return message, []
+    said = "\n".join(line for line in trace.splitlines() if not line.startswith(" "))
+    return said.partition(": ")[2] or said, re.findall(r'^  File "(.+)", line ', trace, re.MULTILINE)
+
+
+def _is_for_users(error: BaseException, raised_in: Sequence[str]) -> bool:
+    """Whether the message is: this package raised the error, or the system did."""
     if isinstance(error, OSError) and error.filename is not None:
         return True
-    frames = traceback.extract_tb(error.__traceback__)
-    return bool(frames) and Path(frames[-1].filename).is_relative_to(Path(__file__).parent)
+    return bool(raised_in) and Path(raised_in[-1]).is_relative_to(Path(__file__).parent)

@@ -109,7 +109,7 @@ def test_corners_written_as_sizes_are_kept_with_a_warning_that_gives_their_share
     assert (report.boxes, report.beyond.count, report.beyond.share) == (4, 3, 0.75)
     warnings = "; ".join(report.warnings(num_proposals=9))
     assert "3 boxes reach beyond their image and are clipped to it (75.0%), first in 0.jpg" in warnings
-    assert "do they hold a second corner in place of a size?" in warnings
+    assert "is a second corner in the place of their size, or their center in that of a corner?" in warnings
 
 
 def test_boxes_a_pixel_beyond_the_image_are_nothing_to_tell_and_a_few_no_mistake_of_all(folder: Path) -> None:

@@ -54,6 +54,10 @@ def test_missing_coco_files_are_named(tmp_path: Path, coco_name: str) -> None:
     name = f"coco:{json_file}:{tmp_path}/no_images"
     with pytest.raises(FileNotFoundError, match="no_images, does not exist"):
         register_dataset(name)
+    with pytest.raises(FileNotFoundError, match=r"boxes\.json, is a file"):
+        register_dataset(f"coco:{json_file}:{json_file}")
+    with pytest.raises(FileNotFoundError, match=rf"Annotation file {tmp_path} is a folder"):
+        register_dataset(f"coco:{tmp_path}:{tmp_path}")
     assert name not in DatasetCatalog
 
 
@@ -80,6 +84,9 @@ def test_coco_annotation_of_an_unknown_category_is_named(tmp_path: Path) -> None
     coco = coco_content(CONTENT)
     coco["annotations"][-1]["category_id"] = 77
     with pytest.raises(ValueError, match=r"boxes\.json: 1 annotations .* \[77\] \(first images: b\.jpg\)"):
+        register_dataset(write_coco(tmp_path, coco))
+    coco["annotations"][-1]["category_id"] = "dog"
+    with pytest.raises(ValueError, match=r"boxes\.json: 1 annotations .* \[dog\] \(first images: b\.jpg\)"):
         register_dataset(write_coco(tmp_path, coco))
 
 
@@ -171,7 +178,7 @@ def test_coco_annotations_of_images_that_are_not_listed_are_left_out_and_counted
     ensure_coco_json(name, str(tmp_path / "output"))
     assert len(json.loads(Path(MetadataCatalog.get(name).json_file).read_text())["annotations"]) == 3
     assert "boxes.json: 2 annotations are dropped: their 'image_id'" in caplog.text
-    assert "first: ['99', 'None']" in caplog.text
+    assert "first: [99, 'first']" in caplog.text
 
 
 def images_of(name: str) -> set[str]:
@@ -237,7 +244,7 @@ def test_an_area_that_is_none_is_replaced_by_that_of_the_box_and_counted(
     assert ap_of_ground_truth(name, tmp_path / "output") == pytest.approx(100)
     written = json.loads(Path(MetadataCatalog.get(name).json_file).read_text())["annotations"]
     assert [a["area"] for a in written[:3]] == [120 * 80 if area != 1e300 else 1e10, 7.5, 60 * 65]
-    expected = "boxes.json: 1 annotations have an 'area' that is not a number from 0 on, first:"
+    expected = "boxes.json: 1 annotations have an 'area' that is no number or negative, first:"
     assert all(expected in warning for warning in warnings_of(log))
     assert bool(warnings_of(log)) == (area != 1e300)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import unicodedata
 from collections.abc import Iterator
 from dataclasses import dataclass
 from fractions import Fraction
@@ -16,9 +17,10 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.structures import BoxMode
 from detectron2.utils.file_io import PathHandler, PathManager
 from PIL import Image
-from written_datasets import CONTENT, ap_of_ground_truth, coco_content, write_coco, write_images
+from written_datasets import CONTENT, Box, ap_of_ground_truth, coco_content, write_coco, write_images, write_voc
 
 from dynamic_sparse_rcnn.data.checks import load_checked_dataset, report_dataset
+from dynamic_sparse_rcnn.data.convert import convert_dataset
 from dynamic_sparse_rcnn.data.datasets import check_same_classes, register_dataset
 from dynamic_sparse_rcnn.data.formats import (
     DATASET_FORMAT_REGISTRY,
@@ -29,8 +31,10 @@ from dynamic_sparse_rcnn.data.formats import (
     parse_dataset_name,
 )
 from dynamic_sparse_rcnn.data.mapper import DetectionMapper
+from dynamic_sparse_rcnn.data.shapes import ShapesConfig, generate_shapes
 from dynamic_sparse_rcnn.data.splits import SplitPart
 
+IMAGE = {"id": 1, "file_name": "a.jpg", "width": 120, "height": 80}
 TAIL = SplitPart(Fraction(4, 5), Fraction(1), 7)
 
 
@@ -51,6 +55,7 @@ TAIL = SplitPart(Fraction(4, 5), Fraction(1), 7)
         ("voc:folder:train", VocDataset("folder", "train")),
         ("voc:12:30:train", VocDataset("12:30", "train")),
         (r"voc:C:\VOC2007:train", VocDataset(r"C:\VOC2007", "train")),
+        (r"voc:C:\VOC2007:train:80-100%:7", VocDataset(r"C:\VOC2007", "train", TAIL)),
         ("coco_2017_val", None),
         ("somebody:else", None),
         ("https://host/x.json", None),
@@ -204,3 +209,37 @@ def test_errors_name_the_form_of_a_format_added_from_outside(csv_name: str) -> N
     Path(csv_name.removeprefix("csv:")).write_text("a.png,cell,0,0,40\n")
     with pytest.raises(ValueError, match=r"1 annotations have a 'bbox' that is not four numbers.*a\.png"):
         load_checked_dataset(csv_name, num_classes=1)
+
+
+@pytest.mark.parametrize("prefix", ["coco", "voc", "yolo"])
+def test_parts_of_any_format_are_disjoint_complete_and_where_the_data_are_does_not_matter(
+    tmp_path: Path, prefix: str
+) -> None:
+    paths = generate_shapes(tmp_path / "shapes", "train", ShapesConfig(num_images=10, image_size=64))
+    source = f"coco:{paths.json_path}:{paths.image_folder}"
+    chosen: list[list[list[str]]] = []
+    for place in ("one", "two"):
+        whole = convert_dataset(source, prefix, tmp_path / place, "train")
+        names = [whole, *(f"{whole}:{part}" for part in ("0-80%", "80-100%", "0-80%:1"))]
+        for name in names:
+            register_dataset(name)
+        chosen.append([[Path(record["file_name"]).name for record in DatasetCatalog.get(name)] for name in names])
+    every, train, val, seeded = chosen[0]
+    assert (len(every), len(train), len(val)) == (10, 8, 2)
+    assert sorted(train + val) == sorted(every) and train == [file for file in every if file in train]
+    assert seeded != train and len(seeded) == 8
+    assert chosen[0] == chosen[1]
+
+
+def test_names_that_look_the_same_are_the_same(tmp_path: Path) -> None:
+    datasets = []
+    for form in ("NFC", "NFD"):
+        name, folder = unicodedata.normalize(form, "caf\u00e9"), tmp_path / form
+        coco = coco_content({})
+        datasets.append(write_coco(folder, coco | {"categories": [{"id": 1, "name": name}], "images": [IMAGE]}))
+        write_voc(folder / "voc", {"a": [Box(name, (0, 0, 9, 9))]})
+        (folder / "images.txt").write_text("a.jpg")
+        (folder / "data.yaml").write_text(f"{{names: [{name}], train: images.txt}}", encoding="utf-8")
+        datasets += [f"voc:{folder}/voc:train", f"yolo:{folder}/data.yaml:train"]
+    check_same_classes(datasets)
+    assert {tuple(MetadataCatalog.get(name).thing_classes) for name in datasets} == {("caf\u00e9",)}

@@ -31,6 +31,7 @@ from dynamic_sparse_rcnn.data.checks import load_checked_dataset, report_dataset
 from dynamic_sparse_rcnn.data.datasets import check_same_classes, register_dataset
 from dynamic_sparse_rcnn.data.formats import YoloDataset, parse_dataset_name
 from dynamic_sparse_rcnn.data.mapper import DetectionMapper
+from dynamic_sparse_rcnn.data.splits import SplitPart
 from dynamic_sparse_rcnn.engine.evaluation import build_evaluator
 
 
@@ -48,6 +49,8 @@ def log(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> py
         ("yolo:12:30/data.yaml:train", YoloDataset("12:30/data.yaml", "train")),
         ("yolo:folder:train", YoloDataset("folder", "train")),
         ("yolo:folder", YoloDataset("folder", "")),
+        ("yolo:a/data.yaml:train:0-50%", YoloDataset("a/data.yaml", "train", SplitPart.parse("0-50%"))),
+        ("yolo:folder:0-50%:0", YoloDataset("folder", "", SplitPart.parse("0-50%"))),
         (r"yolo:C:\folder", YoloDataset(r"C:\folder", "")),
     ],
 )
@@ -184,7 +187,7 @@ def test_class_names_are_a_list_or_a_mapping(tmp_path: Path, text: str, classes:
     ("text", "reason"),
     [
         ("names: [a", "is not a YAML file"),
-        ("- a", "does not hold keys and values"),
+        ("- a", "is not a mapping of keys to values"),
         ("train: train/images", "'names' is neither a list"),
         ("train: train/images\nnames: []", "'names' is neither a list"),
         ("train: train/images\nnames: [a, [b]]", r"'names' has '1': \['b'\]"),

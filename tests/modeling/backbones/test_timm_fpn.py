@@ -211,7 +211,7 @@ def test_what_a_model_needs_is_what_images_are_padded_to(tiny_cfg):
 @pytest.mark.parametrize(
     ("name", "keys", "message"),
     [
-        ("resnet5", {}, "'resnet5' is unknown to timm.*near are"),
+        ("resnet5", {}, "'resnet5' is unknown to timm.*similar names are"),
         ("resnet18.tv_in22k", {}, "resnet18.tv_in1k"),
         ("test_vit", {}, "{'res4': 16}.*build_vit_sfp_backbone"),  # one stride
         ("vit_tiny_patch16_224", {}, "does not take images of any size.*build_vit_sfp_backbone"),

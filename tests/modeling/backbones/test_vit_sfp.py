@@ -218,7 +218,7 @@ def test_freezing_takes_the_embeddings_and_the_blocks_before(tiny_cfg, freeze_at
         ("test_vit", {"FREEZE_AT": 8}, "FREEZE_AT 8"),
         ("test_vit", {"GLOBAL_BLOCKS": [6], "WINDOW_SIZE": 2}, r"GLOBAL_BLOCKS \[6\]"),
         ("test_vit", {"WINDOW_SIZE": -2}, "WINDOW_SIZE is -2: use 0"),
-        ("deit_tiny_distilled_patch16_224", {"WINDOW_SIZE": 2}, "WINDOW_SIZE.*cannot do without.*set it 0"),
+        ("deit_tiny_distilled_patch16_224", {"WINDOW_SIZE": 2}, "WINDOW_SIZE.*cannot do without.*set it to 0"),
         ("test_vit", {"OUT_INDICES": [2, 5]}, "one block"),
         ("test_vit", {"OUT_INDICES": [9]}, "OUT_INDICES"),
     ],

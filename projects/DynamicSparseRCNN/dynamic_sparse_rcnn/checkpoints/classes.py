@@ -76,4 +76,4 @@ def number_of_classes(state_dict: Mapping[str, Sized]) -> int:
     for name, value in state_dict.items():
         if name.endswith(_CLASS_BIAS):
             return len(value)
-    raise ValueError("The checkpoint is not of a Sparse R-CNN: it has no class_logits. Name one of a whole detector")
+    raise ValueError("The checkpoint holds no Sparse R-CNN: it has no class_logits. Name that of a whole detector")

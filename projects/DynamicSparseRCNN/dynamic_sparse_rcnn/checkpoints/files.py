@@ -85,8 +85,8 @@ def read_checkpoint(path: str | Path, *, trust: bool = False) -> Checkpoint:
         if trust:
             return _with_model(_trusted(trusting, file), file)
         raise ValueError(
-            f"{path} is damaged, or holds other objects than tensors and plain containers ({_first_line(error)}), and "
-            "loading these runs code. Save the state dict alone; or, if you trust the origin of a detector's file, use "
+            f"{path} is damaged, or holds objects other than tensors and plain containers ({_first_line(error)}), "
+            "which could run code. Save only the state dict; or, if you trust where the file comes from, use "
             "--trust-checkpoint"
         ) from error
     return _with_model(content, file)
@@ -141,8 +141,8 @@ def _trusted(read: Callable[[Path], Any], file: Path) -> Any:
         return read(file)
     except ImportError as error:
         raise ValueError(
-            f"{file} holds objects of a library that is not installed ({error}): install it, or save the state dict "
-            "alone where it is"
+            f"{file} holds objects of a library that is not installed ({error}): install it, or save only "
+            "the state dict on a machine that has it"
         ) from error
     except _DAMAGED as error:
         raise ValueError(f"{file} is damaged: {_first_line(error)}") from error

@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
+from urllib.error import URLError
 
 import torch
 from detectron2.checkpoint import DetectionCheckpointer
@@ -62,12 +63,18 @@ class SafeCheckpointer(DetectionCheckpointer):
 
         Raises:
             FileNotFoundError: there is no such file.
+            OSError: it cannot be downloaded.
             ValueError: it cannot be read, or (see the subclasses) is not of the model or of its classes.
         """
         plain = path.partition("?")[0]  # newer versions of detectron2 know queries
         if path and "://" not in path and not any(map(self.path_manager.isfile, (path, plain))):
             raise FileNotFoundError(f"There is no checkpoint file {path}")
-        loaded: Checkpoint = super().load(path, *args, **kwargs)
+        try:
+            loaded: Checkpoint = super().load(path, *args, **kwargs)
+        except URLError as error:
+            raise OSError(
+                f"The checkpoint {path} cannot be downloaded: {error}. Correct its URL, or try again"
+            ) from error
         return loaded
 
     def _load_file(self, filename: str) -> Checkpoint:
@@ -150,7 +157,7 @@ class Checkpointer(SafeCheckpointer):
         if difference and self._resumes:
             raise ValueError(f"{filename} cannot be resumed with other classes: {difference}. {self._remedy()}")
         if difference and len(known.names) == len(data.names):  # otherwise the class layers start anew
-            logger.warning(f"{filename} was trained on other classes, and its class layers are the start: {difference}")
+            logger.warning(f"{filename} was trained on other classes, its class layers are only a start: {difference}")
 
     def _remedy(self) -> str:
         return (
@@ -167,11 +174,11 @@ class Checkpointer(SafeCheckpointer):
         kept = total - len(anew) - len(missing)
         parts = [f"kept {kept} of the model's {total} tensors"]
         if anew:
-            parts.append(f"of another shape, these start anew: {_group(anew)}{_class_note(incompatible)}")
+            parts.append(f"newly initialized, since their shapes differ: {_group(anew)}{_class_note(incompatible)}")
         if missing:
-            parts.append(f"not in the checkpoint, these start anew: {_group(missing)}")
+            parts.append(f"newly initialized, since the checkpoint lacks them: {_group(missing)}")
         if incompatible.unexpected_keys:
-            parts.append(f"not in the model, these are not read: {_group(incompatible.unexpected_keys)}")
+            parts.append(f"not read, since the model lacks them: {_group(incompatible.unexpected_keys)}")
         level = logging.INFO if kept == total else logging.WARNING
         logger.log(level, "Checkpoint: " + "; ".join(parts))
 

@@ -91,7 +91,7 @@ def local_checkpoint(name: str) -> Path:
         raise FileNotFoundError(f"There is no released checkpoint {name}; there are: {known}")
     path = Path(PathManager.get_local_path(entry.address)) if entry.address else FOLDER / name
     if not path.is_file():
-        raise FileNotFoundError(f"{path} is missing from the package: install it again")
+        raise FileNotFoundError(f"{path} is missing from the package: reinstall it")
     found = sha256_of(path)
     if found != entry.sha256:
         raise ValueError(

@@ -54,7 +54,10 @@ def run(args: argparse.Namespace) -> None:
     weights = {name: as_tensor(value) for name, value in conversion.state_dict.items()}
     print(f"{found.checkpoint}: {conversion.source or 'names as they are'}, {len(weights)} tensors")
     if not _fits(weights, wanted, conversion.not_used):
-        raise ValueError(f"{found.checkpoint} is not of the model that {found.config_file} describes")
+        raise ValueError(
+            f"{found.checkpoint} does not fit the model that {found.config_file} describes: name its own with "
+            "--config-file"
+        )
     kept = {name: value for name, value in weights.items() if name in wanted}
     extras = {key: checkpoint[key] for key in _KEPT if key in checkpoint}
     write_checkpoint(args.target, {"model": halved(kept) if args.half else kept, **extras})

@@ -72,7 +72,7 @@ def run(args: argparse.Namespace) -> None:
 def _format(args: argparse.Namespace) -> str:
     by_suffix = {suffix: name for name, suffix in SUFFIXES.items()}.get(args.output.suffix)
     if by_suffix is None or args.format not in (None, by_suffix):
-        raise ValueError(f"--output {args.output} has to end with {SUFFIXES.get(args.format, '.onnx, .xml or .pt2')}")
+        raise ValueError(f"--output {args.output} must end with {SUFFIXES.get(args.format, '.onnx, .xml or .pt2')}")
     return by_suffix
 
 

@@ -19,7 +19,7 @@ DEFAULT_MINUTES = 10.0
 _DESCRIPTION = """Train a detector.
 Without a config, data, machine and time decide the settings; the log says why.
 A folder stands for its splits. Without --val, and without a split for it, a
-fifth of a COCO set is kept to choose the best checkpoint with.
+fifth of the data is kept to choose the best checkpoint with.
 Checkpoints, config.yaml, log.txt and TensorBoard's scalars go to --output.
 The last line is "bbox AP .. AP50 .. AP75 ..".
 KEY VALUE pairs change the config (of a lazy config: KEY=VALUE)."""
@@ -67,7 +67,10 @@ def run(args: argparse.Namespace) -> None:
         weights=find_checkpoint(args.weights) if args.weights else None,
     )
     if resumes and (args.minutes or args.epochs):
-        raise ValueError("a resumed run keeps its length: for more iterations set SOLVER.MAX_ITER and SOLVER.STEPS")
+        raise ValueError(
+            "a resumed run keeps its length: leave out --minutes and --epochs; to train longer, set SOLVER.MAX_ITER "
+            "and SOLVER.STEPS"
+        )
     if not resumes:
         options += choose_options(args, config_file, options, output)
     launch(run_process, detectron2_arguments(args, config_file, options, resume=args.resume))
@@ -102,7 +105,9 @@ def choose_options(args: argparse.Namespace, config_file: str, options: Sequence
     from ..engine.small_data import as_options
 
     if "LOCAL_RANK" in os.environ:
-        raise ValueError("under torchrun each process would choose other settings: name a config, without --minutes")
+        raise ValueError(
+            "under torchrun each process would choose its own settings: give --config-file, and no --minutes"
+        )
     if is_lazy_config(config_file):
         raise ValueError("--minutes and --epochs are for yaml configs: of a lazy config set train.max_iter")
     import_modules(args)

@@ -46,9 +46,7 @@ class OnnxRuntime:
         """
         onnxruntime = import_extra("onnxruntime", "onnx")
         if precision is not None:
-            raise ValueError(
-                f"{path} is run in the precision that it was exported in, precision {precision} cannot be had"
-            )
+            raise ValueError(f"{path} only runs in the precision it was exported in: leave out precision {precision}")
         provider = "CUDAExecutionProvider" if device.startswith("cuda") else "CPUExecutionProvider"
         if provider not in onnxruntime.get_available_providers():
             raise ValueError(f"this onnxruntime cannot run on {device}: install onnxruntime-gpu, or use the device cpu")
@@ -120,7 +118,7 @@ class TorchProgram:
             ValueError: another device or precision is asked for, or the file is of others.
         """
         if device != "cpu" or precision is not None:
-            raise ValueError(f"{path} is run on the CPU in float32, not on {device} in {precision or 'float32'}")
+            raise ValueError(f"{path} only runs on the CPU and in float32, not on {device} in {precision or 'float32'}")
         entries = dict.fromkeys(ENTRIES, "")
         program = torch.export.load(path, extra_files=entries)
         # Guards of the traced size's parity, which only the layout of an unused map depends on.
@@ -188,7 +186,9 @@ class ExportedDetector(nn.Module):
         outputs = self.runtime(prepare(images, original_sizes, self.metadata))
         boxes, scores, classes = (torch.from_numpy(np.ascontiguousarray(x)) for x in outputs)
         if scores.isnan().any():
-            raise FloatingPointError("the exported detector gives scores that are NaN: was it trained to its end?")
+            raise FloatingPointError(
+                "the exported detector gives NaN scores: did its training diverge? Check the metrics of its run"
+            )
         return [
             {"instances": self._to_instances(*values)}
             for values in zip(boxes, scores, classes, original_sizes, strict=True)

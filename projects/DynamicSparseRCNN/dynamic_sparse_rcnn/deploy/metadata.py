@@ -63,9 +63,9 @@ class ExportMetadata:
             ValueError: it was not written by this package, or by a later version of it; names ``path``.
         """
         if MARK not in entries:
-            raise ValueError(f"{path} was not written by dsrcnn export: it says nothing of classes and image sizes")
+            raise ValueError(f"{path} was not written by dsrcnn export: it does not state classes and image sizes")
         if missing := [name for name in ENTRIES if name not in entries]:
-            raise ValueError(f"{path} does not say {', '.join(missing)}: export it again with this version")
+            raise ValueError(f"{path} does not state {', '.join(missing)}: export it again with this version")
         values: dict[str, Any] = {name: json.loads(entries[name]) for name in ENTRIES}
         values = {name: tuple(x) if isinstance(x, list) else x for name, x in values.items()}
         return cls(**values)

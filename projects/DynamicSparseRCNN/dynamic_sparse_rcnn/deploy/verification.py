@@ -52,6 +52,6 @@ def verify(detector: nn.Module, path: str | Path, metadata: ExportMetadata) -> N
                 Path(path).with_suffix(".bin").unlink()
             remedy = "try another format" if metadata.size else "give a fixed size (--size HxW), or try another format"
             raise ValueError(
-                f"{path} would not find what the detector finds: its scores for images of {height}x{width} differ by "
-                f"{difference:.1e}. It is not kept: {remedy}"
+                f"{path} does not reproduce the detector: its scores for images of {height}x{width} differ by "
+                f"{difference:.1e}. It was deleted: {remedy}"
             )

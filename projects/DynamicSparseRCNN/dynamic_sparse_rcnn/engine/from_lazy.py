@@ -82,7 +82,7 @@ def setup(args: argparse.Namespace) -> DictConfig:
     cfg: DictConfig = read_config(args.config_file, args.opts)
     missing = [key for key in _REQUIRED if OmegaConf.select(cfg, key) is None]
     if missing:
-        raise ConfigError(f"{args.config_file} has no {', '.join(missing)}")
+        raise ConfigError(f"{args.config_file} has no {', '.join(missing)}: add it, as in the configs of the model zoo")
     cfg.train = OmegaConf.merge(_DEFAULTS, cfg.train)
     set_up_logging(cfg.train.output_dir)
     trained_on, tested_on = dataset_names(cfg.dataloader.train), dataset_names(cfg.dataloader.test)

@@ -216,7 +216,7 @@ def _check_machines(args: argparse.Namespace) -> None:
     if args.num_gpus < fewest or args.num_machines < 1 or not 0 <= args.machine_rank < args.num_machines:
         raise ValueError(
             f"--num-gpus {args.num_gpus} --num-machines {args.num_machines} --machine-rank {args.machine_rank}: "
-            "machines are counted from 0, and each has a rank below their number; of several each has a process or more"
+            "--machine-rank counts from 0 to --num-machines - 1; each of several machines needs at least one process"
         )
     if args.num_machines > 1 and args.dist_url in ("auto", default_argument_parser().get_default("dist_url")):
         raise ValueError(
@@ -230,10 +230,10 @@ def _check_gpus(wanted: int, device: torch.device, request: str) -> None:
     on_cpu = "for processes on the CPU set MODEL.DEVICE cpu (of a lazy config train.device=cpu)"
     if wanted > present:
         raise ValueError(
-            f"{request}, but this process sees {present} GPUs: use at most so many, or let each process see all of its "
-            f"machine (CUDA_VISIBLE_DEVICES); {on_cpu}"
+            f"{request}, but this process sees {present} GPUs: use at most that many, or let each process see all of "
+            f"its machine (CUDA_VISIBLE_DEVICES); {on_cpu}"
         )
     if device.index is not None:
         raise ValueError(
-            f"MODEL.DEVICE is {device}, but {request}: say cuda, and each process takes a GPU of its own; {on_cpu}"
+            f"MODEL.DEVICE is {device}, but {request}: set it to cuda, so that each process takes its own GPU; {on_cpu}"
         )

@@ -35,7 +35,7 @@ class LossEvaluator(DatasetEvaluator):
         if not hasattr(getattr(detector, "criterion", None), "count") or not hasattr(detector, "head"):
             raise ValueError(
                 "TEST.LOSS (of a lazy config train.test_loss) needs a model with a head and a criterion that counts, "
-                f"as SparseRCNN has; {type(detector).__name__} has none. Set it False."
+                f"as SparseRCNN has; {type(detector).__name__} has none. Set it to False."
             )
         self._detector: Any = detector
         self._hook: torch.utils.hooks.RemovableHandle | None = None

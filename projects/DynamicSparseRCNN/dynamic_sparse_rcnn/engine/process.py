@@ -19,6 +19,7 @@ _LOGGERS = ("fvcore", "timm", "detectron2", "dynamic_sparse_rcnn")
 
 def set_up_logging(output_dir: str) -> None:
     """Logs to the terminal (the main process) and to ``log.txt`` in the output folder (each its own)."""
+    logging.raiseExceptions = False  # a full disk would print a stack trace for each line of the log
     for name in _LOGGERS:
         setup_logger(output_dir, distributed_rank=comm.get_rank(), name=name)
 

@@ -18,7 +18,6 @@ from detectron2.data import DatasetCatalog
 
 from ..data.datasets import register_dataset
 from ..data.formats import parse_dataset_name
-from ..data.formats.coco import CocoDataset
 from ..data.records import BoxProblem, BoxTable, Record
 
 logger = logging.getLogger(__name__)
@@ -101,7 +100,7 @@ def choose_settings(
     Args:
         train: names of the data sets to train on.
         val: names of those to choose the best checkpoint with; empty: a part of each training set is kept for that,
-            where its format has parts.
+            where it can be divided.
         device: that trains, as ``MODEL.DEVICE`` names it.
         highest_side: limit of the short side of images, in pixels.
 
@@ -156,8 +155,7 @@ def hold_out(train: Sequence[str]) -> list[Choice]:
 
 
 def _can_be_divided(name: str) -> bool:
-    dataset = parse_dataset_name(name)
-    return isinstance(dataset, CocoDataset) and dataset.part is None
+    return getattr(parse_dataset_name(name), "part", name) is None  # formats of others may have no parts
 
 
 def choose_proposals(summary: DataSummary) -> Choice:

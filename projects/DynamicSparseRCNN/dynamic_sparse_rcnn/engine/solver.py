@@ -76,8 +76,8 @@ def _layer_scales(decay: float, model: nn.Module) -> dict[str, float]:
     backbone = getattr(model, "backbone", None)
     if backbone is None or not hasattr(backbone, "layer_decay_scales"):
         raise ValueError(
-            f"SOLVER.LAYER_DECAY is {decay}, but the backbone {type(backbone).__name__} has no such layers: set it 1, "
-            "or use MODEL.BACKBONE.NAME build_vit_sfp_backbone"
+            f"SOLVER.LAYER_DECAY is {decay}, but the backbone {type(backbone).__name__} has no layers to decay "
+            "over: set it to 1, or use MODEL.BACKBONE.NAME build_vit_sfp_backbone"
         )
     return {f"backbone.{name}": scale for name, scale in backbone.layer_decay_scales(decay).items()}
 

@@ -63,7 +63,7 @@ class VOCEvaluator(DatasetEvaluator):
     def evaluate(self) -> dict[str, dict[str, float]] | None:
         """The metrics of all processes' detections, in the main process; None in the others."""
         if not self._positions:
-            logger.warning("There is no object to be found: VOC's metric is not defined.")
+            logger.warning("The test set has no objects but difficult ones: VOC's metric is undefined (NaN).")
             return {self.task: dict.fromkeys(("AP", "AP50", "AP75"), float("nan"))}
         results = self._evaluator.evaluate()
         parse_rec.cache_clear()  # it would keep every file of every evaluation

@@ -88,7 +88,8 @@ def predict_to_files(
     try:
         job.run([name for name in units if name not in done][comm.get_rank() :: comm.get_world_size()])
     except KeyboardInterrupt:
-        stopped = True
+        # Of cameras alone, that is how one ends them.
+        stopped = any(video is None or video.files for video in units.values())
     finally:
         job.file.close()
         # Whatever happened: of one process, what was found is in the result file too.
@@ -218,7 +219,7 @@ class _Job:
 
     def _decoded(self, source: FrameSource, video: str | None) -> Iterator[Frame]:
         """The source's frames, decoding timed."""
-        frames = iter(source)
+        frames = self.predictor.usable(source)
 
         def timed_next() -> Frame | None:
             self.watches.decode.resume()

@@ -21,7 +21,7 @@ from ..checkpoints.loading import StrictCheckpointer
 from ..checkpoints.released import find_released
 from ..checkpoints.runs import find_run
 from ..config_reading import read_config
-from ..data.mapper import DetectionMapper
+from ..data.mapper import DetectionMapper, Resize
 from ..deploy.metadata import is_exported
 from ..engine.parallel import usable_device
 from ..engine.precision import autocast_dtype
@@ -45,6 +45,7 @@ class LoadedDetector:
         classes: what it finds.
         device: where it is run.
         autocast_dtype: what it is run in under autocast; None: without.
+        resize: what images are resized to, before the model or in it; None: any size can be used.
     """
 
     model: nn.Module
@@ -53,6 +54,7 @@ class LoadedDetector:
     classes: DetectorClasses
     device: torch.device
     autocast_dtype: torch.dtype | None
+    resize: Resize | None
 
 
 def load_detector(
@@ -91,7 +93,8 @@ def load_detector(
         classes = _with_given_names(classes, class_names, DetectorClasses.from_checkpoint(rest))
     place = next(model.parameters()).device
     dtype = None if precision is None else autocast_dtype(precision, place, "precision")
-    return LoadedDetector(model.eval(), mapper.augmentations, mapper.image_format, classes, place, dtype)
+    resize = Resize.of(mapper.augmentations.augs)
+    return LoadedDetector(model.eval(), mapper.augmentations, mapper.image_format, classes, place, dtype, resize)
 
 
 def build_untrained(config: str, options: Sequence[str] = (), num_classes: int = 80) -> nn.Module:
@@ -116,14 +119,15 @@ def _load_exported(
     path: str, device: str | None, class_names: Sequence[str] | None, precision: str | None
 ) -> LoadedDetector:
     from ..deploy.backends import ExportedDetector  # ONNX Runtime and OpenVINO are optional
+    from ..deploy.inputs import make_augmentations
 
     model = ExportedDetector(path, device or "cpu", precision).eval()
     classes = DetectorClasses(model.metadata.class_names, model.metadata.category_ids)
     if class_names is not None:
         classes = _with_given_names(classes, class_names, classes)
-    return LoadedDetector(
-        model, T.AugmentationList([]), model.metadata.image_format, classes, torch.device("cpu"), autocast_dtype=None
-    )
+    resize = Resize.of(make_augmentations(model.metadata).augs)
+    place, image_format = torch.device("cpu"), model.metadata.image_format
+    return LoadedDetector(model, T.AugmentationList([]), image_format, classes, place, None, resize)
 
 
 def _find(config: Any, weights: str | None) -> tuple[Any, str]:

@@ -83,6 +83,7 @@ class Predictor:
         self._device = loaded.device
         self._dtype = loaded.autocast_dtype
         self._augmentations = loaded.augmentations
+        self._resize = loaded.resize
         self._image_format = loaded.image_format
 
     def __call__(self, image: str | Path | InMemory) -> Prediction:
@@ -100,7 +101,7 @@ class Predictor:
         source = open_source(image)
         if source.length != 1 or source.frames_per_second is not None:
             raise ValueError(f"{image} is not one image: use Predictor.stream for folders, patterns and videos")
-        frames = list(source)
+        frames = list(self.usable(source))
         if not frames:
             raise OSError(": ".join(source.unreadable[0]))
         return self.predict(frames)[0]
@@ -116,8 +117,17 @@ class Predictor:
             source: anything that :func:`.sources.open_source` takes, or what it gave.
         """
         source = source if isinstance(source, FrameSource) else open_source(source)
-        for frames in batches(source, self.batch_size):
+        for frames in batches(self.usable(source), self.batch_size):
             yield from self.predict(frames)
+
+    def usable(self, source: FrameSource) -> Iterator[Frame]:
+        """The images of a source, but for those that nothing is left of at the detector's size: it reports them."""
+        for frame in source:
+            problem = self._resize.problem(*frame.pixels.shape[1::-1]) if self._resize else ""
+            if problem:
+                source.report(frame.name, f"it {problem}")
+            else:
+                yield frame
 
     def predict(self, frames: Sequence[Frame]) -> list[Prediction]:
         """The detections in some images, run as one batch, or in tiles."""

@@ -63,8 +63,8 @@ class ResultLog:
             different = [key for key in {**before, **settings} if before.get(key) != settings.get(key)]
             if different:
                 raise ValueError(
-                    f"{self.folder} is of an interrupted job with another {' and another '.join(different)}: remove it "
-                    "to start over, or give another --output"
+                    f"{self.folder} belongs to an interrupted job with different settings ({', '.join(different)}): "
+                    "remove it to start over, or give another --output"
                 )
         lines = list(self._lines())
         done = {line["source"] for line in lines if line.get("complete")}

@@ -65,7 +65,8 @@ class FrameSource(ABC):
     def length(self) -> int | None:
         """How many images there should be; None where that is not known."""
 
-    def _report(self, name: str, reason: str) -> None:
+    def report(self, name: str, reason: str) -> None:
+        """Counts an image or video that cannot be read, or not be used, and warns of it."""
         self.unreadable.append((name, reason))
         logger.warning(f"{name} cannot be read and is skipped ({len(self.unreadable)} so far): {reason}")
 
@@ -89,7 +90,7 @@ class Images(FrameSource):
                 frame = Frame(item, read_image(item, "RGB"))
                 self._tell_of_several(item)
             except IMAGE_ERRORS as error:
-                self._report(item, str(error) or type(error).__name__)
+                self.report(item, str(error) or type(error).__name__)
             else:
                 yield frame
 
@@ -110,7 +111,8 @@ class Images(FrameSource):
 
 
 class Video(FrameSource):
-    """The frames of a video file, or of a camera by its number. A video that ends early is warned of.
+    """The frames of a video file, or of a camera by its number. A video that ends early, or a camera that stops, is
+    warned of.
 
     (supervision's readers know no cameras and do not tell whether a video ended early.)
 
@@ -150,7 +152,11 @@ class Video(FrameSource):
         finally:
             self._capture.release()
         if number == 0:
-            self._report(self.name, "it has no frame that can be decoded")
+            self.report(self.name, "it has no frame that can be decoded")
+        elif not self.files:
+            logger.warning(
+                f"{self.name} stopped giving images after {number}: is it still connected? Those until then are used"
+            )
         elif self._length is None:
             logger.info(f"{self.name} ended after {number} frames")
         elif number < self._length:

@@ -104,5 +104,7 @@ def _find_truth(evaluation: RecordedEvaluation) -> tuple[str, str]:
     register_dataset(evaluation.dataset)
     metadata = MetadataCatalog.get(evaluation.dataset)
     if not metadata.get("json_file"):
-        raise FileNotFoundError(f"there is no ground truth beside them, and {evaluation.dataset} has no COCO file")
+        raise FileNotFoundError(
+            f"their ground truth, *_coco_format.json, is not beside them, and {evaluation.dataset} has no COCO file"
+        )
     return PathManager.get_local_path(metadata.json_file), metadata.get("image_root", "")

@@ -133,7 +133,10 @@ class DatasetReport:
         if self.beyond.count:
             warnings.append(f"{self.beyond.count} boxes reach beyond their image and are clipped to it {self.beyond}")
         if self.beyond.share > _MANY_BEYOND:
-            warnings.append("many boxes reach beyond their image: do they hold a second corner in place of a size?")
+            warnings.append(
+                "many boxes reach beyond their image: is a second corner in the place of their size, or their center "
+                "in that of a corner?"
+            )
         if self.crowd_boxes and not self.boxes:
             warnings.append(f"all {self.crowd_boxes} boxes are crowds ('iscrowd' 1), which do not count as objects")
         if self.most_boxes_in_an_image > num_proposals:

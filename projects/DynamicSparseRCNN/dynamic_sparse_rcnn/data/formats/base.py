@@ -12,12 +12,15 @@ from typing import TYPE_CHECKING, ClassVar
 from detectron2.utils.registry import Registry
 
 from ..records import Record
+from ..splits import SplitPart
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
 DATASET_FORMAT_REGISTRY = Registry("DATASET_FORMAT")
 DATASET_FORMAT_REGISTRY.__doc__ = "Registry of the subclasses of :class:`DatasetFormat`."
+# How names end that stand for a part of the images.
+_PART = re.compile(r":(?P<share>[\d.-]*%)(?::(?P<seed>[^:/\\]*))?$")
 
 
 @dataclass(frozen=True)
@@ -140,3 +143,21 @@ def split_last(text: str) -> tuple[str, str]:
     if not path or not word:
         raise ValueError
     return path, word
+
+
+def split_part(text: str) -> tuple[str, SplitPart | None]:
+    """Splits the part of the images, if one is named, off the end of a name.
+
+    Raises:
+        ValueError: if it is no part.
+    """
+    match = _PART.search(text)
+    return (text[: match.start()], SplitPart.parse(match["share"], match["seed"] or "0")) if match else (text, None)
+
+
+def records_of_part(records: list[Record], part: SplitPart | None, key: str) -> list[Record]:
+    """The records of a part; all if it is None. Their ``key`` decides, which must not depend on where the data are."""
+    if part is None:
+        return records
+    chosen = part.select(record[key] for record in records)
+    return [record for record in records if record[key] in chosen]

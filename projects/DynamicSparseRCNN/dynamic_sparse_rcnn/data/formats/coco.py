@@ -17,14 +17,20 @@ from typing import ClassVar
 
 from ..records import Record
 from ..splits import SplitPart
-from .base import DATASET_FORMAT_REGISTRY, Classes, DatasetFormat, path_separators
+from .base import (
+    DATASET_FORMAT_REGISTRY,
+    Classes,
+    DatasetFormat,
+    path_separators,
+    records_of_part,
+    split_part,
+)
 from .coco_json import CocoContent, read_coco
 from .reading import is_url, join_image_path, require_folder
 
 logger = logging.getLogger(__name__)
 
 _FIRST = 5
-_PART = re.compile(r":(?P<share>[\d.-]*%)(?::(?P<seed>[^:/\\]*))?$")
 _JSON_SUFFIX = re.compile(r"\.json(\.gz)?$", re.IGNORECASE)
 
 
@@ -49,9 +55,7 @@ class CocoDataset(DatasetFormat):
     @classmethod
     def parse(cls, rest: str) -> CocoDataset:
         """See :class:`DatasetFormat`. If colons are ambiguous, existing files decide, then the suffix .json."""
-        match = _PART.search(rest)
-        part = SplitPart.parse(match["share"], match["seed"] or "0") if match else None
-        paths = rest[: match.start()] if match else rest
+        paths, part = split_part(rest)
         json_file, image_folder = _split_paths(paths)
         return cls(os.path.expanduser(json_file), image_folder and os.path.expanduser(image_folder), part)
 
@@ -76,12 +80,9 @@ class CocoDataset(DatasetFormat):
         """
         content = read_coco(self.json_file)
         if content.classes != classes:
-            raise ValueError(f"The categories of {self.json_file} have changed since this run started. Start it again.")
+            raise ValueError(f"The categories of {self.json_file} have changed since this run started. Restart it.")
         folder = self._folder_of(content.images)
-        images = content.images
-        if self.part is not None:
-            files = self.part.select(image["file_name"] for image in images)
-            images = [image for image in images if image["file_name"] in files]
+        images = records_of_part(content.images, self.part, "file_name")
         objects = _objects_by_image(content, self.json_file)
         for image in images:
             image["file_name"] = join_image_path(folder, image["file_name"])
@@ -144,6 +145,6 @@ def _objects_by_image(content: CocoContent, json_file: str) -> dict[int | str, l
             "the images.",
             json_file,
             len(strays),
-            list(map(repr, strays))[:_FIRST],
+            strays[:_FIRST],
         )
     return objects

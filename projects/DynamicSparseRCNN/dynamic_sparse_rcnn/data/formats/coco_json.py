@@ -15,7 +15,7 @@ from detectron2.structures import BoxMode
 
 from ..records import Record
 from .base import Classes
-from .reading import is_text, read_bytes
+from .reading import class_name, is_text, read_bytes
 
 logger = logging.getLogger(__name__)
 
@@ -58,7 +58,7 @@ def read_coco(json_file: str) -> CocoContent:
     names = _category_names(coco["categories"], json_file)
     images, as_image_id = _checked_images(coco["images"], json_file)
     annotations = [
-        {**a, "image_id": as_image_id(a.get("image_id")), "category_id": _as_integer(a.get("category_id"))}
+        a | {"image_id": _id(a.get("image_id"), as_image_id), "category_id": _id(a.get("category_id"), _as_integer)}
         for a in coco["annotations"]
     ]
     _check_category_ids(annotations, images, names, json_file)
@@ -105,16 +105,24 @@ def _as_text(value: object) -> str | None:
     return None if number is None else str(number)
 
 
+def _id(value: object, read: Callable[[object], int | str | None]) -> int | str:
+    """An id as it is read, or as it is written, for messages, if it cannot be: no other id equals that."""
+    known = read(value)
+    return str(value) if known is None else known
+
+
 def _category_names(categories: Sequence[Any], json_file: str) -> dict[int, str]:
     ids = [_as_integer(c.get("id")) if isinstance(c, dict) else None for c in categories]
     known = [i for i in ids if i is not None]
     if len(set(known)) < len(ids):
         found = [c.get("id") if isinstance(c, dict) else c for c in categories]
-        raise ValueError(f"{json_file}: the 'id' of 'categories' must be distinct integers, found {str(found)[:200]}.")
+        raise ValueError(
+            f"{json_file}: the 'id' of 'categories' must be distinct integers, found {str(found)[:200]}. Number them."
+        )
     names = [c.get("name") for c in categories]
     if not all(is_text(name) for name in names):
         raise ValueError(f"{json_file}: each of the 'categories' needs a 'name'; add the missing ones.")
-    return {i: name.strip() for i, name in zip(known, names, strict=True)}
+    return {i: class_name(name) for i, name in zip(known, names, strict=True)}
 
 
 def _grouping_ids(categories: Sequence[dict[str, Any]], names: dict[int, str]) -> set[int]:
@@ -214,7 +222,7 @@ def _warn_of_areas(annotations: Sequence[Record], kept: Sequence[Record], json_f
     wrong = [a["area"] for a, k in zip(annotations, kept, strict=True) if "area" in a and "area" not in k]
     if wrong:
         logger.warning(
-            "%s: %d annotations have an 'area' that is not a number from 0 on, first: %.50r. The box's is used.",
+            "%s: %d annotations have an 'area' that is no number or negative, first: %.50r. The box's area is used.",
             json_file,
             len(wrong),
             wrong[0],

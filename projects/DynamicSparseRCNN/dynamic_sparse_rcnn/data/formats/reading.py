@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import os
+import unicodedata
 import zlib
 
 from detectron2.utils.file_io import PathManager
@@ -27,7 +28,8 @@ def read_bytes(file: str) -> bytes:
         ValueError: if its compressed data are damaged.
     """
     if not is_url(file) and not os.path.isfile(file):
-        raise FileNotFoundError(f"Annotation file {file} does not exist. Correct the path.")
+        found = "is a folder" if os.path.isdir(file) else "does not exist"
+        raise FileNotFoundError(f"Annotation file {file} {found}. Correct the path.")
     try:
         with PathManager.open(file, "rb") as opened:
             content: bytes = opened.read()
@@ -63,6 +65,11 @@ def is_text(value: object) -> bool:
         return False
 
 
+def class_name(text: str) -> str:
+    """The name of a class: without spaces around it, and composed, since systems write é as one sign or as two."""
+    return unicodedata.normalize("NFC", text.strip())
+
+
 def join_image_path(folder: str, name: str) -> str:
     """The path of an image. Backslashes are separators if the file only exists then."""
     path = os.path.join(folder, name)
@@ -75,4 +82,5 @@ def join_image_path(folder: str, name: str) -> str:
 def require_folder(folder: str, content: str, form: str) -> None:
     """Raises ``FileNotFoundError`` if a folder that is not a URL does not exist; ``form`` is that of the name."""
     if not is_url(folder) and not os.path.isdir(folder):
-        raise FileNotFoundError(f"The folder {content}, {folder}, does not exist. Correct the path in {form!r}.")
+        found = "is a file" if os.path.isfile(folder) else "does not exist"
+        raise FileNotFoundError(f"The folder {content}, {folder}, {found}. Correct the path in {form!r}.")

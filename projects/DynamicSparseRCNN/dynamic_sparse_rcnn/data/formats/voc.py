@@ -1,4 +1,4 @@
-"""Folders in Pascal VOC's layout, ``voc:<folder>:<split>``.
+"""Folders in Pascal VOC's layout, ``voc:<folder>:<split>[:<from>-<to>%[:<seed>]]``.
 
 They hold ``Annotations/*.xml``, ``ImageSets/Main/<split>.txt`` and ``JPEGImages/``.
 
@@ -24,8 +24,9 @@ from detectron2.structures import BoxMode
 
 from ..images import IMAGE_SUFFIXES
 from ..records import Record
-from .base import DATASET_FORMAT_REGISTRY, Classes, DatasetFormat, split_last
-from .reading import read_bytes, read_text, require_folder
+from ..splits import SplitPart
+from .base import DATASET_FORMAT_REGISTRY, Classes, DatasetFormat, records_of_part, split_last, split_part
+from .reading import class_name, read_bytes, read_text, require_folder
 
 logger = logging.getLogger(__name__)
 
@@ -33,19 +34,21 @@ logger = logging.getLogger(__name__)
 @DATASET_FORMAT_REGISTRY.register()
 @dataclass(frozen=True)
 class VocDataset(DatasetFormat):
-    """A split of a folder in Pascal VOC's layout. The classes are those of all splits, sorted by name."""
+    """A split of a folder in Pascal VOC's layout, or part of one. The classes are those of all splits, by name."""
 
     prefix: ClassVar[str] = "voc"
     form: ClassVar[str] = "voc:<folder>:<split>"
 
     folder: str
     split: str
+    part: SplitPart | None = None
 
     @classmethod
     def parse(cls, rest: str) -> VocDataset:
         """See :class:`DatasetFormat`."""
+        rest, part = split_part(rest)
         folder, split = split_last(rest)
-        return cls(os.path.expanduser(folder), split)
+        return cls(os.path.expanduser(folder), split, part)
 
     @classmethod
     def names_in(cls, folder: Path) -> dict[str, str]:
@@ -59,7 +62,7 @@ class VocDataset(DatasetFormat):
 
     def records(self, classes: Classes) -> list[Record]:
         """See :func:`load_voc`."""
-        return load_voc(self.folder, self.split, classes.names)
+        return records_of_part(load_voc(self.folder, self.split, classes.names), self.part, "image_id")
 
     def metadata(self) -> dict[str, str | int]:
         """What detectron2's ``PascalVOCDetectionEvaluator`` needs; 2012 selects the metric over all recalls."""
@@ -201,7 +204,7 @@ def _decoded(content: bytes) -> str:
 
 
 def _class_name(obj: ElementTree.Element, file: str) -> str:
-    name = (obj.findtext("name") or "").strip()
+    name = class_name(obj.findtext("name") or "")
     if not name:
         raise ValueError(f"{file}: an <object> has no <name>. Add its class, or remove the object.")
     return name

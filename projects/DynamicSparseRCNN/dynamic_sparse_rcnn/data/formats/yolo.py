@@ -1,4 +1,4 @@
-"""Folders in YOLO's layout, ``yolo:<data.yaml>:<split>`` or ``yolo:<folder>[:<split>]``.
+"""Folders in YOLO's layout, ``yolo:<data.yaml>:<split>`` or ``yolo:<folder>[:<split>]``, and parts of them.
 
 supervision's reader does not name malformed lines or count missing label files; hence this one.
 """
@@ -19,8 +19,17 @@ from PIL import Image
 
 from ..images import IMAGE_ERRORS, IMAGE_SUFFIXES, rotated_size
 from ..records import Record
-from .base import DATASET_FORMAT_REGISTRY, Classes, DatasetFormat, path_separators, split_last
-from .reading import is_text, read_text
+from ..splits import SplitPart
+from .base import (
+    DATASET_FORMAT_REGISTRY,
+    Classes,
+    DatasetFormat,
+    path_separators,
+    records_of_part,
+    split_last,
+    split_part,
+)
+from .reading import class_name, is_text, read_text
 
 logger = logging.getLogger(__name__)
 
@@ -40,6 +49,7 @@ class YoloDataset(DatasetFormat):
     Attributes:
         source: a data.yaml, or a folder with one, or with ``images``, ``labels`` and a file of class names.
         split: the split's name; empty: all images of the folder.
+        part: which of its images; None: all.
     """
 
     prefix: ClassVar[str] = "yolo"
@@ -47,15 +57,17 @@ class YoloDataset(DatasetFormat):
 
     source: str
     split: str
+    part: SplitPart | None = None
 
     @classmethod
     def parse(cls, rest: str) -> YoloDataset:
         """See :class:`DatasetFormat`."""
+        rest, part = split_part(rest)
         whole = os.path.expanduser(rest)
         if os.path.isdir(whole) or (rest and not path_separators(rest) and not rest.endswith(_YAML_SUFFIXES)):
-            return cls(whole, "")
+            return cls(whole, "", part)
         source, split = split_last(rest)
-        return cls(os.path.expanduser(source), split)
+        return cls(os.path.expanduser(source), split, part)
 
     @classmethod
     def names_in(cls, folder: Path) -> dict[str, str]:
@@ -84,23 +96,23 @@ class YoloDataset(DatasetFormat):
         distinct = list(dict.fromkeys(images))
         if len(distinct) < len(images):
             logger.warning("%s lists %d images again; each is used once.", self, len(images) - len(distinct))
-        label_files = [_label_file(image) for image in distinct]
-        missing = sum(not os.path.isfile(file) for file in label_files)
-        if missing == len(distinct):
+        label_files = {image: _label_file(image) for image in distinct}
+        missing = {image for image, file in label_files.items() if not os.path.isfile(file)}
+        if len(missing) == len(distinct):
             raise FileNotFoundError(
-                f"None of the {missing} images in {', '.join(description.places)} has a label file such as "
-                f"{label_files[0]}. Put labels there, or correct the folder."
+                f"None of the {len(missing)} images in {', '.join(description.places)} has a label file such as "
+                f"{label_files[distinct[0]]}. Put labels there, or correct the folder."
             )
-        if missing:
-            logger.warning(
-                "%s: %d of %d images have no label file; they count as empty.",
-                self,
-                missing,
-                len(distinct),
-            )
+        root = description.roots[0] or "."
+        named = [{"file_name": x, "image_id": Path(os.path.relpath(x, root)).as_posix()} for x in distinct]
+        records = records_of_part(named, self.part, "image_id")
+        empty = sum(record["file_name"] in missing for record in records)
+        if empty:
+            logger.warning("%s: %d of %d images have no label file; they count as empty.", self, empty, len(records))
         return [
-            _record(image, label_file, description, contiguous)
-            for image, label_file in zip(distinct, label_files, strict=True)
+            record
+            | _size_and_annotations(record["file_name"], label_files[record["file_name"]], description, contiguous)
+            for record in records
         ]
 
     def __str__(self) -> str:
@@ -139,7 +151,7 @@ def _read_yaml(file: str) -> dict[str, object]:
     except (yaml.YAMLError, RecursionError) as error:
         raise ValueError(f"{file} is not a YAML file: {' '.join(str(error).split())}. Correct it.") from error
     if not isinstance(data, dict):
-        raise ValueError(f"{file} does not hold keys and values. Name the data.yaml of a YOLO data set.")
+        raise ValueError(f"{file} is not a mapping of keys to values. Name the data.yaml of a YOLO data set.")
     return data
 
 
@@ -172,7 +184,7 @@ def _yaml_names(data: dict[str, object], file: str) -> dict[int, str]:
             raise ValueError(f"{file}: 'names' has {key!r}: {name!r}. Write a number and a name.")
     if _NUMBER.fullmatch(count) and count != str(len(names)):
         raise ValueError(f"{file}: 'nc' is {count}, but there are {len(names)} 'names'. Correct one of them.")
-    return {number: names[key].strip() for number, key in sorted((int(key), key) for key in names)}
+    return {number: class_name(names[key]) for number, key in sorted((int(key), key) for key in names)}
 
 
 def _describe_folder(folder: str, split: str) -> _Description:
@@ -185,7 +197,7 @@ def _describe_folder(folder: str, split: str) -> _Description:
         raise FileNotFoundError(f"None of {', '.join(places)} exists. Name a data.yaml, or a split of this folder.")
     for name_file in (os.path.join(folder, name) for name in _NAME_FILES):
         if os.path.isfile(name_file):
-            lines = [line.strip() for line in read_text(name_file).splitlines()]
+            lines = [class_name(line) for line in read_text(name_file).splitlines()]
             return _Description({i: line for i, line in enumerate(lines) if line}, (folder,), (place,))
     raise FileNotFoundError(
         f"{folder} has no class names: write {_NAME_FILES[0]} there, with one name per line, or name a data.yaml."
@@ -234,7 +246,7 @@ def _label_file(image: str) -> str:
     return str(beside if beside.is_file() and not usual.is_file() else usual)
 
 
-def _record(image: str, label_file: str, description: _Description, contiguous: dict[int, int]) -> Record:
+def _size_and_annotations(image: str, label_file: str, description: _Description, contiguous: dict[int, int]) -> Record:
     size = _image_size(image)
     width, height = size or (1, 1)
     annotations = []
@@ -251,8 +263,7 @@ def _record(image: str, label_file: str, description: _Description, contiguous: 
             scaled = [value * side for value, side in zip(box, (width, height, width, height), strict=True)]
             bbox = {"bbox": scaled, "bbox_mode": BoxMode.XYXY_ABS}
             annotations.append({**bbox, "category_id": contiguous[class_number]})
-    image_id = Path(os.path.relpath(image, description.roots[0] or ".")).as_posix()
-    return {"file_name": image, "image_id": image_id, "height": height, "width": width, "annotations": annotations}
+    return {"height": height, "width": width, "annotations": annotations}
 
 
 def _image_size(image: str) -> tuple[int, int] | None:

@@ -94,7 +94,7 @@ def check_name(name: str) -> None:
     architecture, _, tag = name.partition(".")
     if not timm.is_model(architecture):
         near = difflib.get_close_matches(architecture, timm.list_models(), n=5)
-        raise ValueError(f"MODEL.TIMM.NAME {name!r} is unknown to timm {timm.__version__}; near are {near}")
+        raise ValueError(f"MODEL.TIMM.NAME {name!r} is unknown to timm {timm.__version__}: similar names are {near}")
     tagged = timm.list_pretrained(f"{architecture}.*")
     if tag and name not in tagged:
-        raise ValueError(f"MODEL.TIMM.NAME {name!r}: timm {timm.__version__} has {tagged or 'no tags of it'}")
+        raise ValueError(f"MODEL.TIMM.NAME {name!r}: timm {timm.__version__} has {tagged or 'no weights of it'}")

@@ -146,7 +146,7 @@ class WindowedBlock(nn.Module):
         """
         super().__init__()
         if type(block) is not Block:
-            raise ValueError(f"MODEL.VIT.WINDOW_SIZE {window_size}: {type(block).__name__} has no windows, set it 0")
+            raise ValueError(f"MODEL.VIT.WINDOW_SIZE {window_size}: {type(block).__name__} has no windows: set it to 0")
         self.window_size = window_size
         for name, part in block.named_children():
             self.add_module(name, part)
@@ -248,7 +248,7 @@ def _drop_prefix_tokens(vit: VisionTransformer) -> None:
     if type(vit) is not VisionTransformer:
         raise ValueError(
             f"MODEL.VIT.WINDOW_SIZE: timm's {type(vit).__name__} cannot do without its class and distillation tokens: "
-            "set it 0, or take another MODEL.TIMM.NAME"
+            "set it to 0, or take another MODEL.TIMM.NAME"
         )
     logger.info(f"{vit.num_prefix_tokens} class and register tokens are dropped: windows have no place for them")
     if vit.pos_embed is not None and not vit.no_embed_class:
