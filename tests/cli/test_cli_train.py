@@ -30,7 +30,7 @@ def test_epochs_are_all_that_a_training_needs_and_a_resumed_one_keeps_what_was_c
     assert config["MODEL"]["META_ARCHITECTURE"] == "DynamicSparseRCNN"
     assert config["MODEL"]["SparseRCNN"]["NUM_PROPOSALS"] == 30
     # Five of the six images, in batches of five; the command line has the last word.
-    assert (config["SOLVER"]["MAX_ITER"], config["SOLVER"]["STEPS"], config["INPUT"]["MIN_SIZE_TEST"]) == (8, [6], 160)
+    assert (config["SOLVER"]["MAX_ITER"], config["SOLVER"]["STEPS"], config["INPUT"]["MIN_SIZE_TEST"]) == (8, [6], 64)
     assert config["INPUT"]["MIN_SIZE_TRAIN"] == [64]
     assert (config["DATASETS"]["TRAIN"], config["DATASETS"]["TEST"]) == ([f"{shapes}:0-80%"], [f"{shapes}:80-100%"])
     assert "Chosen: SOLVER.MAX_ITER 8: 8 epochs of 5 images" in (tmp_path / "log.txt").read_text()
