@@ -74,7 +74,10 @@ def test_one_gpu_for_several_processes_is_an_error(monkeypatch):
         (("--num-machines", "2"), r"--num-machines 2 needs --dist-url"),
         (("--num-machines", "2", "--machine-rank", "2"), r"--machine-rank 2: --machine-rank counts from 0"),
         (("--num-gpus", "-1"), r"--num-gpus -1"),
-        (("--num-machines", "2", "--num-gpus", "0"), r"--num-gpus 0 --num-machines 2 .* each has a process or more"),
+        (
+            ("--num-machines", "2", "--num-gpus", "0"),
+            r"--num-gpus 0 --num-machines 2 .* each of several machines needs at least one process",
+        ),
     ],
 )
 def test_machines_that_cannot_find_each_other_are_an_error(options, message):

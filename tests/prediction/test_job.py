@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import re
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 from detectron2.modeling import build_model
 from PIL import Image
+from small_disks import mounted
 from written_videos import write_video
 
 from dynamic_sparse_rcnn import Predictor, write_checkpoint
@@ -230,6 +232,14 @@ def test_an_image_that_nothing_would_be_left_of_is_named_and_the_others_are_pred
         run("--input", str(tmp_path / "strip.png"), *options)
 
 
+def test_a_video_that_the_disk_has_no_room_for_is_told(run, tmp_path):
+    noise = np.random.default_rng(0).integers(0, 256, (40, 96, 128, 3), dtype=np.uint8)
+    video = write_video(tmp_path / "clip.avi", list(noise))
+    full = r"clip\.mp4 lacks frames: is its disk full|No space left on device"
+    with mounted(tmp_path / "output", "100k"), pytest.raises(OSError, match=full):
+        run("--input", str(video), "--score-threshold", "1")
+
+
 class Camera:
     """Gives some images and then stops, or is interrupted."""
 
@@ -257,28 +267,34 @@ class Camera:
         pass
 
 
+@pytest.fixture
+def log(caplog) -> pytest.LogCaptureFixture:
+    logging.getLogger("dynamic_sparse_rcnn").addHandler(caplog.handler)  # runs stop the propagation
+    return caplog
+
+
 def use_camera(run, monkeypatch, camera: Camera, *options: str) -> Path:
     with monkeypatch.context() as context:
         context.setattr(cv2, "VideoCapture", camera)
         return run("--camera", "0", *options)
 
 
-def test_a_camera_that_stops_leaves_what_it_has_given_and_that_is_told(run, monkeypatch, caplog, capsys):
+def test_a_camera_that_stops_leaves_what_it_has_given_and_that_is_told(run, monkeypatch, log, capsys):
     output = use_camera(run, monkeypatch, Camera(3))
-    assert "camera 0 stopped giving images after 3: is it still connected?" in caplog.text
+    assert "camera 0 stopped giving images after 3: is it still connected?" in log.text
     assert "detections in 3 images" in capsys.readouterr().out
     assert found_in(output) == {f"camera 0:00000{i}" for i in range(3)}
     assert int(cv2.VideoCapture(str(output / "camera 0.mp4")).get(cv2.CAP_PROP_FRAME_COUNT)) == 3
     assert {path.name for path in output.iterdir()} == {"detections.json", "camera 0.mp4"}
 
 
-def test_a_camera_is_ended_by_an_interrupt_and_then_starts_anew(run, monkeypatch, caplog):
+def test_a_camera_is_ended_by_an_interrupt_and_then_starts_anew(run, monkeypatch, log):
     output = use_camera(run, monkeypatch, Camera(2, KeyboardInterrupt))
     assert {path.name for path in output.iterdir()} == {"detections.json", "camera 0.mp4"}
     assert found_in(output) == {"camera 0:000000", "camera 0:000001"}
-    assert "continues from there" not in caplog.text and "stopped giving" not in caplog.text
+    assert "continues from there" not in log.text and "stopped giving" not in log.text
     assert len(found_in(use_camera(run, monkeypatch, Camera(9), "--max-frames", "4"))) == 4
-    assert "stopped giving" not in caplog.text
+    assert "stopped giving" not in log.text
 
 
 def test_a_camera_that_gives_nothing_is_an_error(run, monkeypatch):

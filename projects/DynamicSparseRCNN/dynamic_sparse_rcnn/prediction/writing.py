@@ -37,6 +37,8 @@ def picture_names(sources: Sequence[str], suffix: str) -> dict[str, str]:
 class VideoWriter:
     """Writes an mp4, which takes its place when it is closed. The first frame decides the size.
 
+    Closing it raises OSError if frames are lost.
+
     (supervision's ``VideoSink`` has to know the size before, and refuses rates that mp4 cannot express.)
     """
 
@@ -50,6 +52,7 @@ class VideoWriter:
         self._partial = path.with_name(f".{path.stem}.partial{path.suffix}")
         self._rate = frames_per_second
         self._writer: cv2.VideoWriter | None = None
+        self._frames = 0
 
     def __enter__(self) -> VideoWriter:
         return self
@@ -57,9 +60,17 @@ class VideoWriter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        if self._writer is not None:
-            self._writer.release()
-            self._partial.replace(self._path)
+        if self._writer is None:
+            return
+        self._writer.release()
+        # OpenCV says nothing of a disk that is full.
+        is_whole = cv2.VideoCapture(str(self._partial)).get(cv2.CAP_PROP_FRAME_COUNT) >= self._frames
+        self._partial.replace(self._path)
+        if not is_whole and error is None:
+            raise OSError(
+                f"{self._path} lacks frames: is its disk full? Free some space and start again; --no-draw leaves "
+                "pictures out"
+            )
 
     def write(self, picture: npt.NDArray[np.uint8]) -> None:
         """Adds a frame, (H, W, 3) uint8 RGB.
@@ -70,6 +81,7 @@ class VideoWriter:
         if self._writer is None:
             self._writer = self._open(picture.shape[1], picture.shape[0])
         self._writer.write(cv2.cvtColor(picture, cv2.COLOR_RGB2BGR))
+        self._frames += 1
 
     def _open(self, width: int, height: int) -> cv2.VideoWriter:
         for decimals in _DECIMALS:
