@@ -245,9 +245,10 @@ class Camera:
 
     def __init__(self, images: int, error: type[BaseException] | None = None) -> None:
         self.images, self.error, self.read_so_far = images, error, 0
+        self.of_files = cv2.VideoCapture
 
-    def __call__(self, source: int) -> Camera:
-        return self
+    def __call__(self, source: int | str) -> Camera | cv2.VideoCapture:
+        return self if source == 0 else self.of_files(source)
 
     def isOpened(self) -> bool:
         return True
