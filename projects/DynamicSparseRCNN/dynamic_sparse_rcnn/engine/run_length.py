@@ -130,13 +130,13 @@ def choose_schedule(iterations: int, evaluations: int, batch: int, learning_rate
     """The length of a training and what depends on it.
 
     Args:
-        iterations: of the training; fewer than 1 become 1.
+        iterations: of the training; fewer than 2 become 2, for the two learning rates of the schedule.
         evaluations: at equal distances, the last one at the end.
         batch: images of an iteration, which ``learning_rate`` is for.
         learning_rate: ``SOLVER.BASE_LR``.
         reason: of the length.
     """
-    iterations = max(1, iterations)
+    iterations = max(2, iterations)
     part, period = "a part of the length", math.ceil(iterations / evaluations)
     return [
         Choice("SOLVER.MAX_ITER", iterations, reason),
