@@ -138,6 +138,14 @@ def test_of_ground_truths_that_want_the_same_proposal_the_cheapest_gets_it_and_t
     assert _give_each_ground_truth_one(torch.tensor([[[-1, -1, -1, 0, -1]]]), costs).tolist() == [[[3, 2, 1, 0, -1]]]
 
 
+def test_four_rounds_settle_what_five_ground_truths_want():
+    # The first three proposals are everybody's favorites, and go to one ground truth a round; what remains is clear.
+    table = [[-9, -8, -8, -7, -7], [0, -6, -5, -5, -5], [0, 0, -4, -3, -3], [9, 9, 9, 1, 50], [9, 9, 9, 2, 60]]
+    cost = torch.tensor([*table, [9, 9, 9, 100, 3]]).float()[None, None]
+    costs = MatchCosts(cost, torch.zeros_like(cost), torch.ones(1, 5, dtype=torch.bool))
+    assert _give_each_ground_truth_one(torch.full((1, 1, 6), -1), costs).tolist() == [[[0, 1, 2, 3, -1, 4]]]
+
+
 def increases_by_brute_force(cost: torch.Tensor, gt_index: list[int]) -> dict[tuple[int, int], float]:
     """By how much the total cost would rise, by proposal that is free and ground truth that has none."""
     owned = {g: [p for p, owner in enumerate(gt_index) if owner == g] for g in range(cost.shape[1])}
