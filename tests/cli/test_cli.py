@@ -82,6 +82,23 @@ def test_the_stack_trace_is_shown_on_request(capsys):
     assert error.startswith("Traceback") and error.splitlines()[-1].startswith("error: There is no config file")
 
 
+def test_a_tilde_is_the_home_folder_in_every_command_that_writes(shapes, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.chdir(tmp_path)
+    main(["convert-data", shapes, "yolo", "~/data"])
+    main(["inspect", "yolo:~/data/data.yaml:train", "--output", "~/samples.png"])
+    assert {file.name for file in (tmp_path / "home").iterdir()} == {"data", "samples.png"}
+    for command in (
+        ["report", "~/run"],
+        ["export", "~/run", "--output", "~/model.none"],
+        ["convert", "~/run", "~/a.pth"],
+    ):
+        with pytest.raises(SystemExit):
+            main(command)
+        assert "~/" not in capsys.readouterr().err.replace("~/run is neither", "")
+    assert [file.name for file in tmp_path.iterdir()] == ["home"]
+
+
 def test_a_fault_of_the_program_shows_its_stack_trace_unasked(capsys):
     with pytest.raises(SystemExit), one_line_errors(False):
         [].pop()

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .options import Subparsers, add_command, add_trust_option
+from .options import Subparsers, add_command, add_trust_option, path_of
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -26,7 +25,7 @@ def add_parser(subparsers: Subparsers) -> None:
     """Adds the sub-command."""
     parser = add_command(subparsers, "convert", "FROM TO [OPTION ..]", _DESCRIPTION)
     parser.add_argument("source", help=argparse.SUPPRESS)
-    parser.add_argument("target", help=argparse.SUPPRESS)
+    parser.add_argument("target", type=path_of, help=argparse.SUPPRESS)
     parser.add_argument("--config-file", metavar="FILE", help="default: config.yaml beside FROM")
     parser.add_argument("--half", action="store_true", help="in half precision")
     add_trust_option(parser)
@@ -61,7 +60,7 @@ def run(args: argparse.Namespace) -> None:
     kept = {name: value for name, value in weights.items() if name in wanted}
     extras = {key: checkpoint[key] for key in _KEPT if key in checkpoint}
     write_checkpoint(args.target, {"model": halved(kept) if args.half else kept, **extras})
-    print(f"Wrote {args.target}, {Path(args.target).stat().st_size / 1e6:.1f} MB")
+    print(f"Wrote {args.target}, {args.target.stat().st_size / 1e6:.1f} MB")
 
 
 def _fits(weights: dict[str, Tensor], wanted: dict[str, Tensor], not_used: tuple[str, ...]) -> bool:

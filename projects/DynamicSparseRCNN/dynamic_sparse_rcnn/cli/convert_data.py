@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
-from .options import Subparsers, add_command
+from .options import Subparsers, add_command, path_of
 
 _DESCRIPTION = """Convert a data set to another format, with its images.
 NAME is what --data takes elsewhere; FORMAT is coco, voc or yolo. Convert train
@@ -17,7 +16,7 @@ def add_parser(subparsers: Subparsers) -> None:
     parser = add_command(subparsers, "convert-data", "NAME FORMAT FOLDER [OPTION ..]", _DESCRIPTION)
     parser.add_argument("name", help=argparse.SUPPRESS)
     parser.add_argument("format", choices=("coco", "voc", "yolo"), help=argparse.SUPPRESS)
-    parser.add_argument("folder", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("folder", type=path_of, help=argparse.SUPPRESS)
     parser.add_argument("--split", default="train", metavar="SPLIT", help="its name in the new data set; default train")
     parser.set_defaults(run=run)
 

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..deploy.metadata import SUFFIXES
-from .options import Subparsers, add_command, add_import_option, add_trust_option
+from .options import Subparsers, add_command, add_import_option, add_trust_option, path_of
 
 if TYPE_CHECKING:
     from ..deploy.metadata import ExportMetadata
@@ -30,7 +29,7 @@ def add_parser(subparsers: Subparsers) -> None:
     parser.add_argument(
         "--format", choices=SUFFIXES, metavar="F", help="onnx, openvino or torch; default: by FILE's suffix"
     )
-    parser.add_argument("--output", type=Path, required=True, metavar="FILE", help="NAME.onnx, .xml or .pt2")
+    parser.add_argument("--output", type=path_of, required=True, metavar="FILE", help="NAME.onnx, .xml or .pt2")
     parser.add_argument("--size", type=_size, metavar="HxW", help="of the input; default: dynamic")
     parser.add_argument("--half", action="store_true", help="store the weights in half precision")
     parser.add_argument("--int8", action="store_true", help="8-bit weights and arithmetic")

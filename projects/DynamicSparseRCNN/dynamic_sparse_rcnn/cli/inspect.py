@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from .options import Subparsers, add_command
+from .options import Subparsers, add_command, path_of
 
 _DESCRIPTION = """Show what is in data sets.
 Counts, classes, box sizes, problems, and a picture of samples as a training
@@ -20,7 +20,7 @@ def add_parser(subparsers: Subparsers) -> None:
     parser.add_argument("--config-file", metavar="FILE", help="default: that of dsrcnn train")
     parser.add_argument("--images", type=int, default=12, metavar="N", help="samples of each data set; default 12")
     parser.add_argument(
-        "--output", type=Path, default=Path("output/samples.png"), metavar="FILE", help="default: output/samples.png"
+        "--output", type=path_of, default=Path("output/samples.png"), metavar="FILE", help="default: output/samples.png"
     )
     parser.add_argument("--opts", nargs=argparse.REMAINDER, default=[], metavar="KEY VALUE ..", help="of the config")
     parser.set_defaults(run=run)

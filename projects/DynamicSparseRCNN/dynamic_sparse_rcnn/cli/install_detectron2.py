@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
-from .options import Subparsers, add_command
+from .options import Subparsers, add_command, path_of
 
 _DESCRIPTION = """Install detectron2 0.6, if there is no detectron2 yet.
 torch and torchvision must be there. The sources come from the package index
@@ -16,9 +15,9 @@ releases of what they build on. Nothing is compiled."""
 def add_parser(subparsers: Subparsers) -> None:
     """Adds the sub-command."""
     parser = add_command(subparsers, "install-detectron2", "[OPTION ..]", _DESCRIPTION)
-    parser.add_argument("--constraint", type=Path, metavar="FILE", help="pip's, for what detectron2 needs")
-    parser.add_argument("--sdist", type=Path, metavar="FILE", help="instead of downloading it")
-    parser.add_argument("--wheel-dir", type=Path, metavar="DIR", help="keep the wheel here")
+    parser.add_argument("--constraint", type=path_of, metavar="FILE", help="pip's, for what detectron2 needs")
+    parser.add_argument("--sdist", type=path_of, metavar="FILE", help="instead of downloading it")
+    parser.add_argument("--wheel-dir", type=path_of, metavar="DIR", help="keep the wheel here")
     parser.add_argument("--build-only", action="store_true", help="make the wheel, install nothing")
     parser.set_defaults(run=run)
 

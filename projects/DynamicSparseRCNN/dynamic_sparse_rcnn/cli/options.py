@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import re
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, TypeAlias
 
 Subparsers: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
@@ -28,6 +29,11 @@ def add_command(subparsers: Subparsers, name: str, usage: str, description: str)
         formatter_class=HelpFormatter,
     )
     return parser
+
+
+def path_of(text: str) -> Path:
+    """A path, for argparse; ``~`` is the home folder, also where no shell has replaced it."""
+    return Path(text).expanduser()
 
 
 class HelpFormatter(argparse.RawDescriptionHelpFormatter):

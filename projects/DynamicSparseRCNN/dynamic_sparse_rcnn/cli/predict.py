@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from .options import Subparsers, add_command, add_trust_option
+from .options import Subparsers, add_command, add_trust_option, path_of
 
 _DESCRIPTION = """Detect objects in images and videos.
 SOURCE: a file, a folder, a pattern ('*.jpg'), a URL, or a camera's number.
@@ -27,7 +27,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     """Adds the options that ``tools/demo.py`` has too."""
     parser.add_argument("--config-file", metavar="FILE", help="default: config.yaml beside the checkpoint")
     parser.add_argument(
-        "--output", type=Path, default=Path("output/predictions"), metavar="DIR", help="default: output/predictions"
+        "--output", type=path_of, default=Path("output/predictions"), metavar="DIR", help="default: output/predictions"
     )
     parser.add_argument("--score-threshold", type=float, default=0.5, metavar="S", help="default 0.5")
     parser.add_argument("--tiles", type=int, metavar="PIXELS", help="look at large images in tiles too")
@@ -67,7 +67,7 @@ def run(args: argparse.Namespace) -> None:
             tiles=args.tiles,
             trust_checkpoint=args.trust_checkpoint,
         )
-        options = JobOptions(args.output.expanduser(), not args.no_draw, args.max_frames, args.track)
+        options = JobOptions(args.output, not args.no_draw, args.max_frames, args.track)
         predict_to_files(predictor, sources, options, settings_of(args))
 
 

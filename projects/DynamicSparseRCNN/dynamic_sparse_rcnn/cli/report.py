@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
-from .options import Subparsers, add_command, add_trust_option
+from .options import Subparsers, add_command, add_trust_option, path_of
 
 _DESCRIPTION = """Report a run in an HTML file.
 Losses, AP by class, stage and size, thresholds, confusions, the worst images.
@@ -16,8 +15,8 @@ are laid over each other. The file needs no network."""
 def add_parser(subparsers: Subparsers) -> None:
     """Adds the sub-command."""
     parser = add_command(subparsers, "report", "RUN [RUN ..] [OPTION ..]", _DESCRIPTION)
-    parser.add_argument("runs", nargs="+", type=Path, help=argparse.SUPPRESS)
-    parser.add_argument("--output", type=Path, metavar="FILE", help="default: report.html or comparison.html in RUN")
+    parser.add_argument("runs", nargs="+", type=path_of, help=argparse.SUPPRESS)
+    parser.add_argument("--output", type=path_of, metavar="FILE", help="default: report.html or comparison.html in RUN")
     parser.add_argument("--evaluate", action="store_true", help="run the detector first, for AP after each stage")
     add_trust_option(parser)
     parser.set_defaults(run=run)

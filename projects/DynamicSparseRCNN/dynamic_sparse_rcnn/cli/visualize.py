@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ..errors import add_traceback_option, one_line_errors
-from .options import DATA_HELP, Subparsers, add_command, add_opts, add_trust_option, run_options
+from .options import DATA_HELP, Subparsers, add_command, add_opts, add_trust_option, path_of, run_options
 
 _DESCRIPTION = """Draw how a detector works.
 WHAT is one of
@@ -30,7 +30,7 @@ def add_parser(subparsers: Subparsers) -> None:
     parser.add_argument("--data", action="append", required=True, metavar="NAME", help=DATA_HELP)
     parser.add_argument("--image", action="append", default=[], metavar="FILE", help="name in the data set; repeatable")
     parser.add_argument("--proposals", type=int, default=8, metavar="N", help="how many to draw; default 8")
-    parser.add_argument("--output", type=Path, metavar="FILE", help="default: output/assignment.png, ..")
+    parser.add_argument("--output", type=path_of, metavar="FILE", help="default: output/assignment.png, ..")
     parser.add_argument("--config-file", metavar="FILE", help="a path, or a name in the model zoo")
     add_trust_option(parser)
     add_opts(parser)
@@ -96,7 +96,7 @@ def run_tool(what: str, description: str) -> None:
     parser.add_argument("--config-file", required=True, metavar="FILE")
     parser.add_argument("--image", action="append", default=[], help="file name in the data set; repeatable")
     parser.add_argument("--proposals", type=int, default=8, metavar="N", help="how many to draw")
-    parser.add_argument("--output", type=Path, default=Path(f"output/{what}.png"), metavar="FILE")
+    parser.add_argument("--output", type=path_of, default=Path(f"output/{what}.png"), metavar="FILE")
     add_trust_option(parser)
     add_traceback_option(parser)
     parser.add_argument("opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="of the config")
