@@ -7,10 +7,15 @@ import logging
 import os
 from pathlib import Path
 
+import numpy as np
 import pytest
 from detectron2.data import DatasetCatalog, MetadataCatalog
+from PIL import Image
+from small_disks import mounted, remount
 from written_datasets import (
     CONTENT,
+    HEIGHT,
+    WIDTH,
     ap_of_ground_truth,
     coco_content,
     detect,
@@ -144,6 +149,18 @@ def test_images_in_folders_keep_them_and_those_that_cannot_be_told_apart_are_an_
     for target in ("voc", "yolo"):
         with pytest.raises(ValueError, match=r"without suffix, but .*a\.\* are several images\. Rename"):
             convert_dataset(original, target, tmp_path / "again", "train")
+
+
+def test_a_conversion_that_a_full_disk_has_stopped_is_repeated_once_there_is_room(tmp_path: Path) -> None:
+    name = write(tmp_path / "source", "coco")
+    noise = np.random.default_rng(0).integers(0, 256, (HEIGHT, WIDTH, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(tmp_path / "source/images/a.jpg", quality=100)  # of 20 kB
+    with mounted(tmp_path / "disk", "16k") as disk:
+        with pytest.raises(OSError, match=rf"No space left on device: '{disk}/new/images/train/a\.jpg"):
+            convert_dataset(name, "yolo", disk / "new", "train")
+        remount(disk, "size=1m")
+        converted = registered(convert_dataset(name, "yolo", disk / "new", "train"))
+        assert table(converted).keys() == table(registered(name)).keys()
 
 
 def test_an_unknown_format_is_named_with_those_that_are_known(tmp_path: Path) -> None:

@@ -181,9 +181,9 @@ def _relative_paths(records: Sequence[Record]) -> list[Path]:
 
 
 def _copy(source: str, target: Path) -> None:
-    target.parent.mkdir(parents=True, exist_ok=True)
     if not target.exists():
-        shutil.copyfile(source, target)
+        with open(source, "rb") as original, whole_file(target, sync=False) as copy:
+            shutil.copyfileobj(original, copy)
     elif not filecmp.cmp(source, target, shallow=False):
         raise FileExistsError(f"{target} is another image than {source}. Name another folder.")
 
