@@ -59,7 +59,6 @@ def resolved_copy(cfg: CfgNode) -> CfgNode:
 
 def _resolve(cfg: CfgNode) -> None:
     node = cfg.MODEL.SparseRCNN
-    _open_old_defaults(node)
     parts = _parts_of(cfg.MODEL.META_ARCHITECTURE)
     if parts is not None:
         if cfg.MODEL.PROPOSAL_GENERATOR.NAME in (None, "", "RPN"):
@@ -72,14 +71,6 @@ def _resolve(cfg: CfgNode) -> None:
     node.CRITERION = _choose_criterion(node.MATCHER, one_to_many, node.CRITERION)
     node.DLA.NORMALIZER = choose_normalizer(node.MATCHER, one_to_many, node.DLA.NORMALIZER)
     node.NMS_THRESHOLD = choose_nms_threshold(node.MATCHER, one_to_many, node.NMS_THRESHOLD)
-
-
-def _open_old_defaults(node: CfgNode) -> None:
-    """Handles files from before None meant open: they have "" and 0.0, and always the normalizer ``positives``."""
-    if "" in (node.CRITERION, node.MATCHER) or node.NMS_THRESHOLD == 0:
-        node.CRITERION, node.MATCHER = node.CRITERION or None, node.MATCHER or None
-        node.NMS_THRESHOLD = node.NMS_THRESHOLD or None
-        node.DLA.NORMALIZER = None if node.DLA.NORMALIZER == "positives" else node.DLA.NORMALIZER
 
 
 def _parts_of(architecture: str) -> Parts | None:
