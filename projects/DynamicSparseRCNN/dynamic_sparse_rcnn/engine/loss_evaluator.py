@@ -56,7 +56,7 @@ class LossEvaluator(DatasetEvaluator):
         if not all("instances" in one for one in inputs):
             raise ValueError(
                 "TEST.LOSS (of a lazy config train.test_loss) needs images with annotations, and a mapper that keeps "
-                "them, as DetectionMapper does. Set it False."
+                "them, as DetectionMapper does. Set it to False."
             )
         instances = [one["instances"] for one in inputs]
         targets = BatchedTargets.from_instances(instances, self._predictions.boxes.device)
