@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
+import venv
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -14,6 +17,7 @@ from detectron2.modeling import BACKBONE_REGISTRY, META_ARCH_REGISTRY, PROPOSAL_
 
 import dynamic_sparse_rcnn
 from dynamic_sparse_rcnn import CRITERION_REGISTRY, MATCHER_REGISTRY, add_dynamic_sparse_rcnn_config
+from dynamic_sparse_rcnn.data.shapes import ShapesConfig, generate_shapes
 
 ROOT = Path(__file__).parents[1]
 CONFIGS = sorted(path.relative_to(ROOT).as_posix() for path in ROOT.glob("configs/**/*.yaml"))
@@ -105,19 +109,24 @@ def test_coco_configs_hold_the_published_recipe(depth, proposals, crop):
     assert (solver.CLIP_GRADIENTS.CLIP_TYPE, solver.CLIP_GRADIENTS.CLIP_VALUE) == ("full_model", 1.0)
 
 
-def test_a_wheel_has_the_package_and_all_configs(tmp_path):
-    command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation"]
-    # Built in a copy: setuptools leaves its traces beside setup.py.
-    source = tmp_path / "source"
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory) -> Path:
+    """Built in a copy: setuptools leaves its traces beside setup.py."""
+    folder = tmp_path_factory.mktemp("wheel")
     files = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True)
     if files.returncode:
         pytest.skip("not a git checkout")
     for name in files.stdout.splitlines():
-        target = source / name
+        target = folder / "source" / name
         target.parent.mkdir(parents=True, exist_ok=True)
         target.write_bytes((ROOT / name).read_bytes())
-    subprocess.run([*command, "--wheel-dir", str(tmp_path), str(source)], check=True)
-    (wheel,) = tmp_path.glob("*.whl")
+    command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation"]
+    subprocess.run([*command, "--wheel-dir", str(folder), str(folder / "source")], check=True)
+    (path,) = folder.glob("*.whl")
+    return path
+
+
+def test_a_wheel_has_the_package_and_all_configs(wheel):
     with zipfile.ZipFile(wheel) as archive:
         names = set(archive.namelist())
         (scripts,) = [archive.read(name).decode() for name in names if name.endswith("entry_points.txt")]
@@ -127,6 +136,50 @@ def test_a_wheel_has_the_package_and_all_configs(tmp_path):
     assert {"dynamic_sparse_rcnn/modeling/detector.py", "dynamic_sparse_rcnn/engine/trainer.py"} <= names
     assert {"dynamic_sparse_rcnn/py.typed", "dynamic_sparse_rcnn/report/page.html"} <= names
     assert not [name for name in names if name.startswith(("tests", "tools", "configs"))]
+
+
+@pytest.fixture
+def dsrcnn(wheel, tmp_path, monkeypatch) -> Callable[..., str]:
+    """Runs the wheel's command, in an environment without the checkout, and from another folder; gives its output.
+
+    The packages that it needs are those of this environment: only what is installed from the wheel is new.
+    """
+    venv.create(tmp_path / "venv", with_pip=False)
+    python = tmp_path / "venv/bin/python"
+    (site,) = (tmp_path / "venv/lib").glob("python*/site-packages")
+    # Of a folder that a .pth file names, other .pth files are not read: editable installations are not seen.
+    (site / "others.pth").write_text("\n".join(path for path in sys.path if path.endswith("site-packages")))
+    monkeypatch.delenv("PYTHONPATH", raising=False)
+    monkeypatch.chdir(tmp_path)
+    pip = [str(python), "-m", "pip", "install", "--quiet", "--no-index", "--no-deps", "--ignore-installed"]
+    subprocess.run([*pip, str(wheel)], check=True)
+    where = [str(python), "-c", "import dynamic_sparse_rcnn; print(dynamic_sparse_rcnn.__file__)"]
+    assert subprocess.run(where, capture_output=True, text=True, check=True).stdout.startswith(str(site))
+
+    def run(*arguments: str) -> str:
+        result = subprocess.run([str(python.with_name("dsrcnn")), *arguments], capture_output=True, text=True)
+        assert result.returncode == 0, result.stderr
+        return result.stdout
+
+    return run
+
+
+@pytest.mark.slow
+def test_the_wheel_alone_predicts_trains_reports_and_exports(dsrcnn, tmp_path):
+    data = generate_shapes(tmp_path / "photos", "train", ShapesConfig(num_images=4)).json_path.parent
+    generate_shapes(data, "val", ShapesConfig(num_images=2))
+    image = str(next((data / "val").iterdir()))
+    assert "there already: kept" in dsrcnn("install-detectron2")
+    assert "detections in 1 images" in dsrcnn("predict", image, "--device", "cpu")
+    config = ["--config-file", "shapes/dynamic_sparse_rcnn_slim_R_50_FPN_20pro.yaml"]
+    options = ["SOLVER.MAX_ITER", "2", "SOLVER.IMS_PER_BATCH", "2", "MODEL.DEVICE", "cpu"]
+    trained = dsrcnn("train", "--data", str(data), "--output", "run", *config, *options)
+    assert re.fullmatch(r"bbox AP \S+ AP50 \S+ AP75 \S+", trained.splitlines()[-1])
+    dsrcnn("report", "run", "--output", "report.html")
+    assert "<svg" in Path("report.html").read_text(encoding="utf-8")
+    dsrcnn("export", "run", "--output", "detector.onnx")
+    assert "images" in dsrcnn("predict", image, "--weights", "detector.onnx", "--output", "exported")
+    assert Path("exported/detections.json").is_file()
 
 
 def test_citation_and_changelog_are_of_this_version():

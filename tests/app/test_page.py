@@ -119,7 +119,7 @@ def url(tmp_path_factory) -> Iterator[str]:
     reader.start()
     try:
         while True:
-            found = re.match(r"http://127\.0\.0\.1:\d+", lines.get(timeout=120))
+            found = re.match(r"http://127\.0\.0\.1:\d+", lines.get(timeout=300))
             if found:
                 break
         yield found[0]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import sys
 
@@ -86,6 +87,14 @@ def test_stages_are_drawn_from_the_initial_proposals_to_the_last_stage(predictor
     assert all((a != b).any() for a, b in itertools.pairwise(pictures))
     mixed = (scene.expert_boxes * scene.expert_weights.T[..., None]).sum(0)
     torch.testing.assert_close(scene.stage_boxes[0], mixed, atol=1e-3, rtol=1e-4)
+
+
+def test_a_stage_is_labelled_with_its_own_scores(scene):
+    scores = scene.stage_scores.clone()
+    scores[0] = 0
+    other = dataclasses.replace(scene, stage_scores=scores)
+    changed = [(scene.draw_stage(stage, 0.5) != other.draw_stage(stage, 0.5)).any() for stage in range(4)]
+    assert changed == [False, True, False, False]
 
 
 def test_experts_weights_are_means_over_the_followed_proposals(scene):
