@@ -211,6 +211,7 @@ def test_an_annotated_image_shows_its_assignment_and_errors_are_shown(browser_pa
     page.get_by_text("expert 1").first.wait_for()
     page.get_by_role("tab", name="Assignment").click()
     page.get_by_role("tabpanel").locator("img:visible").wait_for()
+    page.get_by_text("Matcher", exact=True).wait_for()
     (tmp_path / "notes.png").write_text("no image")
     page.locator("input[type=file]").set_input_files(str(tmp_path / "notes.png"))
     page.get_by_text("cannot identify image file").wait_for()

@@ -96,7 +96,8 @@ def build(page: Page, title: str) -> gr.Blocks:
                 choice = gr.Dropdown(list(page.records), value=None, label="Annotated images", visible=has_records)
                 threshold = gr.Slider(0, 1, page.predictor.score_threshold, step=0.01, label="Score threshold")
                 stage = gr.Slider(0, stages, stages, step=1, label="Stage (0: initial proposals)")
-                matcher = gr.Radio(page.matchers, value=next(iter(page.matchers), None), visible=has_records)
+                first = next(iter(page.matchers), None)
+                matcher = gr.Radio(page.matchers, value=first, label="Matcher", visible=has_records)
             with gr.Column(scale=2, min_width=320):
                 figures = _add_figures(page)
         settings = [scene, threshold, stage, matcher]
