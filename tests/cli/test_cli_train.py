@@ -24,7 +24,22 @@ def config_of(folder: Path) -> dict:
 
 
 def test_epochs_are_all_that_a_training_needs_and_a_resumed_one_keeps_what_was_chosen(shapes, tmp_path, capsys):
-    main(["train", "--data", shapes, "--output", str(tmp_path), "--epochs", "8", *TINY, "SOLVER.IMS_PER_BATCH", "5"])
+    main(
+        [
+            "train",
+            "--data",
+            shapes,
+            "--output",
+            str(tmp_path),
+            "--epochs",
+            "8",
+            *TINY,
+            "SOLVER.IMS_PER_BATCH",
+            "5",
+            "SOLVER.PATIENCE",
+            "9",
+        ]
+    )
     assert capsys.readouterr().out.splitlines()[-1].startswith("bbox AP ")
     config = config_of(tmp_path)
     assert config["MODEL"]["META_ARCHITECTURE"] == "DynamicSparseRCNN"

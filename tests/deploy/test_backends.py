@@ -100,7 +100,7 @@ def test_what_cannot_be_run_is_refused_with_the_reason(tiny_onnx, tiny_openvino,
         ExportedDetector(tiny_onnx, precision="bfloat16")
     with pytest.raises(ValueError, match="OpenVINO has no device cuda"):
         ExportedDetector(tiny_openvino, device="cuda")
-    with pytest.raises(ValueError, match="run on the CPU in float32, not on cuda"):
+    with pytest.raises(ValueError, match="runs on the CPU and in float32, not on cuda"):
         ExportedDetector(tiny_torch, device="cuda")
 
 

@@ -236,5 +236,5 @@ def test_parts_that_do_not_fit_are_named(tmp_path):
     with pytest.raises(ConfigError, match=r"^model of the config cannot be built: .*colour"):
         engine_main.main(args)
     args.opts.append("optimizer=null")
-    with pytest.raises(ConfigError, match=r"\.py has no optimizer$"):
+    with pytest.raises(ConfigError, match=r"\.py has no optimizer: add it"):
         engine_main.main(args)

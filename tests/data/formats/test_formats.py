@@ -149,7 +149,7 @@ def test_files_and_images_behind_urls_are_read(store: Path, tiny_cfg: Any) -> No
 
 
 @dataclass(frozen=True)
-class CsvDataset(DatasetFormat):
+class CsvLines(DatasetFormat):
     """Lines of an image, a class and corners, beside the images."""
 
     prefix: ClassVar[str] = "csv"
@@ -158,7 +158,7 @@ class CsvDataset(DatasetFormat):
     file: Path
 
     @classmethod
-    def parse(cls, rest: str) -> CsvDataset:
+    def parse(cls, rest: str) -> CsvLines:
         if not rest.endswith(".csv"):
             raise ValueError("the file has to end in .csv")
         return cls(Path(rest))
@@ -186,11 +186,11 @@ class CsvDataset(DatasetFormat):
 
 @pytest.fixture
 def csv_name(tmp_path: Path) -> Iterator[str]:
-    DATASET_FORMAT_REGISTRY.register(CsvDataset)
+    DATASET_FORMAT_REGISTRY.register(CsvLines)
     cv2.imwrite(str(tmp_path / "a.png"), np.zeros((80, 120, 3), np.uint8))
     (tmp_path / "boxes.csv").write_text("a.png,cell,0,0,40,40\na.png,ant,10,20,80.5,60\n")
     yield f"csv:{tmp_path}/boxes.csv"
-    del DATASET_FORMAT_REGISTRY._obj_map["CsvDataset"]
+    del DATASET_FORMAT_REGISTRY._obj_map["CsvLines"]
 
 
 def test_a_format_added_from_outside_is_checked_loaded_and_evaluated(csv_name: str, tmp_path: Path) -> None:

@@ -108,6 +108,7 @@ def choose_length(
     start = time.perf_counter() if start is None else start
     with _quiet():  # the run will say all of it
         cfg = cfg.clone()
+        cfg.SOLVER.PATIENCE = 0  # it counts evaluations, which are not planned yet
         prepare_config(cfg, is_train=True)
         images, tested = (count_images(names) for names in (cfg.DATASETS.TRAIN, cfg.DATASETS.TEST))
         timing = measure(cfg, processes) if minutes is not None else None
