@@ -21,6 +21,7 @@ from .metadata import ExportMetadata
 from .openvino_files import save_openvino
 from .operators import onnx_translations, suppress, suppress_in_onnx
 from .quantization import halve_weights, quantize
+from .same_padding import with_constant_padding
 from .verification import verify
 
 # Of the traced image, in the detector's divisibility: unequal, and neither 0 nor 1, which would be taken for constants.
@@ -76,7 +77,7 @@ def export_torch(
     """
     if metadata.precision != "float32":
         raise ValueError(f"torch programs are in float32, not in {metadata.precision}: export to onnx or openvino")
-    exportable = ExportableDetector(detector, suppress if metadata.nms_inside else None).eval()
+    exportable = ExportableDetector(with_constant_padding(detector), suppress if metadata.nms_inside else None).eval()
     inputs, dynamic_shapes = trace_inputs(exportable, metadata.size)
     with torch.no_grad(), _names_backbone(exportable, metadata.size):
         program = torch.export.export(exportable, inputs, dynamic_shapes=dynamic_shapes)
@@ -97,7 +98,8 @@ EXPORTERS: dict[str, Callable[[nn.Module, str | Path, ExportMetadata, Sequence[s
 def _make_onnx(detector: nn.Module, metadata: ExportMetadata, calibration: Sequence[str]) -> Any:
     """An ``onnx.ModelProto``, quantized if it is to be."""
     import_extra("onnxscript", "onnx")
-    exportable = ExportableDetector(detector, suppress_in_onnx if metadata.nms_inside else None).eval()
+    suppression = suppress_in_onnx if metadata.nms_inside else None
+    exportable = ExportableDetector(with_constant_padding(detector), suppression).eval()
     inputs, dynamic_shapes = trace_inputs(exportable, metadata.size)
     with warnings.catch_warnings(), torch.no_grad(), _names_backbone(exportable, metadata.size):
         warnings.simplefilter("ignore")  # of the exporter's own making
