@@ -44,6 +44,8 @@ demo: env
 	$(BIN)/dsrcnn visualize stages output/demo --data "$$data" --output output/demo/stages.png
 	$(BIN)/dsrcnn eval output/demo --data "$$data"
 
+# One thread in the commands that tests start, too: two test processes share the cores.
+test: export OMP_NUM_THREADS := 1
 test: env
 	@$(BIN)/python -m pytest --numprocesses auto --dist loadfile --no-loadscope-reorder $(ARGS)
 
