@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import subprocess
 import sys
 from functools import partial
 from pathlib import Path
+from typing import IO
 
 import failing_run
 import pytest
@@ -22,7 +24,7 @@ from train_net import argument_parser
 from dynamic_sparse_rcnn.data.loader import TrainLoader
 from dynamic_sparse_rcnn.data.shapes import ShapesConfig, generate_shapes
 from dynamic_sparse_rcnn.engine import main as engine_main
-from dynamic_sparse_rcnn.engine.launch import RankError, launch
+from dynamic_sparse_rcnn.engine.launch import RankError, _WholeErrorFile, launch
 
 LAZY_CONFIG = str(ROOT / "configs/lazy/sparse_rcnn_R_50_FPN_300pro_3x.py")
 TORCHRUN = {
@@ -198,3 +200,20 @@ def test_torchrun_restarts_a_run_which_goes_on_as_if_nothing_had_happened(option
     run_ranks(2, engine_main.main, arguments(*options, "OUTPUT_DIR", str(tmp_path / "unbroken")))
     found, expected = (torch.load(tmp_path / name / "model_final.pth") for name in ("run", "unbroken"))
     torch.testing.assert_close(found["model"], expected["model"], rtol=0, atol=0)
+
+
+def test_a_process_that_is_ended_while_it_writes_its_error_leaves_no_part_of_it(tmp_path, monkeypatch):
+    file = tmp_path / "error.json"
+    monkeypatch.setenv("TORCHELASTIC_ERROR_FILE", str(file))
+
+    def end(data: object, part: IO[str]) -> None:
+        part.write('{"mess')
+        raise SystemExit
+
+    with monkeypatch.context() as context, pytest.raises(SystemExit):
+        context.setattr(json, "dump", end)
+        _WholeErrorFile().record_exception(OSError("the disk is full"))
+    assert not file.exists()
+    _WholeErrorFile().record_exception(OSError("the disk is full"))
+    assert json.loads(file.read_text())["message"]["message"] == "OSError: the disk is full"
+    assert os.environ["TORCHELASTIC_ERROR_FILE"] == str(file)

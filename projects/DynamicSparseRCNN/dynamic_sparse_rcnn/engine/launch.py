@@ -19,7 +19,7 @@ import torch.distributed as dist
 from detectron2.config import CfgNode
 from detectron2.engine import DEFAULT_TIMEOUT, default_argument_parser
 from detectron2.utils import comm
-from torch.distributed.elastic.multiprocessing.errors import record
+from torch.distributed.elastic.multiprocessing.errors import ErrorHandler, record
 from torch.distributed.elastic.utils.distributed import get_free_port
 from torch.multiprocessing.spawn import ProcessException
 
@@ -121,8 +121,24 @@ def _run_as_launched(main: Main[Result], args: argparse.Namespace) -> Result:
         backend = "gloo"
     store = _store_of_this_start(world_size > local_size)
     with join_group(backend, local_size, store=store, rank=rank, world_size=world_size):
-        recorded: Main[Result] = record(main)  # type: ignore[assignment]
+        recorded: Main[Result] = record(main, _WholeErrorFile())  # type: ignore[assignment]
         return recorded(args)
+
+
+class _WholeErrorFile(ErrorHandler):
+    """Writes what torchrun reads of an error whole or not at all: the process may be ended while it writes."""
+
+    def record_exception(self, e: BaseException) -> None:
+        """See PyTorch's."""
+        file = os.environ.get("TORCHELASTIC_ERROR_FILE")
+        if not file:
+            return
+        os.environ["TORCHELASTIC_ERROR_FILE"] = f"{file}.part"
+        try:
+            super().record_exception(e)
+            os.replace(f"{file}.part", file)
+        finally:
+            os.environ["TORCHELASTIC_ERROR_FILE"] = file
 
 
 def _store_of_this_start(several_machines: bool) -> dist.Store:
