@@ -210,9 +210,10 @@ def test_a_process_that_is_ended_while_it_writes_its_error_leaves_no_part_of_it(
         part.write('{"mess')
         raise SystemExit
 
-    with monkeypatch.context() as context, pytest.raises(SystemExit):
+    with monkeypatch.context() as context:
         context.setattr(json, "dump", end)
-        _WholeErrorFile().record_exception(OSError("the disk is full"))
+        with pytest.raises(SystemExit):
+            _WholeErrorFile().record_exception(OSError("the disk is full"))
     assert not file.exists()
     _WholeErrorFile().record_exception(OSError("the disk is full"))
     assert json.loads(file.read_text())["message"]["message"] == "OSError: the disk is full"
