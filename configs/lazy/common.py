@@ -1,5 +1,7 @@
 """What the lazy configs share: the published recipe of Sparse R-CNN, for a batch of 16."""
 
+from collections.abc import Sequence
+
 import torch
 from detectron2.config import LazyCall as L
 from detectron2.data import build_detection_test_loader
@@ -7,7 +9,7 @@ from detectron2.data import transforms as T
 from detectron2.solver import WarmupParamScheduler
 from detectron2.solver.build import get_default_optimizer_params
 from fvcore.common.param_scheduler import MultiStepParamScheduler
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
 from dynamic_sparse_rcnn.data.checks import report_dataset, report_training_sets
 from dynamic_sparse_rcnn.data.loader import TrainLoader
@@ -79,9 +81,9 @@ optimizer = L(torch.optim.AdamW)(
 )
 
 
-def multi_step(milestones, max_iter):
+def multi_step(milestones: Sequence[int], max_iter: int) -> DictConfig:
     """A tenth of the learning rate from each milestone on, after 1000 iterations of linear warm-up from a hundredth."""
-    return L(WarmupParamScheduler)(
+    schedule: DictConfig = L(WarmupParamScheduler)(
         scheduler=L(MultiStepParamScheduler)(
             values=[1.0, 0.1, 0.01], milestones=list(milestones), num_updates=max_iter
         ),
@@ -89,6 +91,7 @@ def multi_step(milestones, max_iter):
         warmup_method="linear",
         warmup_factor=0.01,
     )
+    return schedule
 
 
 lr_multiplier = multi_step((210000, 250000), 270000)
