@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 import torch
-from _pytest.logging import LogCaptureHandler
 from detectron2.config import CfgNode, get_cfg
 from detectron2.structures import Boxes, Instances
 from generated_boxes import random_boxes
@@ -35,8 +34,6 @@ def _seeded() -> None:
 def _loggers_left_as_they_were() -> Iterator[None]:
     """Runs set up detectron2's logging, which stops propagation: later tests want to see what is logged."""
     loggers = [logging.getLogger(name) for name in ("detectron2", "dynamic_sparse_rcnn", "fvcore", "timm")]
-    for logger in loggers:  # pytest's own is on the root: a second would capture each record twice
-        logger.handlers = [handler for handler in logger.handlers if not isinstance(handler, LogCaptureHandler)]
     before = [(logger, logger.propagate, logger.level, list(logger.handlers)) for logger in loggers]
     yield
     for logger, propagate, level, handlers in before:
