@@ -248,7 +248,7 @@ class Camera:
         self.of_files = cv2.VideoCapture
 
     def __call__(self, source: int | str) -> Camera | cv2.VideoCapture:
-        return self if source == 0 else self.of_files(source)
+        return self if source == 0 or str(source).startswith("rtsp://") else self.of_files(source)
 
     def isOpened(self) -> bool:
         return True
@@ -287,6 +287,16 @@ def test_a_camera_that_stops_leaves_what_it_has_given_and_that_is_told(run, monk
     assert found_in(output) == {f"camera 0:00000{i}" for i in range(3)}
     assert int(cv2.VideoCapture(str(output / "camera 0.mp4")).get(cv2.CAP_PROP_FRAME_COUNT)) == 3
     assert {path.name for path in output.iterdir()} == {"detections.json", "camera 0.mp4"}
+
+
+def test_the_stream_of_a_camera_is_read_without_end_and_its_password_is_told_to_nobody(run, monkeypatch, log):
+    with monkeypatch.context() as context:
+        context.setattr(cv2, "VideoCapture", Camera(3))
+        output = run("--input", "rtsp://anna:secret@camera.local/garden")
+    assert "rtsp://camera.local/garden stopped giving images after 3" in log.text
+    assert found_in(output) == {f"garden:00000{i}" for i in range(3)}
+    assert {path.name for path in output.iterdir()} == {"detections.json", "garden.mp4"}
+    assert "secret" not in log.text + (output / "detections.json").read_text()
 
 
 def test_a_camera_is_ended_by_an_interrupt_and_then_starts_anew(run, monkeypatch, log):

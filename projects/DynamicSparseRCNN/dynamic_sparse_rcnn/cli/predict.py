@@ -8,7 +8,7 @@ from pathlib import Path
 from .options import Subparsers, add_command, add_trust_option, path_of
 
 _DESCRIPTION = """Detect objects in images and videos.
-SOURCE: a file, a folder, a pattern ('*.jpg'), a URL, or a camera's number.
+SOURCE: a file, a folder, a pattern ('*.jpg'), a URL, or a camera's number or stream.
 detections.json (COCO's result format) and pictures go to --output.
 An interrupted job continues when it is started again; under torchrun the
 processes share the images."""

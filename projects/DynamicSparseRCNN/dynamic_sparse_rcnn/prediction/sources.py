@@ -6,6 +6,7 @@ import glob
 import logging
 import math
 import os
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -27,6 +28,8 @@ logger = logging.getLogger(__name__)
 InMemory: TypeAlias = "npt.NDArray[Any] | torch.Tensor | Image.Image"
 
 VIDEO_SUFFIXES = (".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm")
+#: How URLs of streams start, which have no end: those of network cameras.
+STREAM_PREFIXES = ("rtsp://", "rtsps://", "rtmp://", "udp://")
 _DEFAULT_FPS, _MOST_FPS = 25.0, 1000.0
 
 
@@ -111,8 +114,8 @@ class Images(FrameSource):
 
 
 class Video(FrameSource):
-    """The frames of a video file, or of a camera by its number. A video that ends early, or a camera that stops, is
-    warned of.
+    """The frames of a video file, or of a camera: by its number, or by the URL of its stream. A video that ends early,
+    or a camera that stops, is warned of.
 
     (supervision's readers know no cameras and do not tell whether a video ended early.)
 
@@ -122,20 +125,18 @@ class Video(FrameSource):
 
     def __init__(self, source: str | int) -> None:
         super().__init__()
-        self.name = f"camera {source}" if isinstance(source, int) else source
-        self.files = [] if isinstance(source, int) else [source]
+        live = isinstance(source, int) or _is_stream(source)
+        # The name goes into files and the log: passwords of cameras do not.
+        self.name = f"camera {source}" if isinstance(source, int) else re.sub(r"^(\w+://)[^/]*@", r"\1", source)
+        self.files = [] if live else [str(source)]
         self._source = source
         self._capture = cv2.VideoCapture(source)
         if not self._capture.isOpened():
-            remedy = (
-                "is there one, and is another program using it?"
-                if isinstance(source, int)
-                else "is it a video OpenCV can decode?"
-            )
-            raise OSError(f"{self.name} cannot be opened: {remedy}")
+            doubt = "is it there, and is another program using it?" if live else "is it a video OpenCV can decode?"
+            raise OSError(f"{self.name} cannot be opened: {doubt}")
         rate = self._capture.get(cv2.CAP_PROP_FPS)
         self.frames_per_second = rate if math.isfinite(rate) and 0 < rate <= _MOST_FPS else _DEFAULT_FPS
-        count = 0 if isinstance(source, int) else int(self._capture.get(cv2.CAP_PROP_FRAME_COUNT))
+        count = 0 if live else int(self._capture.get(cv2.CAP_PROP_FRAME_COUNT))
         self._length = count if count > 0 else None
 
     def __iter__(self) -> Iterator[Frame]:
@@ -175,8 +176,8 @@ def open_source(source: str | Path | int | InMemory | Sequence[str | Path | InMe
 
     Args:
         source: the path of an image, a video or a folder; a glob pattern (``**`` goes down into folders); a URL
-            (``https://...``) of an image; the number of a camera; an image in memory, see :func:`to_frame`; or a list
-            of image files and images in memory.
+            (``https://...``) of an image; the number of a camera, or the URL of its stream (``rtsp://...``); an image
+            in memory, see :func:`to_frame`; or a list of image files and images in memory.
 
     Raises:
         FileNotFoundError: there is no such file, or a folder or pattern has no image.
@@ -198,7 +199,11 @@ def _open_path(path: str) -> FrameSource:
     if "://" not in path and glob.has_magic(path) and not os.path.exists(path):
         return Images(_images_among([file for file in glob.glob(path, recursive=True) if os.path.isfile(file)], path))
     _existing(path)
-    return Video(path) if path.lower().endswith(VIDEO_SUFFIXES) else Images([path])
+    return Video(path) if _is_stream(path) or path.lower().endswith(VIDEO_SUFFIXES) else Images([path])
+
+
+def _is_stream(source: str) -> bool:
+    return source.lower().startswith(STREAM_PREFIXES)
 
 
 def _images_among(files: list[str], place: str) -> list[str]:

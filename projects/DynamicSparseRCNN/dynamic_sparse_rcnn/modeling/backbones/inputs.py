@@ -57,7 +57,7 @@ def build_input_normalization(cfg: CfgNode, mean: Sequence[float], std: Sequence
 
     With ``MODEL.TIMM.NORMALIZATION model`` the model gets RGB images normalized as its data config says,
     whatever ``MODEL.PIXEL_MEAN``, ``MODEL.PIXEL_STD`` and ``INPUT.FORMAT`` are; with ``config`` it gets the
-    images as they are. A difference is logged as a warning in both cases.
+    images as they are, and a difference is warned of.
 
     Args:
         cfg: the whole config.
@@ -83,23 +83,18 @@ def build_input_normalization(cfg: CfgNode, mean: Sequence[float], std: Sequence
     ordered = [x[::-1] if reverse else x for x in given]
     if not reverse and _close(ordered[0], wanted[0]) and _close(ordered[1], wanted[1]):
         return nn.Identity()
-    _warn(cfg, wanted)
     if choice == "config":
+        _warn(cfg, wanted)
         return nn.Identity()
     return InputNormalization(*given, *wanted, reverse_channels=reverse)
 
 
 def _warn(cfg: CfgNode, wanted: tuple[list[float], list[float]]) -> None:
     mean, std = ([round(x, 3) for x in values] for values in wanted)
-    remedy = (
-        "the images are converted (MODEL.TIMM.NORMALIZATION config turns this off)"
-        if cfg.MODEL.TIMM.NORMALIZATION == "model"
-        else "MODEL.TIMM.NORMALIZATION is config, so they are not converted"
-    )
     logger.warning(
         f"MODEL.TIMM.NAME {cfg.MODEL.TIMM.NAME} was trained on RGB with mean {mean} and std {std}; "
         f"INPUT.FORMAT {cfg.INPUT.FORMAT}, MODEL.PIXEL_MEAN {list(cfg.MODEL.PIXEL_MEAN)} and MODEL.PIXEL_STD "
-        f"{list(cfg.MODEL.PIXEL_STD)} differ: {remedy}"
+        f"{list(cfg.MODEL.PIXEL_STD)} differ, and with MODEL.TIMM.NORMALIZATION config images are not converted"
     )
 
 
