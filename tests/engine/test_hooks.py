@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import logging
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -131,6 +132,40 @@ def test_of_losses_less_is_better_and_of_several_sets_the_mean_counts():
         find_metric(results, "box/AP")
 
 
+@pytest.mark.parametrize(("metric", "best"), [("validation/total_loss", 2), ("one/validation/total_loss", 2)])
+def test_of_losses_the_smallest_is_the_best(tmp_path, metric, best):
+    training = make_training(tmp_path, eval_period=1, best_metric=metric)
+    losses = iter([3.0, 1.0, 2.0, 4.0, 5.0, 6.0])
+    training.parts = replace(
+        training.parts, evaluate=lambda model: {"one": {"validation": {"total_loss": next(losses)}}}
+    )
+    train(training)
+    assert checkpoint(tmp_path, "model_best")["iteration"] == best - 1
+
+
+def test_another_metric_starts_anew_when_a_run_is_resumed(tmp_path):
+    scores = {1: 80.0, 2: 90.0, 3: 85.0}
+    training = make_training(tmp_path, eval_period=1, scores=scores, best_metric="bbox/AP")
+    with pytest.raises(Killed):
+        train(training, after_step=lambda training: kill_after(3, training))
+    scores = {3: 30.0, 4: 40.0, 5: 45.0, 6: 35.0}
+    settings: dict[str, Any] = {"eval_period": 1, "scores": scores, "best_metric": "one/bbox/AP", "patience": 3}
+    training = make_training(tmp_path, **settings)
+    evaluate = training.parts.evaluate
+    training.parts = replace(training.parts, evaluate=lambda model: {"one": evaluate(model)})
+    train(training, resume=True)
+    assert checkpoint(tmp_path, "model_best")["metric"] == {"name": "one/bbox/AP", "value": 45.0}
+
+
+def test_a_new_run_is_not_taken_for_the_earlier_one_of_its_folder(tmp_path):
+    settings: dict[str, Any] = {"eval_period": 1, "best_metric": "bbox/AP"}
+    train(make_training(tmp_path, scores=dict.fromkeys(range(1, 7), 1.0), **settings))
+    assert (tmp_path / "model_best.pth").is_file()
+    with pytest.raises(Killed):
+        train(make_training(tmp_path, checkpoint_period=3), after_step=lambda training: kill_after(2, training))
+    assert not (tmp_path / "model_best.pth").exists() and not (tmp_path / "last_checkpoint").exists()
+
+
 @pytest.mark.parametrize(("patience", "last"), [(1, 4), (2, 5), (3, 6), (4, 10)])
 def test_a_training_stops_when_its_patience_is_over(tmp_path, patience, last, caplog):
     scores = {1: 1.0, 2: 2.0, 3: 3.0, **dict.fromkeys(range(4, 7), 2.0), **dict.fromkeys(range(7, 11), 4.0)}
@@ -182,6 +217,7 @@ def test_all_processes_stop_together_with_one_average(tmp_path):
         ({"patience": 1, "eval_period": 1, "best_metric": ""}, r"SOLVER\.PATIENCE .* is 1: .*needs TEST\.BEST_METRIC"),
         ({"patience": 1, "eval_period": 0, "best_metric": "bbox/AP"}, r"SOLVER\.PATIENCE .*TEST\.EVAL_PERIOD"),
         ({"max_iter": 0}, r"SOLVER\.MAX_ITER .* is 0"),
+        ({"output_dir": "s3://bucket/run"}, r"OUTPUT_DIR .* is s3://bucket/run: runs are written to a folder"),
         ({"checkpoint_period": 0}, r"SOLVER\.CHECKPOINT_PERIOD .* 0: a training needs at least 1"),
         ({"loggers": ("tensorbored",)}, r"LOGGERS has 'tensorbored': registered are mlflow, tensorboard, wandb"),
     ],

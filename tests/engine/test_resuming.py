@@ -79,12 +79,18 @@ def test_resuming_without_a_checkpoint_says_so(run, tmp_path):
     assert "--resume finds no checkpoint" in (tmp_path / "run/log.txt").read_text()
 
 
-def test_a_run_without_iterations_left_is_an_error(run, tmp_path):
+def test_a_run_without_iterations_left_is_evaluated_and_not_trained(run, tmp_path):
+    """It may have been killed in its last evaluation."""
     run("SOLVER.MAX_ITER", "2")
     before = (tmp_path / "run/model_final.pth").stat().st_mtime_ns
-    for last in ("2", "1"):
-        with pytest.raises(ValueError, match=rf"has done 2 iterations, and SOLVER\.MAX_ITER .* is {last}.*raise"):
-            run("--resume", "SOLVER.MAX_ITER", last)
+    results = tmp_path / "run/inference/coco_instances_results.json"
+    (tmp_path / "run/report.html").unlink()
+    results.unlink()
+    run("--resume", "SOLVER.MAX_ITER", "2")
+    assert results.is_file() and (tmp_path / "run/report.html").is_file()
+    assert read_metrics(tmp_path / "run")[-1]["iteration"] == 2
+    with pytest.raises(ValueError, match=r"has done 2 iterations, more than 1\. .*raise SOLVER\.MAX_ITER"):
+        run("--resume", "SOLVER.MAX_ITER", "1")
     with pytest.raises(ValueError, match=r"SOLVER\.MAX_ITER .* is 0, .*: a training needs"):
         run("SOLVER.MAX_ITER", "0", "OUTPUT_DIR", str(tmp_path / "other"))
     assert (tmp_path / "run/model_final.pth").stat().st_mtime_ns == before

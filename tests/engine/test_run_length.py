@@ -55,6 +55,12 @@ def test_epochs_are_iterations_over_all_images(cfg, epochs, iterations):
     assert chosen["SOLVER.REFERENCE_BATCH_SIZE"] == 2
 
 
+def test_the_schedule_follows_from_a_number_of_iterations(cfg):
+    chosen = values(run_length.choose_length(cfg, iterations=1000))
+    assert (chosen["SOLVER.MAX_ITER"], chosen["SOLVER.STEPS"], chosen["TEST.EVAL_PERIOD"]) == (1000, (800,), 250)
+    assert chosen["SOLVER.REFERENCE_BATCH_SIZE"] == 2
+
+
 def test_minutes_are_iterations_and_evaluations(cfg, timed):
     timed(Timing(iteration=0.5, image=1.0))
     # Of 600 seconds a fifth is enough for four evaluations of six seconds; 95 % of the rest are for iterations.
@@ -140,12 +146,12 @@ def test_small_objects_get_the_image_size_that_time_allows(small_objects, timed,
     assert cfg.DATASETS.TRAIN[0].endswith(":0-80%")
 
 
-def test_a_training_of_a_given_length_or_none_is_not_timed(small_objects, timed):
+def test_a_training_of_a_given_length_is_not_timed(small_objects, timed):
     measured, read = timed(Timing(1.0, 1.0)), reader(small_objects)
     # Eight of the ten images, in batches of eight.
     choices = run_length.choose_training(read, [small_objects], [], epochs=6)
     assert values(choices)["SOLVER.MAX_ITER"] == 6
-    assert "SOLVER.MAX_ITER" not in values(run_length.choose_training(read, [small_objects], []))
+    assert values(run_length.choose_training(read, [small_objects], [], iterations=5))["SOLVER.MAX_ITER"] == 5
     assert not measured
 
 

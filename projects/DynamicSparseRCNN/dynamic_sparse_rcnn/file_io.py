@@ -16,7 +16,8 @@ import numpy as np
 import numpy.typing as npt
 
 _PARTIAL = ".partial"
-
+# In characters; file systems allow names of 255 bytes.
+_LONGEST_PREFIX = 40
 
 # What a disk answers that takes nothing more.
 _DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
@@ -68,11 +69,6 @@ def whole_file(path: str | Path, *, sync: bool = True) -> Iterator[IO[bytes]]:
                 file.flush()
                 if sync:
                     os.fsync(file.fileno())
-                # Temporary files are for their owner alone: this one gets what an ordinary file would have.
-                mask = os.umask(0)
-                os.umask(mask)
-                os.chmod(file.name, 0o666 & ~mask)
-                os.replace(file.name, path)
         except OSError as error:
             if error.filename is None or _is_known(error.filename):
                 raise
@@ -81,13 +77,21 @@ def whole_file(path: str | Path, *, sync: bool = True) -> Iterator[IO[bytes]]:
 
 @contextmanager
 def _partial_file(path: Path) -> Iterator[IO[bytes]]:
-    """A file beside ``path``, which is removed after an error."""
-    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", suffix=_PARTIAL, delete=False) as file:
+    """A file beside ``path``, which takes its place or, after an error, is removed."""
+    prefix = f".{path.name[:_LONGEST_PREFIX]}."
+    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=prefix, suffix=_PARTIAL, delete=False) as file:
+        partial = Path(file.name)
         try:
             yield file
         except BaseException:
-            os.unlink(file.name)
+            file.close()
+            partial.unlink()
             raise
+    # Temporary files are for their owner alone: this one gets what an ordinary file would have.
+    mask = os.umask(0)
+    os.umask(mask)
+    partial.chmod(0o666 & ~mask)
+    partial.replace(path)
 
 
 def write_json(content: object, path: str | Path, indent: int | None = None) -> None:

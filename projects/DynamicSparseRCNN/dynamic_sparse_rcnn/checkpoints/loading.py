@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 from urllib.error import URLError
 
-import torch
 from detectron2.checkpoint import DetectionCheckpointer
 from torch import nn
 
@@ -110,24 +109,14 @@ class SafeCheckpointer(DetectionCheckpointer):
         content = {"model": self.model.state_dict(), **classes, **content}
         file = os.path.join(self.save_dir, f"{name}.pth")
         self.logger.info(f"Saving checkpoint to {file}")
-        if self._is_remote:
-            with self.path_manager.open(file, "wb") as opened:
-                torch.save(content, opened)
-            return
-        for leftover in Path(self.save_dir).glob(".*.partial"):  # of a run that was killed
-            leftover.unlink()
+        # Of a run that was killed. Other files may be somebody else's, who is writing them now.
+        for name in ("model_*", "last_checkpoint", "config.yaml"):
+            for leftover in Path(self.save_dir).glob(f".{name}.*.partial"):
+                leftover.unlink(missing_ok=True)
         write_checkpoint(file, content)
-
-    @property
-    def _is_remote(self) -> bool:
-        """Whether checkpoints go to one of iopath's stores, which take a file as a whole."""
-        return "://" in self.save_dir
 
     def tag_last_checkpoint(self, last_filename_basename: str) -> None:
         """Makes ``last_checkpoint`` point to a file of ``save_dir``."""
-        if self._is_remote:
-            super().tag_last_checkpoint(last_filename_basename)
-            return
         with whole_file(os.path.join(self.save_dir, "last_checkpoint")) as file:
             file.write(last_filename_basename.encode())
 

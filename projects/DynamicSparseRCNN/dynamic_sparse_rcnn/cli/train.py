@@ -44,7 +44,7 @@ def run(args: argparse.Namespace) -> None:
     """Trains, in as many processes as are asked for.
 
     Raises:
-        ValueError: a new run has no data, or a resumed one is given another length.
+        ValueError: a new run has no data.
     """
     from ..checkpoints.runs import find_checkpoint
     from ..data.formats import expand_folders
@@ -53,27 +53,27 @@ def run(args: argparse.Namespace) -> None:
 
     output = str(Path(args.output).expanduser())
     saved = Path(output) / "config.yaml"
+    if args.resume and saved.is_file():
+        _tell_unread(args, saved)
+        launch(run_process, detectron2_arguments(args, str(saved), run_options(str(saved), output), resume=True))
+        return
     args.val = expand_folders(args.val or _with_val(args.data), "val", "test")
     args.data = expand_folders(args.data, "train")
-    resumes = args.resume and saved.is_file()
-    if not (args.data or resumes):
+    if not args.data:
         raise ValueError("--data is needed: the data set to train on, such as coco:train.json:images")
-    config_file = args.config_file or (str(saved) if resumes else DEFAULT_CONFIG)
-    options = run_options(
-        config_file,
-        output,
-        train=args.data or None,
-        test=args.val if args.val or not resumes else None,
-        weights=find_checkpoint(args.weights) if args.weights else None,
-    )
-    if resumes and (args.minutes or args.epochs):
-        raise ValueError(
-            "a resumed run keeps its length: leave out --minutes and --epochs; to train longer, set SOLVER.MAX_ITER "
-            "and SOLVER.STEPS"
-        )
-    if not resumes:
-        options += choose_options(args, config_file, options, output)
+    config_file = args.config_file or DEFAULT_CONFIG
+    weights = find_checkpoint(args.weights) if args.weights else None
+    options = run_options(config_file, output, train=args.data, test=args.val, weights=weights)
+    options += choose_options(args, config_file, options, output)
     launch(run_process, detectron2_arguments(args, config_file, options, resume=args.resume))
+
+
+def _tell_unread(args: argparse.Namespace, saved: Path) -> None:
+    """Says which options a resumed run does not read: its config has what followed from them."""
+    names = ("data", "val", "config_file", "weights", "minutes", "epochs")
+    given = [f"--{name.replace('_', '-')}" for name in names if getattr(args, name)]
+    if given:
+        logger.warning(f"The run is resumed with the settings in {saved}; not read: {', '.join(given)}")
 
 
 def _with_val(names: Sequence[str]) -> list[str]:
@@ -120,7 +120,9 @@ def choose_options(args: argparse.Namespace, config_file: str, options: Sequence
     if args.config_file:
         choices = choose_length(read([]), **length)
     else:
-        if args.epochs is None and "SOLVER.MAX_ITER" not in args.opts:
+        if "SOLVER.MAX_ITER" in args.opts:
+            length["iterations"] = read([]).SOLVER.MAX_ITER
+        elif args.epochs is None:
             length["minutes"] = args.minutes or DEFAULT_MINUTES
         choices = choose_training(read, args.data, args.val, **length)
     for choice in choices:

@@ -104,7 +104,10 @@ def setup(args: argparse.Namespace) -> DictConfig:
 
 def save_config(cfg: DictConfig) -> None:
     """Writes ``config.yaml`` into the output folder."""
-    LazyConfig.save(cfg, str(Path(cfg.train.output_dir) / "config.yaml"))
+    file = Path(cfg.train.output_dir) / "config.yaml"
+    partial = file.with_name(f".{file.name}.partial")
+    LazyConfig.save(cfg, str(partial))
+    partial.replace(file)
 
 
 def settings_of(cfg: DictConfig) -> RunSettings:

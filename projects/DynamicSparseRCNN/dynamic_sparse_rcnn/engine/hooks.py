@@ -144,7 +144,7 @@ class Evaluation(hooks.EvalHook):
         super().__init__(period, self._evaluate)
         self._run_evaluation = evaluate
         self._metric, self._patience = metric, patience
-        self._is_loss = metric.startswith(f"{LOSS_TASK}/")
+        self._is_loss = f"/{LOSS_TASK}/" in f"/{metric}"
         self.progress = Progress()
 
     def before_train(self) -> None:
@@ -153,7 +153,8 @@ class Evaluation(hooks.EvalHook):
         if start == 0:
             return
         self.trainer.iter = self.trainer.storage.iter = start - 1
-        if self._metric and self._period > 0 and start % self._period == 0 and self.progress.evaluated != start:
+        is_due = self._period > 0 and start % self._period == 0 and start < self.trainer.max_iter
+        if self._metric and is_due and self.progress.evaluated != start:
             self._do_eval()
         self._stop_if_exhausted()
         self.trainer.iter = self.trainer.storage.iter = start
@@ -203,12 +204,14 @@ class Evaluation(hooks.EvalHook):
         raise StopTraining
 
     def state_dict(self) -> State:
-        """The progress."""
-        return asdict(self.progress) if self._metric else {}
+        """The progress, and the metric that it is of."""
+        return {"metric": self._metric, **asdict(self.progress)} if self._metric else {}
 
     def load_state_dict(self, state_dict: State) -> None:
-        """The reverse of :meth:`state_dict`."""
-        self.progress = Progress(**state_dict)
+        """The reverse of :meth:`state_dict`. Values of another metric say nothing of this one."""
+        state = dict(state_dict)
+        if state.pop("metric", self._metric) == self._metric:
+            self.progress = Progress(**state)
 
 
 def find_metric(results: Results, name: str) -> float:

@@ -8,6 +8,7 @@ import weakref
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,6 +20,7 @@ from torch import nn
 
 from ..checkpoints.classes import DetectorClasses
 from ..checkpoints.loading import Checkpointer
+from ..checkpoints.runs import BEST, LAST
 from ..data.loader import TrainLoader
 from ..data.seeding import shared_seed
 from ..errors import describe
@@ -29,6 +31,11 @@ from .parallel import distribute
 from .step import StepTrainer
 
 logger = logging.getLogger(__name__)
+
+_LONGER = (
+    "To train for longer, raise SOLVER.MAX_ITER (of a lazy config train.max_iter); for a new run from its weights, "
+    "leave out --resume, name its last checkpoint as the weights and give another output folder."
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,6 +92,11 @@ class RunSettings:
             raise ValueError(
                 f"SOLVER.PATIENCE (of a lazy config train.patience) is {self.patience}: it counts evaluations without "
                 "gain, so it needs TEST.BEST_METRIC (train.best_metric) and TEST.EVAL_PERIOD (train.eval_period)"
+            )
+        if "://" in self.output_dir:
+            raise ValueError(
+                f"OUTPUT_DIR (of a lazy config train.output_dir) is {self.output_dir}: runs are written to a folder of "
+                "this machine; copy or mount the other one"
             )
         check_loggers(self.loggers)
 
@@ -196,17 +208,17 @@ class TrainingRun(DefaultTrainer):
         self.checkpointer.resume_or_load(settings.weights, resume=resume)
         if resume and last:
             self.start_iter = self.iter + 1
-        if self.start_iter >= self.max_iter:
+        if self.start_iter > self.max_iter:
             raise ValueError(
-                f"Nothing is left to train: the run in {settings.output_dir} has done {self.start_iter} iterations, "
-                f"and SOLVER.MAX_ITER (of a lazy config train.max_iter) is {self.max_iter}. To train for longer, raise "
-                "it; to evaluate, use --eval-only; for a new run from its weights, leave out --resume, name its last "
-                "checkpoint as the weights and give another output folder."
+                f"The run in {settings.output_dir} has done {self.start_iter} iterations, more than {self.max_iter}. "
+                f"{_LONGER}"
             )
+        if self.start_iter == self.max_iter:
+            logger.info(f"All {self.max_iter} iterations are done: evaluating once more. {_LONGER}")
         if isinstance(self.data_loader, TrainLoader):
             self.data_loader.start_iter = self.start_iter
         if comm.is_main_process():
-            self.parts.save_config() if resume else forget_tracked_runs(settings.output_dir)
+            self.parts.save_config() if resume else _forget_earlier_run(settings.output_dir)
 
     def train(self) -> Results:
         """Runs the training, and gives the results of the last evaluation (in the main process)."""
@@ -215,6 +227,11 @@ class TrainingRun(DefaultTrainer):
         if comm.is_main_process():
             _report(self.parts.settings.output_dir)
         return self.last_results
+
+    def after_train(self) -> None:
+        """As ``DefaultTrainer``; detectron2 counts one iteration too many if none was left."""
+        self.iter = min(self.iter, self.max_iter)
+        super().after_train()
 
     def state_dict(self) -> State:
         """What a checkpoint keeps of the run: iteration, hooks, and optimizer, which detectron2 0.6 forgets."""
@@ -233,6 +250,13 @@ class TrainingRun(DefaultTrainer):
             )
         TrainerBase.load_state_dict(self, state_dict)  # DefaultTrainer's, on detectron2's main branch, does both
         self._trainer.load_state_dict(state_dict["_trainer"])
+
+
+def _forget_earlier_run(output_dir: str) -> None:
+    """Removes what would be taken for the new run's: until it has checkpoints, it has none."""
+    forget_tracked_runs(output_dir)
+    for name in (LAST, BEST):
+        (Path(output_dir) / name).unlink(missing_ok=True)
 
 
 def _report(output_dir: str) -> None:

@@ -47,6 +47,7 @@ def choose_training(
     *,
     minutes: float | None = None,
     epochs: float | None = None,
+    iterations: int | None = None,
     processes: int = 1,
 ) -> list[Choice]:
     """All settings of a training of which only the data and the length are known.
@@ -56,7 +57,8 @@ def choose_training(
         train: see :func:`choose_settings`.
         val: likewise.
         minutes: see :func:`choose_length`. Images become smaller where too few iterations fit.
-        epochs: see :func:`choose_length`; without either, the config's length stays.
+        epochs: see :func:`choose_length`.
+        iterations: see :func:`choose_length`.
         processes: see :func:`choose_length`.
 
     Raises:
@@ -65,7 +67,7 @@ def choose_training(
     start, device = time.perf_counter(), usable_device(read([]).MODEL.DEVICE)
     settings = choose_settings(train, val, device)
     if minutes is None:
-        return settings if epochs is None else [*settings, *choose_length(read(as_options(settings)), epochs=epochs)]
+        return [*settings, *choose_length(read(as_options(settings)), epochs=epochs, iterations=iterations)]
 
     def fitting(settings: list[Choice]) -> list[Choice]:
         cfg = read(as_options(settings))
@@ -90,6 +92,7 @@ def choose_length(
     *,
     minutes: float | None = None,
     epochs: float | None = None,
+    iterations: int | None = None,
     processes: int = 1,
     start: float | None = None,
 ) -> list[Choice]:
@@ -99,6 +102,7 @@ def choose_length(
         cfg: as it was read; it is not changed.
         minutes: that the training may take, with its evaluations; some iterations are timed.
         epochs: how often each image is learned, if no time is given.
+        iterations: their number, if neither is given.
         processes: that share a batch.
         start: of the minutes, in seconds of ``time.perf_counter``; None: now.
 
@@ -113,6 +117,8 @@ def choose_length(
         images, tested = (count_images(names) for names in (cfg.DATASETS.TRAIN, cfg.DATASETS.TEST))
         timing = measure(cfg, processes) if minutes is not None else None
     batch, rate = cfg.SOLVER.IMS_PER_BATCH, cfg.SOLVER.BASE_LR
+    if iterations is not None:
+        return choose_schedule(iterations, _MOST_EVALUATIONS, batch, rate, "as given")
     if timing is None or minutes is None:
         iterations = math.ceil((epochs or 0) * images / batch)
         return choose_schedule(iterations, _MOST_EVALUATIONS, batch, rate, f"{epochs or 0:g} epochs of {images} images")
