@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 
 import pytest
@@ -51,6 +52,7 @@ def test_epochs_are_all_that_a_training_needs_and_a_resumed_one_keeps_what_was_c
     assert "Chosen: SOLVER.MAX_ITER 8: 8 epochs of 5 images" in (tmp_path / "log.txt").read_text()
     (tmp_path / "last_checkpoint").write_text("model_0000003.pth")
     # As somebody does whose machine may be taken away: the same command each time.
+    logging.getLogger("dynamic_sparse_rcnn").addHandler(caplog.handler)  # runs stop the propagation
     main(["train", "--resume", "--data", shapes, "--output", str(tmp_path), "--epochs", "8"])
     assert config_of(tmp_path) == config
     assert "Resuming the run" in (tmp_path / "log.txt").read_text()
