@@ -94,7 +94,7 @@ def class_options(found: Run, data: Sequence[str], trust: bool) -> list[str]:
     from ..checkpoints.files import read_checkpoint
     from ..config_reading import read_config
 
-    cfg = read_config(found.config_file)
+    cfg = read_config(found.config_file, trust=trust)
     if not isinstance(cfg, CfgNode):
         return []
     content = read_checkpoint(PathManager.get_local_path(found.checkpoint), trust=trust)

@@ -72,8 +72,8 @@ def load_detector(
         ValueError: no weights are given, they are not those of the whole model, or it has other classes.
     """
     if is_exported(weights or config):
-        return _load_exported(str(weights or config), device, class_names, precision)
-    cfg, weights = _find(config, weights)
+        return _load_exported(str(weights or config), device, trust, class_names, precision)
+    cfg, weights = _find(config, weights, trust)
     if not weights or _BACKBONES in weights:
         raise ValueError(
             "No weights are given, and the config names those of a backbone or none: the detector is untrained. The "
@@ -130,13 +130,13 @@ def _load_exported(
     return LoadedDetector(model, T.AugmentationList([]), image_format, classes, place, None, resize)
 
 
-def _find(config: Any, weights: str | None) -> tuple[Any, str]:
+def _find(config: Any, weights: str | None, trust: bool) -> tuple[Any, str]:
     """The config that is meant, and the weights: those given, of a run, the released ones, or the config's own."""
     if config is None:
         run = find_run(weights or DEFAULT_CONFIG)
-        return read_config(run.config_file), run.checkpoint
+        return read_config(run.config_file, trust=trust), run.checkpoint
     if isinstance(config, (str, Path)):
-        released, cfg = find_released(str(config)), read_config(str(config))
+        released, cfg = find_released(str(config)), read_config(str(config), trust=trust)
     else:
         released, cfg = None, config.clone() if isinstance(config, CfgNode) else config
     if weights is not None and Path(weights).is_dir():
