@@ -200,7 +200,7 @@ class _Job:
         self, frames: list[Frame], video: str | None, tracker: Tracker | None, writer: VideoWriter | None
     ) -> None:
         self.watches.infer.resume()
-        predictions = self.predictor.predict(frames)
+        predictions = self.predictor.predict(frames, tracker.lowest_score if tracker else None)
         self.watches.infer.pause()
         for prediction in predictions:
             if tracker is not None:

@@ -129,28 +129,36 @@ class Predictor:
             else:
                 yield frame
 
-    def predict(self, frames: Sequence[Frame]) -> list[Prediction]:
-        """The detections in some images, run as one batch, or in tiles."""
+    def predict(self, frames: Sequence[Frame], lowest_score: float | None = None) -> list[Prediction]:
+        """The detections in some images, run as one batch, or in tiles.
+
+        Args:
+            frames: the images.
+            lowest_score: in place of ``score_threshold``, for those who filter detections themselves.
+        """
+        lowest = self.score_threshold if lowest_score is None else lowest_score
         if self.tiles is None:
-            found = self._detect(frames)
+            found = self._detect(frames, lowest)
         else:
-            found = [self._detect_in_tiles(frame, self.tiles) for frame in frames]
+            found = [self._detect_in_tiles(frame, self.tiles, lowest) for frame in frames]
         return [
             Prediction(frame.name, frame.pixels, instances, self.classes.names, self.classes.category_ids)
             for frame, instances in zip(frames, found, strict=True)
         ]
 
-    def _detect_in_tiles(self, frame: Frame, side: int) -> Instances:
+    def _detect_in_tiles(self, frame: Frame, side: int, lowest: float) -> Instances:
         parts = split(frame, side)
-        found = [x for batch in batches((tile for tile, _ in parts), self.batch_size) for x in self._detect(batch)]
-        return merge(found, parts)
+        tiles = [tile for tile, _ in parts]
+        found = [x for batch in batches(tiles, self.batch_size) for x in self._detect(batch, lowest)]
+        height, width = tiles[-1].pixels.shape[:2]
+        return merge(found, parts, 1 / self._resize.scale(width, height) if self._resize else 1.0)
 
     @torch.no_grad()
-    def _detect(self, frames: Sequence[Frame]) -> list[Instances]:
+    def _detect(self, frames: Sequence[Frame], lowest: float) -> list[Instances]:
         with autocast(self._dtype, self._device):
             outputs = self.model([self.to_input(frame) for frame in frames]) if frames else []
         found = [output["instances"].to("cpu") for output in outputs]
-        return [instances[instances.scores >= self.score_threshold] for instances in found]
+        return [instances[instances.scores >= lowest] for instances in found]
 
     def to_input(self, frame: Frame) -> dict[str, Any]:
         """What the detector is given for an image: detectron2's dict, with the image resized."""
