@@ -46,6 +46,7 @@ class LoadedDetector:
         device: where it is run.
         autocast_dtype: what it is run in under autocast; None: without.
         resize: what images are resized to, before the model or in it; None: any size can be used.
+        score_threshold: that of an exported file, otherwise 0.5.
     """
 
     model: nn.Module
@@ -55,6 +56,7 @@ class LoadedDetector:
     device: torch.device
     autocast_dtype: torch.dtype | None
     resize: Resize | None
+    score_threshold: float = 0.5
 
 
 def load_detector(
@@ -126,8 +128,8 @@ def _load_exported(
     if class_names is not None:
         classes = _with_given_names(classes, class_names, classes)
     resize = Resize.of(make_augmentations(model.metadata).augs)
-    place, image_format = torch.device("cpu"), model.metadata.image_format
-    return LoadedDetector(model, T.AugmentationList([]), image_format, classes, place, None, resize)
+    place, image_format, threshold = torch.device("cpu"), model.metadata.image_format, model.metadata.score_threshold
+    return LoadedDetector(model, T.AugmentationList([]), image_format, classes, place, None, resize, threshold)
 
 
 def _find(config: Any, weights: str | None, trust: bool) -> tuple[Any, str]:

@@ -40,7 +40,7 @@ class Predictor:
         weights: str | None = None,
         *,
         device: str | None = None,
-        score_threshold: float = 0.5,
+        score_threshold: float | None = None,
         batch_size: int = 1,
         precision: str | None = None,
         tiles: int | None = None,
@@ -55,7 +55,7 @@ class Predictor:
             weights: anything that ``MODEL.WEIGHTS`` can be, or the folder of a run. Default: the config's, or our
                 released checkpoint of it. Or an exported file.
             device: of the model. Default: the config's, or the CPU where there is no GPU.
-            score_threshold: in [0, 1].
+            score_threshold: in [0, 1]. Default: that of an exported file, otherwise 0.5.
             batch_size: at least 1.
             precision: ``float16`` or ``bfloat16``, mixed with float32 (on the CPU it is bfloat16 in any case).
                 Default: float32. Of exported files OpenVINO's alone let one choose.
@@ -69,7 +69,7 @@ class Predictor:
             FileNotFoundError: there is no such config or checkpoint.
             ValueError: an argument is out of its range, or the weights are not those of the model or of the classes.
         """
-        if not 0 <= score_threshold <= 1 or batch_size < 1 or (tiles is not None and tiles < 32):
+        if not 0 <= (score_threshold or 0) <= 1 or batch_size < 1 or (tiles is not None and tiles < 32):
             raise ValueError(
                 "score_threshold must lie in [0, 1], batch_size be at least 1 and tiles at least 32, got "
                 f"{score_threshold}, {batch_size} and {tiles}"
@@ -77,7 +77,7 @@ class Predictor:
         loaded = load_detector(config, weights, device, trust_checkpoint, class_names, precision)
         self.model = loaded.model
         self.classes = loaded.classes
-        self.score_threshold = score_threshold
+        self.score_threshold = loaded.score_threshold if score_threshold is None else score_threshold
         self.batch_size = batch_size
         self.tiles = tiles
         self._device = loaded.device
