@@ -67,7 +67,7 @@ def evaluate_exported(args: argparse.Namespace) -> None:
     from .running import summarize
 
     setup_logger(name="dynamic_sparse_rcnn")
-    detector = ExportedDetector(args.source)
+    detector = ExportedDetector(args.source, trust=args.trust_checkpoint)
     metadata = detector.metadata
     cfg = get_cfg()
     add_dynamic_sparse_rcnn_config(cfg)

@@ -143,22 +143,33 @@ class ExportedDetector(nn.Module):
         runtime: what runs it.
     """
 
-    def __init__(self, path: str | Path, device: str = "cpu", precision: str | None = None) -> None:
+    def __init__(
+        self, path: str | Path, device: str = "cpu", precision: str | None = None, trust: bool = False
+    ) -> None:
         """
         Args:
             path: of an ``.onnx``, ``.xml`` or ``.pt2`` file that this package wrote.
             device: where it is run.
             precision: of the arithmetic, where the backend lets one choose.
+            trust: whether a ``.pt2`` file may be read, which runs whatever code it holds.
 
         Raises:
             FileNotFoundError: there is no such file.
             ImportError: what runs it is not installed.
-            ValueError: it cannot be run so, or is not of this package.
+            ValueError: it cannot be run so, is not trusted, or this package did not write it.
         """
         super().__init__()
+        suffix = Path(path).suffix
+        if suffix not in _RUNTIMES:
+            raise ValueError(f"{path} is not an exported file: their names end with {', '.join(_RUNTIMES)}")
         if not Path(path).is_file():
             raise FileNotFoundError(f"There is no file {path}")
-        self.runtime = _RUNTIMES[Path(path).suffix](str(path), device, precision)
+        if suffix == SUFFIXES["torch"] and not trust:
+            raise ValueError(
+                f"{path} could run code: PyTorch unpickles parts of it. Use an .onnx or .xml file; or, if you trust "
+                "where the file comes from, use --trust-checkpoint (trust_checkpoint=True)"
+            )
+        self.runtime = _RUNTIMES[suffix](str(path), device, precision)
         self.metadata = self.runtime.metadata
 
     def forward(self, batched_inputs: list[dict[str, Any]]) -> list[dict[str, Instances]]:

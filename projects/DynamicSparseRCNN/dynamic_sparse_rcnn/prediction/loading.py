@@ -118,12 +118,12 @@ def build_untrained(config: str, options: Sequence[str] = (), num_classes: int =
 
 
 def _load_exported(
-    path: str, device: str | None, class_names: Sequence[str] | None, precision: str | None
+    path: str, device: str | None, trust: bool, class_names: Sequence[str] | None, precision: str | None
 ) -> LoadedDetector:
     from ..deploy.backends import ExportedDetector  # ONNX Runtime and OpenVINO are optional
     from ..deploy.inputs import make_augmentations
 
-    model = ExportedDetector(path, device or "cpu", precision).eval()
+    model = ExportedDetector(path, device or "cpu", precision, trust).eval()
     classes = DetectorClasses(model.metadata.class_names, model.metadata.category_ids)
     if class_names is not None:
         classes = _with_given_names(classes, class_names, classes)

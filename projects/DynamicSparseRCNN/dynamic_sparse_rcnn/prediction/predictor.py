@@ -63,7 +63,8 @@ class Predictor:
                 small objects in them. Default: images are looked at as a whole alone.
             class_names: of all classes, for a checkpoint that does not name its classes. Default: what the checkpoint
                 says, or the config's data sets.
-            trust_checkpoint: whether a pickled checkpoint may hold code, which is then run.
+            trust_checkpoint: whether a pickled checkpoint, its config or a ``.pt2`` file may hold code, which is then
+                run.
 
         Raises:
             FileNotFoundError: there is no such config or checkpoint.
