@@ -129,7 +129,10 @@ def _names_backbone(exportable: ExportableDetector, size: tuple[int, int] | None
         remedy = (
             "give a fixed size (--size HxW), which some backbones need" if size is None else "take another backbone"
         )
-        raise ValueError(f"PyTorch cannot export this detector, with the backbone {model}: {remedy}") from error
+        reason = (str(error.__cause__ or error).strip().splitlines() or [type(error).__name__])[0]
+        raise ValueError(
+            f"PyTorch cannot export this detector, with the backbone {model}: {remedy} ({reason})"
+        ) from error
 
 
 def _write(content: bytes, path: str | Path) -> None:
