@@ -180,7 +180,11 @@ def _clip(boxes: Tensor, sizes: Tensor) -> Tensor:
 
 
 def require_exportable(detector: nn.Module) -> SparseRCNN:
-    """The same; raises a ValueError that names what cannot be exported."""
+    """Returns the detector if it can be exported.
+
+    Raises:
+        ValueError: it cannot; names the part that is the reason.
+    """
     # Not their subclasses: what these add to the forward pass would be left out silently.
     if type(detector) not in (SparseRCNN, DynamicSparseRCNN):
         raise ValueError(
