@@ -74,3 +74,21 @@ def test_the_command_line_says_what_is_wrong_in_one_line():
     assert ran.returncode == 1
     assert ran.stderr.splitlines()[-1].startswith("error: the command line: there is no key SOLVER.MAX_ITERS")
     assert "Traceback" not in ran.stderr
+
+
+@pytest.mark.parametrize("kind", ["yaml", "lazy"])
+def test_tags_that_run_code_are_refused_unless_the_file_is_trusted(tmp_path, kind):
+    file, trace = tmp_path / "config.yaml", tmp_path / "trace"
+    key = "model" if kind == "lazy" else "OUTPUT_DIR"
+    file.write_text(f"VERSION: 2\n{key}: !!python/object/apply:os.mkdir ['{trace}']\n")
+    with pytest.raises(ConfigError, match=r"python/object/apply:os\.mkdir") as error:
+        read_config(str(file), trust=False)
+    assert not trace.exists() and str(error.value).startswith(str(file)) and "\n" not in str(error.value)
+    if kind == "lazy":
+        with pytest.raises(ConfigError, match=r"python/object/apply:os\.mkdir"):
+            read_config(str(file))
+        assert not trace.exists()
+    else:
+        assert str(error.value).endswith("use --trust-checkpoint")
+        read_config(str(file), trust=True)
+        assert trace.exists()

@@ -5,9 +5,11 @@ from __future__ import annotations
 import os
 
 import pytest
+from detectron2.config import LazyConfig
 
 from dynamic_sparse_rcnn import model_zoo
 from dynamic_sparse_rcnn.config_reading import ConfigError, read_config
+from dynamic_sparse_rcnn.engine.from_lazy import save_config
 
 LAZY = model_zoo.get_config_file("lazy/sparse_rcnn_R_50_FPN_300pro_3x.py")
 
@@ -92,3 +94,13 @@ def test_the_home_directory_is_meant_by_a_tilde_in_any_value_of_either_kind(monk
     assert os.path.join(tmp_path, "out") == cfg.OUTPUT_DIR
     assert (f"{tmp_path}/w.pth", f"{tmp_path}/a.yaml") == (cfg.MODEL.WEIGHTS, cfg.INPUT.ALBUMENTATIONS)
     assert not (tmp_path / "~").exists()
+
+
+@pytest.mark.parametrize("name", ["sparse_rcnn_R_50_FPN_300pro_3x", "dynamic_sparse_rcnn_R_50_FPN_300pro_3x"])
+def test_what_a_run_writes_is_read_again(tmp_path, name):
+    cfg = read_config(model_zoo.get_config_file(f"lazy/{name}.py"), [f"train.output_dir={tmp_path}"])
+    save_config(cfg)
+    again = read_config(str(tmp_path / "config.yaml"))
+    LazyConfig.save(again, str(tmp_path / "again.yaml"))
+    assert (tmp_path / "again.yaml").read_text() == (tmp_path / "config.yaml").read_text()
+    assert again.train.output_dir == str(tmp_path) and again.model._target_.endswith("RCNN")

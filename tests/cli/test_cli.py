@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import argparse
 import subprocess
 import sys
+from contextlib import nullcontext
 
 import pytest
 
-from dynamic_sparse_rcnn.cli import COMMANDS, main, train
+from dynamic_sparse_rcnn.cli import COMMANDS, main, predict, train
 from dynamic_sparse_rcnn.cli.options import run_options
 from dynamic_sparse_rcnn.cli.running import summarize
 from dynamic_sparse_rcnn.config_reading import read_config
@@ -143,3 +145,34 @@ def test_names_of_any_kind_reach_the_config_as_they_are(name, config):
         assert ((name,), (name,)) == (cfg.DATASETS.TRAIN, cfg.DATASETS.TEST)
         assert (cfg.OUTPUT_DIR, cfg.MODEL.WEIGHTS) == ("my out", "w.pth")
         assert tuple(NAMES) == read_config(config, run_options(config, "out", train=NAMES, test=[])).DATASETS.TRAIN
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ([], "cuda:1"),
+        (["--weights", "x.onnx"], "cuda:1"),
+        (["--weights", "x.xml"], None),
+        (["--config-file", "x.pt2"], None),
+        (["--weights", "x.xml", "--device", "GPU.0"], "GPU.0"),
+    ],
+)
+def test_exported_files_get_the_gpu_of_a_process_only_if_they_run_on_it(monkeypatch, options, expected):
+    given = []
+
+    class Stop(Exception):
+        pass
+
+    def stop(*_, device, **__):
+        given.append(device)
+        raise Stop
+
+    monkeypatch.setattr("dynamic_sparse_rcnn.prediction.predictor.Predictor", stop)
+    monkeypatch.setattr(
+        "dynamic_sparse_rcnn.prediction.distributed.processes_of_torchrun", lambda: nullcontext((0, "cuda:1"))
+    )
+    parser = argparse.ArgumentParser()
+    predict.add_parser(parser.add_subparsers())
+    with pytest.raises(Stop):
+        predict.run(parser.parse_args(["predict", __file__, *options]))
+    assert given == [expected]

@@ -13,6 +13,7 @@ from PIL import Image
 from dynamic_sparse_rcnn.deploy.backends import ExportedDetector
 from dynamic_sparse_rcnn.deploy.exportable import OUTPUT_NAMES
 from dynamic_sparse_rcnn.deploy.metadata import is_exported
+from dynamic_sparse_rcnn.deploy.openvino_files import save_openvino
 
 TINY_FILES = ["tiny_onnx", "tiny_openvino", "tiny_torch"]
 
@@ -40,7 +41,7 @@ def to_arrays(outputs: list[dict]) -> list[np.ndarray]:
 @pytest.mark.parametrize("file", TINY_FILES)
 @torch.no_grad()
 def test_files_take_and_give_what_detectors_do(tiny_detector, inputs, file, request):
-    outputs = ExportedDetector(request.getfixturevalue(file))(inputs)
+    outputs = ExportedDetector(request.getfixturevalue(file), trust=True)(inputs)
     expected = [x["instances"] for x in tiny_detector(inputs)]
     assert [x["instances"].image_size for x in outputs] == [(256, 200), (33, 96)]
     assert 0 < len(expected[0]) <= 9
@@ -60,7 +61,7 @@ def test_metadata_are_read_as_they_were_written(file, request):
     expected = SHAPES if "shapes" in file else TINY
     if path.suffix == ".pt2":
         expected = dataclasses.replace(TINY, size=None, nms_inside=True)
-    assert ExportedDetector(path).metadata == expected
+    assert ExportedDetector(path, trust=True).metadata == expected
     assert is_exported(path) and is_exported(str(path)) and not is_exported("detector.pth") and not is_exported(None)
 
 
@@ -101,7 +102,11 @@ def test_what_cannot_be_run_is_refused_with_the_reason(tiny_onnx, tiny_openvino,
     with pytest.raises(ValueError, match="OpenVINO has no device cuda"):
         ExportedDetector(tiny_openvino, device="cuda")
     with pytest.raises(ValueError, match="runs on the CPU and in float32, not on cuda"):
-        ExportedDetector(tiny_torch, device="cuda")
+        ExportedDetector(tiny_torch, device="cuda", trust=True)
+    with pytest.raises(ValueError, match=r"tiny.pt2 could run code.*--trust-checkpoint \(trust_checkpoint=True\)"):
+        ExportedDetector(tiny_torch)
+    with pytest.raises(ValueError, match=r"model.pth is not an exported file: .*\.onnx, \.xml, \.pt2"):
+        ExportedDetector("model.pth")
 
 
 def test_files_of_others_are_refused(tmp_path):
@@ -114,3 +119,69 @@ def test_files_of_others_are_refused(tmp_path):
     onnx.save(onnx.helper.make_model(onnx.helper.make_graph([node], "g", [value], [output]), ir_version=10), path)
     with pytest.raises(ValueError, match=r"foreign.onnx was not written by dsrcnn export"):
         ExportedDetector(path)
+
+
+def test_a_diverged_detector_is_an_error_in_every_backend(tiny_onnx, inputs, tmp_path):
+    import onnx
+    import openvino
+
+    model = onnx.load(tiny_onnx)
+    bias = next(x for x in model.graph.initializer if x.name.endswith("head_series.1.class_logits.bias"))
+    values = onnx.numpy_helper.to_array(bias).copy()
+    values[0] = np.nan
+    bias.CopyFrom(onnx.numpy_helper.from_array(values, bias.name))
+    onnx.save(model, tmp_path / "nan.onnx")
+    save_openvino(openvino.Core().read_model(tmp_path / "nan.onnx"), tmp_path / "nan.xml", TINY)
+    for name in ("nan.onnx", "nan.xml"):
+        with pytest.raises(FloatingPointError, match="NaN scores"):
+            ExportedDetector(tmp_path / name)(inputs)
+
+
+class FakeCore:
+    """OpenVINO on a machine with two GPUs, as far as a device is chosen; runs on the CPU."""
+
+    available_devices = ("CPU", "GPU.0", "GPU.1")
+    compiled: list[tuple[str, dict]]
+
+    def __init__(self) -> None:
+        import openvino
+
+        FakeCore.compiled = []
+        self.read_model = openvino.Core().read_model
+
+    def compile_model(self, model: object, device: str, options: dict) -> None:
+        self.compiled.append((device, options))
+
+
+@pytest.mark.parametrize("device", ["cpu", "GPU.1", "gpu", "AUTO"])
+def test_openvino_gets_its_devices_by_their_names_and_threads_only_for_the_cpu(tiny_openvino, monkeypatch, device):
+    import openvino
+
+    core = FakeCore()
+    monkeypatch.setattr(openvino, "Core", lambda: core)
+    ExportedDetector(tiny_openvino, device=device)
+    ((name, options),) = core.compiled
+    assert name == device.upper() and ("INFERENCE_NUM_THREADS" in options) == (device == "cpu")
+    with pytest.raises(ValueError, match=r"no device GPU\.2: use one of CPU, GPU\.0, GPU\.1, GPU, AUTO"):
+        ExportedDetector(tiny_openvino, device="GPU.2")
+
+
+@pytest.mark.parametrize("falls_back", [False, True])
+def test_onnx_runtime_runs_on_the_gpu_that_was_asked_for_or_not_at_all(tiny_onnx, monkeypatch, falls_back):
+    import onnxruntime
+
+    class Session(onnxruntime.InferenceSession):
+        def __init__(self, path, options, providers):
+            super().__init__(path, options, providers=["CPUExecutionProvider"])
+            self.asked_for = providers
+
+        def get_providers(self):
+            return ["CPUExecutionProvider"] if falls_back else ["CUDAExecutionProvider", "CPUExecutionProvider"]
+
+    monkeypatch.setattr(onnxruntime, "InferenceSession", Session)
+    if falls_back:
+        with pytest.raises(ValueError, match="cannot run on cuda:1"):
+            ExportedDetector(tiny_onnx, device="cuda:1")
+    else:
+        session = ExportedDetector(tiny_onnx, device="cuda:1").runtime._session
+        assert session.asked_for == [("CUDAExecutionProvider", {"device_id": 1}), "CPUExecutionProvider"]

@@ -86,3 +86,29 @@ def test_other_detectors_modes_and_poolers_are_refused(tiny_cfg):
     tiny_cfg.MODEL.ROI_BOX_HEAD.POOLER_TYPE = "ROIPool"
     with pytest.raises(ValueError, match="POOLER_TYPE of RoIPool cannot be exported"):
         ExportableDetector(build_model(tiny_cfg).eval(), None)
+
+
+@pytest.mark.parametrize("part", ["logits", "backbone"])
+@torch.no_grad()
+def test_an_image_with_nan_predictions_has_nan_scores(tiny_cfg, part):
+    detector = build_model(tiny_cfg).eval()
+    broken = detector.head.head_series[-1].class_logits if part == "logits" else detector.backbone
+    next(broken.parameters())[0] = torch.nan
+    images = torch.randint(0, 256, (2, 3, 64, 96), dtype=torch.uint8)
+    sizes = torch.tensor([[64, 96]] * 2)
+    assert ExportableDetector(detector, suppress)(images, sizes, sizes)[1].isnan().all()
+
+
+@torch.no_grad()
+def test_the_batch_of_a_detector_with_one_expert_is_not_frozen_by_tracing(tiny_dynamic_cfg):
+    tiny_dynamic_cfg.MODEL.SparseRCNN.DPG.NUM_EXPERTS = 1
+    generator = build_model(tiny_dynamic_cfg).eval().proposal_generator
+
+    class Weights(nn.Module):
+        def forward(self, maps, sizes):
+            return generator.expert_weights(dict.fromkeys(generator.in_features, maps), sizes)
+
+    batch = torch.export.Dim("batch", min=1)
+    inputs = torch.zeros(2, 8, 4, 4), torch.ones(2, 2, dtype=torch.int64)
+    program = torch.export.export(Weights(), inputs, dynamic_shapes=({0: batch}, {0: batch})).module()
+    assert program(torch.zeros(3, 8, 4, 4), torch.ones(3, 2, dtype=torch.int64)).shape[0] == 3

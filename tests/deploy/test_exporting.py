@@ -12,12 +12,13 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from exported_detections import SHAPES
+from exported_detections import SHAPES, TINY
 from onnx import numpy_helper
 
 from dynamic_sparse_rcnn import Predictor
 from dynamic_sparse_rcnn.cli import main
 from dynamic_sparse_rcnn.data.shape_images import ShapesConfig, draw_image
+from dynamic_sparse_rcnn.deploy.export import export_torch
 from dynamic_sparse_rcnn.deploy.quantization import halve_weights, quantize
 
 ROOT = Path(__file__).parents[2]
@@ -114,6 +115,8 @@ def test_predictions_of_an_exported_file_are_written(shapes_onnx, picture, tmp_p
         (["--output", "x.onnx", "--format", "openvino"], "--output x.onnx must end with .xml"),
         (["--output", "x.onnx", "--size", "100x128"], "the size 100x128 cannot be exported: use multiples of 32"),
         (["--output", "x.onnx", "--int8"], "--int8 needs --calibration NAME"),
+        (["--output", "x.onnx", "--calibration", "coco:x.json"], "--calibration is for --int8"),
+        (["--output", "x.onnx", "--score-threshold", "50"], "--score-threshold must lie in [0, 1], got 50.0"),
         (["--output", "x.pt2", "--half"], "torch programs are in float32, not in float16"),
     ],
 )
@@ -148,3 +151,30 @@ def test_halved_weights_take_half_the_room_and_are_rounded(tiny_onnx):
         half = next(numpy_helper.to_array(x) for x in model.graph.initializer if x.name == name)
         expected = torch.from_numpy(before[name.removesuffix(".half")].copy()).half()
         assert torch.equal(torch.from_numpy(half.copy()), expected)
+
+
+def test_the_score_threshold_of_the_file_is_the_default(tiny_onnx, tmp_path):
+    model = onnx.load(tiny_onnx)
+    entry = next(x for x in model.metadata_props if x.key == "score_threshold")
+    entry.value = "0.3"
+    onnx.save(model, tmp_path / "tiny.onnx")
+    assert Predictor(tmp_path / "tiny.onnx").score_threshold == 0.3
+    assert Predictor(tmp_path / "tiny.onnx", score_threshold=0.0).score_threshold == 0.0
+
+
+def test_torch_programs_are_run_only_if_they_are_trusted(tiny_torch):
+    with pytest.raises(ValueError, match=r"tiny\.pt2 could run code"):
+        Predictor(tiny_torch)
+    assert Predictor(tiny_torch, trust_checkpoint=True).classes.names == ("ant", "bee", "cat")
+
+
+def test_the_cause_is_named_if_pytorch_cannot_export(tiny_detector, tmp_path):
+    class Branching(torch.nn.Module):
+        size_divisibility = tiny_detector.backbone.size_divisibility
+
+        def forward(self, images):
+            raise RuntimeError("this layer has no export\nand much more to say")
+
+    tiny_detector.backbone = Branching()
+    with pytest.raises(ValueError, match=r"with the backbone Branching: .*\(.*this layer has no export.*\)$"):
+        export_torch(tiny_detector, tmp_path / "x.pt2", TINY)

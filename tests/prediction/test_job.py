@@ -11,6 +11,7 @@ import cv2
 import demo
 import numpy as np
 import pytest
+import torch
 from detectron2.modeling import build_model
 from PIL import Image
 from small_disks import mounted
@@ -92,11 +93,11 @@ def fail_at(monkeypatch, name: str, error: BaseException) -> list[str]:
     """Makes predictions of one image fail; gives the names of the others as they are predicted."""
     original, predicted = Predictor.predict, []
 
-    def failing(self, frames):
+    def failing(self, frames, *arguments):
         if any(name in frame.name for frame in frames):
             raise error
         predicted.extend(Path(frame.name).name for frame in frames)
-        return original(self, frames)
+        return original(self, frames, *arguments)
 
     monkeypatch.setattr(Predictor, "predict", failing)
     return predicted
@@ -317,3 +318,32 @@ def test_a_demo_without_input_is_an_error(capsys):
     with pytest.raises(SystemExit):
         demo.parse_args([])
     assert "--input or --camera" in capsys.readouterr().err
+
+
+def test_two_cameras_of_one_name_are_both_read(run, monkeypatch):
+    urls = [f"rtsp://{user}:secret@camera.local/live" for user in ("anna", "bert")]
+    with monkeypatch.context() as context:
+        context.setattr(cv2, "VideoCapture", Camera(4))
+        output = run("--input", *urls, "--max-frames", "2")
+    assert {path.suffix for path in output.iterdir()} == {".json", ".mp4"} and len(list(output.iterdir())) == 3
+    assert {x["image_id"] for x in json.loads((output / "detections.json").read_text())} == {1, 2, 3, 4}
+
+
+def test_tracks_are_kept_alive_by_detections_below_the_threshold_which_are_not_told(run, tmp_path, monkeypatch):
+    pytest.importorskip("trackers")
+    video, lowest, original = write_video(tmp_path / "clip.avi", [PICTURE] * 3), [], Predictor.predict
+
+    def shifted(self, frames, lowest_score=None):
+        """The untrained detector's predictions; scores from 0.05 to 0.9."""
+        lowest.append(lowest_score)
+        predictions = original(self, frames, 0.0)
+        for prediction in predictions:
+            number = len(prediction.instances)
+            prediction.instances.scores = torch.linspace(0.9, 0.05, number)
+        return predictions
+
+    monkeypatch.setattr(Predictor, "predict", shifted)
+    output = run("--input", str(video), "--track", "--score-threshold", "0.5")
+    assert lowest == [0.1] * 3
+    scores = [x["score"] for x in json.loads((output / "detections.json").read_text())]
+    assert scores and min(scores) >= 0.5

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import logging
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -385,3 +386,50 @@ def test_the_folder_of_a_run_stands_for_its_checkpoint_and_config(tiny_cfg, tmp_
     (tmp_path / "last_checkpoint").write_text("detector.safetensors")
     found = Predictor(weights=str(tmp_path), score_threshold=0)(picture)
     assert torch.equal(found.instances.scores, expected.instances.scores)
+
+
+def test_the_config_beside_a_checkpoint_runs_no_code_unless_it_is_trusted(tiny_cfg, tmp_path):
+    make_predictor(tiny_cfg, tmp_path)
+    trace = tmp_path / "trace"
+    tag = f"OUTPUT_DIR: !!python/object/apply:os.mkdir ['{trace}']"
+    (tmp_path / "config.yaml").write_text(tiny_cfg.dump().replace(f"OUTPUT_DIR: {tiny_cfg.OUTPUT_DIR}", tag))
+    weights = str(tmp_path / "detector.safetensors")
+    with pytest.raises(ValueError, match=r"config\.yaml.*os\.mkdir.*--trust-checkpoint"):
+        Predictor(weights=weights)
+    assert not trace.exists()
+    Predictor(weights=weights, trust_checkpoint=True)
+    assert trace.exists()
+
+
+def test_the_score_threshold_is_a_half_unless_it_is_given(tiny_cfg, tmp_path):
+    assert make_predictor(tiny_cfg, tmp_path, score_threshold=None).score_threshold == 0.5
+
+
+def test_videos_that_wait_keep_no_file_open(picture, tmp_path):
+    sources = [open_source(write_video(tmp_path / f"{n}.avi", [picture, picture])) for n in range(3)]
+    opened = [os.path.realpath(file) for file in Path("/proc/self/fd").iterdir()]
+    assert not [file for file in opened if file.endswith(".avi")]
+    assert [len(list(source)) for source in sources] == [2, 2, 2]
+
+
+@pytest.mark.parametrize(
+    ("url", "name"),
+    [
+        ("rtsp://10.0.0.1:554/user=admin&password=x&channel=1", "rtsp://10.0.0.1:554"),
+        ("rtsp://anna:secret@10.0.0.1/live/token=x/1?password=y#z", "rtsp://10.0.0.1/live/1"),
+        ("rtsp://10.0.0.1/Streaming/Channels/101", "rtsp://10.0.0.1/Streaming/Channels/101"),
+    ],
+)
+def test_streams_are_called_by_what_is_no_password(url, name, monkeypatch):
+    class Capture:
+        def __init__(self, source):
+            assert source == url
+
+        def isOpened(self):
+            return True
+
+        def get(self, key):
+            return 0.0
+
+    monkeypatch.setattr(cv2, "VideoCapture", Capture)
+    assert open_source(url).name == name

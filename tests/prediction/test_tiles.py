@@ -5,11 +5,13 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from detectron2.modeling import build_model
 from detectron2.structures import Boxes, Instances
 from torchvision.ops import box_iou
 
-from dynamic_sparse_rcnn import Predictor
+from dynamic_sparse_rcnn import Predictor, write_checkpoint
 from dynamic_sparse_rcnn.data.shape_images import ShapesConfig, draw_image
+from dynamic_sparse_rcnn.prediction import predictor as predictor_module
 from dynamic_sparse_rcnn.prediction.sources import Frame
 from dynamic_sparse_rcnn.prediction.tiles import OVERLAP, merge, split
 
@@ -88,3 +90,26 @@ def test_small_objects_of_a_large_montage_are_found_in_tiles_alone():
 def test_tiles_of_no_use_are_refused(tiles):
     with pytest.raises(ValueError, match="tiles at least 32"):
         Predictor(tiles=tiles)
+
+
+def test_an_image_of_one_tile_keeps_its_detections_as_they_are():
+    found = detections([10, 10, 50, 50], [10, 10, 50, 51], scores=[0.9, 0.8])
+    assert merge([found], split(blank(100, 100), 100)) is found
+
+
+def test_the_edge_of_a_tile_is_as_wide_as_its_pixels_are_shrunk():
+    parts = split(blank(100, 180), 100)
+    near = detections([10, 20, 95, 40])
+    assert len(merge([detections(), near, detections()], parts)) == 1
+    assert len(merge([detections(), near, detections()], parts, shrinkage=4.0)) == 0
+    assert len(merge([detections(), near, detections()], parts, shrinkage=0.1)) == 1
+
+
+def test_tiles_that_are_shrunk_are_merged_as_such(tiny_cfg, tmp_path, monkeypatch):
+    tiny_cfg.INPUT.MIN_SIZE_TEST, tiny_cfg.INPUT.MAX_SIZE_TEST = 64, 64
+    write_checkpoint(tmp_path / "w.safetensors", {"model": build_model(tiny_cfg).state_dict()})
+    predictor = Predictor(tiny_cfg, str(tmp_path / "w.safetensors"), tiles=128)
+    seen = []
+    monkeypatch.setattr(predictor_module, "merge", lambda found, parts, shrinkage: seen.append(shrinkage) or found[0])
+    predictor(np.zeros((128, 256, 3), np.uint8))
+    assert seen == [2.0]

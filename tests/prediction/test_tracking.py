@@ -60,3 +60,25 @@ def test_a_missing_package_is_named_with_the_remedy(monkeypatch):
     monkeypatch.setitem(sys.modules, "trackers", None)
     with pytest.raises(ImportError, match=r"pip install 'dynamic-sparse-rcnn\[supervision\]'"):
         Tracker(25.0, 0.5)
+
+
+def moving(left: float, score: float) -> Prediction:
+    found = Instances(
+        (200, 400),
+        pred_boxes=Boxes(torch.tensor([[left, 50.0, left + 40, 90]])),
+        scores=torch.tensor([score]),
+        pred_classes=torch.tensor([0]),
+    )
+    return Prediction("clip", np.zeros((200, 400, 3), np.uint8), found, NAMES, (7, 9))
+
+
+def test_an_object_that_turns_while_its_score_is_low_keeps_its_number():
+    pytest.importorskip("trackers")
+    tracker = Tracker(25.0, 0.5)
+    assert tracker.lowest_score == 0.1 and Tracker(25.0, 0.05).lowest_score == 0.05
+    there, back = [10.0 * step for step in range(9)], [80.0 - 10 * step for step in range(1, 9)]
+    ids = [tracker.update(moving(left, 0.9)).instances.track_ids.tolist() for left in there]
+    dip = [tracker.update(moving(left, 0.2)).instances for left in back[:6]]
+    again = [tracker.update(moving(left, 0.9)).instances.track_ids.tolist() for left in back[6:]]
+    assert [len(found) for found in dip] == [0] * 6
+    assert again == [ids[-1]] * 2 and ids[-1][0] >= 0

@@ -1,8 +1,10 @@
+import cv2
 import numpy as np
 import pytest
 import torch
 from detectron2.structures import Boxes, Instances
 
+from dynamic_sparse_rcnn.visualization import method
 from dynamic_sparse_rcnn.visualization.cascade import draw_assignment, draw_proposal_stages
 from dynamic_sparse_rcnn.visualization.drawing import draw_boxes
 from dynamic_sparse_rcnn.visualization.figures import draw_annotations, draw_detections_beside_ground_truth, image_grid
@@ -248,3 +250,15 @@ def test_boxes_of_low_opacity_let_the_image_show_through(opacity):
 @pytest.mark.parametrize("box", [[-1e9, -1e9, 1e9, 1e9], [float("nan")] * 4, [30, 30, 10, 10], [600, 10, 700, 50]])
 def test_boxes_of_any_numbers_can_be_drawn(box):
     assert draw_boxes(grey_image(), np.array([box]), [(255, 0, 0)], ["label"]).shape == (400, 500, 3)
+
+
+def test_images_of_16_bits_are_drawn_as_the_detector_sees_them(tiny_cfg, tmp_path, monkeypatch):
+    pixels = np.full((48, 64), 100 * 256, np.uint16)
+    cv2.imwrite(str(tmp_path / "deep.png"), pixels)
+    drawn = []
+    monkeypatch.setattr(method, "draw_detections_beside_ground_truth", lambda image, *_: drawn.append(image))
+    monkeypatch.setattr(method.MetadataCatalog.get("of 16 bits"), "thing_classes", NAMES, raising=False)
+    tiny_cfg.DATASETS.TEST = ("of 16 bits",)
+    record = {"file_name": str(tmp_path / "deep.png"), "height": 48, "width": 64, "annotations": []}
+    method.visualize_detections(tiny_cfg, lambda _: [{"instances": detections([], [], [])}], record)
+    assert drawn[0].tolist() == [[[100] * 3] * 64] * 48

@@ -23,6 +23,7 @@ from omegaconf.errors import OmegaConfBaseException
 from .config import add_dynamic_sparse_rcnn_config
 
 _ABSENT = object()
+_PYTHON_TAG = "tag:yaml.org,2002:python/"
 
 
 def config_folder() -> Path:
@@ -77,12 +78,13 @@ def is_lazy_config(name: str) -> bool:
         return re.search("^model:", opened.read(), re.MULTILINE) is not None
 
 
-def read_config(file: str, options: Sequence[str] = ()) -> Any:
+def read_config(file: str, options: Sequence[str] = (), *, trust: bool = True) -> Any:
     """The config of a file: a ``DictConfig`` of a lazy one, otherwise a ``CfgNode`` with all of this project's keys.
 
     Args:
         file: of the config, see :func:`find_config`.
         options: of the command line, which change it: ``key=value`` of a lazy one, otherwise keys and values in turn.
+        trust: whether Python's tags in a yaml file, which can run code, are followed; those of a lazy one never are.
 
     A value that begins with ``~`` is a path below the home directory.
 
@@ -95,8 +97,9 @@ def read_config(file: str, options: Sequence[str] = ()) -> Any:
         return _read_lazy_config(file, options)
     cfg = get_cfg()
     add_dynamic_sparse_rcnn_config(cfg)
-    with _explaining(cfg, f"{file} (or its _BASE_)", lambda: _leaves(CfgNode.load_yaml_with_base(file))):
-        cfg.merge_from_file(file)
+    remedy = "" if trust else "; if you trust where the file comes from, use --trust-checkpoint"
+    with _explaining(cfg, f"{file} (or its _BASE_)", lambda: _leaves(CfgNode.load_yaml_with_base(file, trust)), remedy):
+        cfg.merge_from_file(file, allow_unsafe=trust)
     _check_options(options)
     with _explaining(cfg, "the command line", lambda: options[::2]):
         cfg.merge_from_list(list(options))
@@ -109,13 +112,16 @@ class ConfigError(ValueError):
 
 
 @contextmanager
-def _explaining(cfg: CfgNode, source: str, given: Callable[[], Iterable[str]]) -> Iterator[None]:
+def _explaining(
+    cfg: CfgNode, source: str, given: Callable[[], Iterable[str]], remedy_of_tags: str = ""
+) -> Iterator[None]:
     """One kind of error, whatever yacs and the yaml parser raise.
 
     Args:
         cfg: that keys are merged into.
         source: of the keys, for the message.
         given: gives the keys, if the source can be parsed.
+        remedy_of_tags: what to do about one of Python's tags.
     """
     try:
         yield
@@ -127,6 +133,8 @@ def _explaining(cfg: CfgNode, source: str, given: Callable[[], Iterable[str]]) -
             near = _near_key(unknown, _leaves(cfg))
             remedy = f"; is {near} meant?" if near else ""
             message = f"there is no key {unknown} in detectron2 or in this project{remedy}"
+        elif _PYTHON_TAG in message:
+            message += remedy_of_tags
         elif "DATASETS." in message:
             message += ". Data sets are a list, also if there is one: DATASETS.TRAIN \"('name',)\""
         # Parsers say the place in lines of their own; of a whole section, as yacs shows it, nobody wants more than one.
@@ -181,7 +189,7 @@ def _expand_home(node: Any) -> None:
 
 def _read_lazy_config(file: str, options: Sequence[str]) -> Any:
     try:
-        cfg = LazyConfig.load(file)
+        cfg = LazyConfig.load(file) if file.endswith(".py") else _load_lazy_yaml(file)
     except Exception as error:  # it is a program
         raise ConfigError(f"{file} cannot be read: {type(error).__name__}: {_first_line(error)}") from error
     for option in options:
@@ -198,6 +206,12 @@ def _read_lazy_config(file: str, options: Sequence[str]) -> Any:
         raise ConfigError(f"{file} with {list(options)}: {_first_line(error)}") from error
     _expand_home(cfg)
     return cfg
+
+
+def _load_lazy_yaml(file: str) -> Any:
+    """As ``LazyConfig.load``, but Python's tags, which can run code, are errors: ``LazyConfig.save`` needs none."""
+    with PathManager.open(file) as opened:
+        return OmegaConf.create(yaml.safe_load(opened), flags={"allow_objects": True})
 
 
 def _override(cfg: DictConfig, key: str, value: Any, is_new: bool) -> None:

@@ -114,8 +114,9 @@ def test_files_that_cannot_be_used_are_refused_by_name(tiny_cfg, tmp_path):
         (other, ValueError, r"none of its \d+ weights, such as stem.0.weight"),
         (wider, ValueError, r"wider.safetensors does not fit MODEL.TIMM.NAME test_resnet: .*size mismatch"),
     ):
-        with pytest.raises(error, match=message):
+        with pytest.raises(error, match=message) as raised:
             build(use_timm(tiny_cfg, "test_resnet", CHECKPOINT=str(path)))
+        assert "--trust-checkpoint" not in str(raised.value)  # it is not for this file
 
 
 def test_a_whole_detector_in_model_weights_makes_the_others_unnecessary(tiny_cfg, caplog):

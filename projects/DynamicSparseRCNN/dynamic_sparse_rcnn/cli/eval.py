@@ -67,7 +67,7 @@ def evaluate_exported(args: argparse.Namespace) -> None:
     from .running import summarize
 
     setup_logger(name="dynamic_sparse_rcnn")
-    detector = ExportedDetector(args.source)
+    detector = ExportedDetector(args.source, trust=args.trust_checkpoint)
     metadata = detector.metadata
     cfg = get_cfg()
     add_dynamic_sparse_rcnn_config(cfg)
@@ -94,7 +94,7 @@ def class_options(found: Run, data: Sequence[str], trust: bool) -> list[str]:
     from ..checkpoints.files import read_checkpoint
     from ..config_reading import read_config
 
-    cfg = read_config(found.config_file)
+    cfg = read_config(found.config_file, trust=trust)
     if not isinstance(cfg, CfgNode):
         return []
     content = read_checkpoint(PathManager.get_local_path(found.checkpoint), trust=trust)

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from ..deploy.metadata import ExportMetadata
     from ..prediction.loading import LoadedDetector
 
-_DESCRIPTION = """Write a detector to a file that runs without PyTorch.
+_DESCRIPTION = """Write a detector to an ONNX, OpenVINO or .pt2 file.
 RUN_OR_CHECKPOINT is a run's folder, a checkpoint, or a name in the model zoo.
 The file takes uint8 images and gives boxes in the original image, scores and
 classes. Predictor(FILE), dsrcnn predict --weights FILE and dsrcnn eval FILE
@@ -34,7 +34,7 @@ def add_parser(subparsers: Subparsers) -> None:
     parser.add_argument("--half", action="store_true", help="store the weights in half precision")
     parser.add_argument("--int8", action="store_true", help="8-bit weights and arithmetic")
     parser.add_argument("--calibration", metavar="NAME", help="data set to measure ranges on, for --int8")
-    parser.add_argument("--no-nms", action="store_true", help="leave NMS to who runs the file")
+    parser.add_argument("--no-nms", action="store_true", help="leave NMS to the program that runs the file")
     parser.add_argument("--config-file", metavar="FILE", help="default: config.yaml beside the checkpoint")
     parser.add_argument("--score-threshold", type=float, default=0.5, metavar="S", help="that FILE names; default 0.5")
     add_import_option(parser)
@@ -58,6 +58,10 @@ def run(args: argparse.Namespace) -> None:
     import_modules(args)
     if args.int8 and (args.half or not args.calibration):
         raise ValueError("--int8 needs --calibration NAME, a data set of images to measure on, and excludes --half")
+    if args.calibration and not args.int8:
+        raise ValueError("--calibration is for --int8: add --int8, or leave out --calibration")
+    if not 0 <= args.score_threshold <= 1:
+        raise ValueError(f"--score-threshold must lie in [0, 1], got {args.score_threshold}")
     form = _format(args)
     found = find_run(args.source, args.config_file)
     loaded = load_detector(found.config_file, found.checkpoint, "cpu", args.trust_checkpoint)

@@ -60,7 +60,9 @@ def add_import_option(parser: argparse.ArgumentParser) -> None:
 
 def add_trust_option(parser: argparse.ArgumentParser) -> None:
     """Adds ``--trust-checkpoint``."""
-    parser.add_argument("--trust-checkpoint", action="store_true", help="run code that a pickle may hold")
+    parser.add_argument(
+        "--trust-checkpoint", action="store_true", help="run code that a checkpoint or its config may hold"
+    )
 
 
 def add_opts(parser: argparse.ArgumentParser) -> None:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from ..deploy.metadata import SUFFIXES, is_exported
 from .options import Subparsers, add_command, add_trust_option, path_of
 
 _DESCRIPTION = """Detect objects in images and videos.
-SOURCE: a file, a folder, a pattern ('*.jpg'), a URL, or a camera's number or stream.
+SOURCE: a file, a folder, a pattern ('*.jpg'), a URL, or a camera's number or
+stream.
 detections.json (COCO's result format) and pictures go to --output.
 An interrupted job continues when it is started again; under torchrun the
 processes share the images."""
@@ -29,7 +31,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--output", type=path_of, default=Path("output/predictions"), metavar="DIR", help="default: output/predictions"
     )
-    parser.add_argument("--score-threshold", type=float, default=0.5, metavar="S", help="default 0.5")
+    parser.add_argument("--score-threshold", type=float, metavar="S", help="default: the exported file's, or 0.5")
     parser.add_argument("--tiles", type=int, metavar="PIXELS", help="look at large images in tiles too")
     parser.add_argument("--track", action="store_true", help="follow objects through videos")
     parser.add_argument("--no-draw", action="store_true", help="detections.json alone")
@@ -60,7 +62,7 @@ def run(args: argparse.Namespace) -> None:
         predictor = Predictor(
             args.config_file,
             args.weights,
-            device=args.device or device,
+            device=_device(args, device),
             score_threshold=args.score_threshold,
             batch_size=args.batch_size,
             precision=args.precision,
@@ -69,6 +71,13 @@ def run(args: argparse.Namespace) -> None:
         )
         options = JobOptions(args.output, not args.no_draw, args.max_frames, args.track)
         predict_to_files(predictor, sources, options, settings_of(args))
+
+
+def _device(args: argparse.Namespace, own: str | None) -> str | None:
+    """The device that was asked for, or the process's own GPU, which OpenVINO and torch programs do not run on."""
+    file = args.weights or args.config_file
+    takes_own = not is_exported(file) or Path(file).suffix == SUFFIXES["onnx"]
+    return args.device or (own if takes_own else None)
 
 
 def settings_of(args: argparse.Namespace) -> dict[str, object]:

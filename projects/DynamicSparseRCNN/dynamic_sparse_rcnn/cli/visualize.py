@@ -72,7 +72,7 @@ def draw(
     from ..visualization import method
     from ..visualization.figures import image_grid
 
-    cfg = read_config(config_file, options)
+    cfg = read_config(config_file, options, trust=trust)
     if not isinstance(cfg, CfgNode):
         raise ValueError(f"{config_file} is a lazy config: these figures need a yaml config")
     detector = method.build_detector(cfg, trust)

@@ -50,10 +50,17 @@ class Resize:
         resizes = [a for a in augmentations if isinstance(a, T.ResizeShortestEdge) and min(a.short_edge_length)]
         return cls(min(resizes[-1].short_edge_length), resizes[-1].max_size) if resizes else None
 
+    def scale(self, width: int, height: int) -> float:
+        """By what factor an image of this size is enlarged."""
+        return max(self._shape(width, height)) / max(width, height)
+
+    def _shape(self, width: int, height: int) -> tuple[int, int]:
+        shape: tuple[int, int] = T.ResizeShortestEdge.get_output_shape(height, width, self.short_side, self.max_size)
+        return shape
+
     def problem(self, width: int, height: int) -> str:
         """Why an image of this size cannot be resized; the empty string if it can."""
-        shape = T.ResizeShortestEdge.get_output_shape(height, width, self.short_side, self.max_size)
-        if min(shape) > 0:
+        if min(self._shape(width, height)) > 0:
             return ""
         return (
             f"is {width}x{height}: with its long side resized to {self.max_size} pixels, nothing is left of the short "

@@ -1,1 +1,1 @@
-"""From a checkpoint to a file that runs without PyTorch, and back to detections."""
+"""From a checkpoint to a file that runs without this package, and back to detections."""

@@ -37,24 +37,26 @@ class OnnxRuntime:
         """
         Args:
             path: of the file.
-            device: ``cpu`` or ``cuda``.
+            device: ``cpu``, ``cuda`` or ``cuda:N``.
             precision: not to be chosen here.
 
         Raises:
             ImportError: onnxruntime is missing.
-            ValueError: the device is not there, a precision is asked for, or the file is of others.
+            ValueError: the device is not there, a precision is asked for, or this package did not write the file.
         """
         onnxruntime = import_extra("onnxruntime", "onnx")
         if precision is not None:
             raise ValueError(f"{path} only runs in the precision it was exported in: leave out precision {precision}")
-        provider = "CUDAExecutionProvider" if device.startswith("cuda") else "CPUExecutionProvider"
-        if provider not in onnxruntime.get_available_providers():
-            raise ValueError(f"this onnxruntime cannot run on {device}: install onnxruntime-gpu, or use the device cpu")
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = torch.get_num_threads()
-        self._session = onnxruntime.InferenceSession(
-            path, options, providers=list(dict.fromkeys([provider, "CPUExecutionProvider"]))
-        )
+        providers: list[Any] = ["CPUExecutionProvider"]
+        if device.startswith("cuda"):
+            index = torch.device(device).index or 0
+            providers.insert(0, ("CUDAExecutionProvider", {"device_id": index}))
+        self._session = onnxruntime.InferenceSession(path, options, providers=providers)
+        # It falls back to the CPU with no more than a warning.
+        if device.startswith("cuda") and self._session.get_providers()[0] != "CUDAExecutionProvider":
+            raise ValueError(f"this onnxruntime cannot run on {device}: install onnxruntime-gpu, or use the device cpu")
         self.metadata = ExportMetadata.from_entries(self._session.get_modelmeta().custom_metadata_map, path)
 
     def __call__(self, feed: Feed) -> Sequence[Array]:
@@ -69,17 +71,19 @@ class OpenVino:
         """
         Args:
             path: of the ``.xml``.
-            device: ``cpu``, or a name of OpenVINO's.
+            device: ``cpu``, or another name of OpenVINO's, such as ``GPU.1`` or ``AUTO``.
             precision: of the arithmetic; ``float16``, ``bfloat16`` or None, which is float32.
 
         Raises:
             ImportError: openvino is missing.
-            ValueError: the device is not there, or the file is of others.
+            ValueError: the device is not there, or this package did not write the file.
         """
         openvino = import_extra("openvino", "openvino")
         core = openvino.Core()
-        if device.upper().partition(".")[0] not in core.available_devices:
-            raise ValueError(f"OpenVINO has no device {device}: use one of {core.available_devices}")
+        # Of several GPUs OpenVINO lists GPU.0, GPU.1, ..; GPU is the first.
+        devices = [*core.available_devices, *(name.partition(".")[0] for name in core.available_devices), "AUTO"]
+        if device.upper() not in devices:
+            raise ValueError(f"OpenVINO has no device {device}: use one of {', '.join(dict.fromkeys(devices))}")
         model = core.read_model(path)
         places = {name: [SECTION, name] for name in ENTRIES if model.has_rt_info([SECTION, name])}
         entries = {name: str(model.get_rt_info(place).value) for name, place in places.items()}
@@ -88,10 +92,11 @@ class OpenVino:
         if self.metadata.size is not None:
             # Without dynamic sizes OpenVINO has less to do at run time, which small detectors notice.
             model.reshape({"images": [1, 3, *self.metadata.size], "image_sizes": [1, 2], "original_sizes": [1, 2]})
-        options = {
-            "INFERENCE_PRECISION_HINT": {None: "f32", "float16": "f16", "bfloat16": "bf16"}[precision],
-            "INFERENCE_NUM_THREADS": torch.get_num_threads(),
+        options: dict[str, Any] = {
+            "INFERENCE_PRECISION_HINT": {None: "f32", "float16": "f16", "bfloat16": "bf16"}[precision]
         }
+        if device.upper() == "CPU":
+            options["INFERENCE_NUM_THREADS"] = torch.get_num_threads()
         self._compiled = core.compile_model(model, device.upper(), options)
 
     def __call__(self, feed: Feed) -> Sequence[Array]:
@@ -115,7 +120,7 @@ class TorchProgram:
             precision: not to be chosen here.
 
         Raises:
-            ValueError: another device or precision is asked for, or the file is of others.
+            ValueError: another device or precision is asked for, or this package did not write the file.
         """
         if device != "cpu" or precision is not None:
             raise ValueError(f"{path} only runs on the CPU and in float32, not on {device} in {precision or 'float32'}")
@@ -143,22 +148,33 @@ class ExportedDetector(nn.Module):
         runtime: what runs it.
     """
 
-    def __init__(self, path: str | Path, device: str = "cpu", precision: str | None = None) -> None:
+    def __init__(
+        self, path: str | Path, device: str = "cpu", precision: str | None = None, trust: bool = False
+    ) -> None:
         """
         Args:
             path: of an ``.onnx``, ``.xml`` or ``.pt2`` file that this package wrote.
             device: where it is run.
             precision: of the arithmetic, where the backend lets one choose.
+            trust: whether a ``.pt2`` file may be read, which runs whatever code it holds.
 
         Raises:
             FileNotFoundError: there is no such file.
             ImportError: what runs it is not installed.
-            ValueError: it cannot be run so, or is not of this package.
+            ValueError: it cannot be run so, is not trusted, or this package did not write it.
         """
         super().__init__()
+        suffix = Path(path).suffix
+        if suffix not in _RUNTIMES:
+            raise ValueError(f"{path} is not an exported file: their names end with {', '.join(_RUNTIMES)}")
         if not Path(path).is_file():
             raise FileNotFoundError(f"There is no file {path}")
-        self.runtime = _RUNTIMES[Path(path).suffix](str(path), device, precision)
+        if suffix == SUFFIXES["torch"] and not trust:
+            raise ValueError(
+                f"{path} could run code: PyTorch unpickles parts of it. Use an .onnx or .xml file; or, if you trust "
+                "where the file comes from, use --trust-checkpoint (trust_checkpoint=True)"
+            )
+        self.runtime = _RUNTIMES[suffix](str(path), device, precision)
         self.metadata = self.runtime.metadata
 
     def forward(self, batched_inputs: list[dict[str, Any]]) -> list[dict[str, Instances]]:

@@ -1,8 +1,7 @@
-"""Writes a detector to a file that runs without PyTorch."""
+"""Writes a detector to a file that runs without this package."""
 
 from __future__ import annotations
 
-import importlib.util
 import io
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -22,7 +21,7 @@ from .openvino_files import save_openvino
 from .operators import onnx_translations, suppress, suppress_in_onnx
 from .quantization import halve_weights, quantize
 from .same_padding import with_constant_padding
-from .verification import verify
+from .verification import verified_file
 
 # Of the traced image, in the detector's divisibility: unequal, and neither 0 nor 1, which would be taken for constants.
 _TRACED_ROWS, _TRACED_COLUMNS = 3, 4
@@ -36,22 +35,20 @@ def export_onnx(
     Args:
         detector: a Sparse R-CNN, in evaluation mode, on the CPU.
         path: of the file.
-        metadata: what the file says of the detector; of it ``size``, ``nms_inside`` and ``precision`` decide what is
+        metadata: what the file says of the detector. ``size``, ``nms_inside`` and ``precision`` also decide what is
             written.
         calibration: image files like those that the detector is for; needed for ``int8``.
 
     Raises:
         ImportError: a package is missing; says what brings it.
-        ValueError: the detector, the size or the precision cannot be exported, or the file that was written gives other
-            scores than the detector.
+        ValueError: the detector, the size or the precision cannot be exported, or the file would give other detections
+            than the detector.
     """
     model = _make_onnx(detector, metadata, calibration)
     if metadata.precision == "float16":
         halve_weights(model)
     import_extra("onnx", "onnx").helper.set_model_props(model, metadata.to_entries())
-    _write(model.SerializeToString(), path)
-    if metadata.precision == "float32" and importlib.util.find_spec("onnxruntime"):
-        verify(detector, path, metadata)
+    _write(model.SerializeToString(), detector, path, metadata)
 
 
 def export_openvino(
@@ -63,9 +60,8 @@ def export_openvino(
     """
     openvino = import_extra("openvino", "openvino")
     model = _make_onnx(detector, metadata, calibration)
-    save_openvino(openvino.Core().read_model(model.SerializeToString()), path, metadata)
-    if metadata.precision == "float32":
-        verify(detector, path, metadata)
+    with verified_file(detector, path, metadata) as partial:
+        save_openvino(openvino.Core().read_model(model.SerializeToString()), partial, metadata)
 
 
 def export_torch(
@@ -83,8 +79,7 @@ def export_torch(
         program = torch.export.export(exportable, inputs, dynamic_shapes=dynamic_shapes)
     content = io.BytesIO()
     torch.export.save(program, content, extra_files=metadata.to_entries())
-    _write(content.getvalue(), path)
-    verify(detector, path, metadata)
+    _write(content.getvalue(), detector, path, metadata)
 
 
 #: By the name of the format.
@@ -129,11 +124,14 @@ def _names_backbone(exportable: ExportableDetector, size: tuple[int, int] | None
         remedy = (
             "give a fixed size (--size HxW), which some backbones need" if size is None else "take another backbone"
         )
-        raise ValueError(f"PyTorch cannot export this detector, with the backbone {model}: {remedy}") from error
+        reason = (str(error.__cause__ or error).strip().splitlines() or [type(error).__name__])[0]
+        raise ValueError(
+            f"PyTorch cannot export this detector, with the backbone {model}: {remedy} ({reason})"
+        ) from error
 
 
-def _write(content: bytes, path: str | Path) -> None:
-    with whole_file(path) as file:
+def _write(content: bytes, detector: nn.Module, path: str | Path, metadata: ExportMetadata) -> None:
+    with verified_file(detector, path, metadata) as partial, whole_file(partial) as file:
         file.write(content)
 
 

@@ -61,8 +61,10 @@ class ExportableDetector(nn.Module):
         Returns:
             Boxes (B, D, 4) float32, absolute xyxy pixels of the original image; scores (B, D) float32; classes (B, D)
             int64. Best first; the last rows may have the class ``NO_CLASS``: they hold nothing, and have the score 0.
+            All scores of an image are NaN if any of its predictions is NaN or infinite.
         """
         logits, boxes = self._predict(self._normalize(images, image_sizes), image_sizes)
+        finite = torch.cat([logits, boxes], dim=-1).isfinite().flatten(1).all(1)
         scores, boxes, classes = self._choose(logits.sigmoid(), boxes, image_sizes)
         scale = (original_sizes / image_sizes).float().flip(1).repeat(1, 2)[:, None]
         boxes = _clip(boxes * scale, original_sizes)
@@ -70,6 +72,8 @@ class ExportableDetector(nn.Module):
         # Once more, to bring what holds nothing to the end.
         scores, order = torch.where(found, scores, torch.zeros_like(scores)).topk(scores.shape[1])
         boxes = torch.where(found[..., None], boxes, torch.zeros_like(boxes))
+        # Only now: OpenVINO's topk puts NaN last.
+        scores = torch.where(finite[:, None], scores, torch.full_like(scores, torch.nan))
         return _take(boxes, order), scores, torch.where(found, classes, NO_CLASS).gather(1, order)
 
     def _normalize(self, images: Tensor, image_sizes: Tensor) -> Tensor:
@@ -141,6 +145,8 @@ class PyramidPooling(nn.Module):
         Returns:
             (B * P, C, R, R).
         """
+        # A box that is NaN would have no level, and would be read outside of the maps.
+        boxes = boxes.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0)
         images = torch.arange(boxes.shape[0], device=boxes.device)[:, None].expand(boxes.shape[:2])
         rois = torch.cat([images.flatten()[:, None].to(boxes.dtype), boxes.flatten(0, 1)], dim=1)
         poolers = self.pooler.level_poolers
@@ -174,7 +180,11 @@ def _clip(boxes: Tensor, sizes: Tensor) -> Tensor:
 
 
 def require_exportable(detector: nn.Module) -> SparseRCNN:
-    """The same; raises a ValueError that names what cannot be exported."""
+    """Returns the detector if it can be exported.
+
+    Raises:
+        ValueError: it cannot; names the part that is the reason.
+    """
     # Not their subclasses: what these add to the forward pass would be left out silently.
     if type(detector) not in (SparseRCNN, DynamicSparseRCNN):
         raise ValueError(

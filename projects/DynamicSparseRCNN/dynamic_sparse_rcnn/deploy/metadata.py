@@ -60,7 +60,7 @@ class ExportMetadata:
         """Reads the entries of a file; others' are passed over.
 
         Raises:
-            ValueError: it was not written by this package, or by a later version of it; names ``path``.
+            ValueError: this package did not write it, or an earlier version did, without all entries; names ``path``.
         """
         if MARK not in entries:
             raise ValueError(f"{path} was not written by dsrcnn export: it does not state classes and image sizes")

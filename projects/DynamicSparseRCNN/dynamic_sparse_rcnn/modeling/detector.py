@@ -191,7 +191,7 @@ class SparseRCNN(nn.Module):
         except Exception:  # for example SciPy's, which cannot match NaN
             require_finite(finite, batched_inputs)
             raise
-        # Only now does the host wait for the device: the criterion's kernels are queued.
+        # Only now, since it waits for the device: the criterion's kernels are queued.
         require_finite(finite, batched_inputs)
         return losses
 
@@ -232,6 +232,7 @@ class SparseRCNN(nn.Module):
         boxes = predictions.boxes[0].detach().gather(1, proposal[..., None].expand(-1, -1, 4))
         # All images at once: Boxes.clip would synchronize with the device for each image.
         boxes = boxes.clamp(min=0).minimum(image_sizes_to_whwh(image_sizes, boxes.device)[:, None])
+        # By image only to wrap views: detectron2's Instances are of one image.
         detections = [
             Instances(size, pred_boxes=Boxes(b), scores=s, pred_classes=i % classes)
             for size, b, s, i in zip(image_sizes, boxes, scores, index, strict=True)
@@ -256,6 +257,7 @@ class SparseRCNN(nn.Module):
     def _suppress(self, detections: Instances) -> Instances:
         if self.nms_threshold >= 1:
             return detections
+        # By image: images keep different numbers of boxes, and offsets for more of them would cost float32 precision.
         boxes = detections.pred_boxes.tensor
         keep = batched_nms(boxes, detections.scores, detections.pred_classes, self.nms_threshold)
         return detections[keep[: self.num_detections]]

@@ -31,7 +31,8 @@ def require_finite(finite: Tensor, batched_inputs: Sequence[ModelInput]) -> None
     Raises:
         FloatingPointError: names the first stage, the images and the iteration.
     """
-    # The one place that waits for the device. Without it, NaN would silently become an AP of 0.
+    # This waits for the device, as RoI pooling (once a level) and Hungarian matching do. Without it, NaN would
+    # silently become an AP of 0.
     if finite.all():
         return
     storage = current_event_storage()

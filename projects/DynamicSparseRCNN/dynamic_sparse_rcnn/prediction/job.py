@@ -125,10 +125,18 @@ def _units(sources: Sequence[FrameSource], max_frames: int | None) -> dict[str, 
     units: dict[str, Video | None] = {}
     for source in sources:
         if isinstance(source, Video):
+            if not source.files:  # two streams of one name may be two cameras
+                source.name = next(name for name in _numbered(source.name) if name not in units)
             units[source.name] = source
         else:
             units |= dict.fromkeys(source.files[:max_frames])
     return units
+
+
+def _numbered(name: str) -> Iterator[str]:
+    """The name, and then the name with the numbers from 2 on."""
+    yield name
+    yield from (f"{name} ({number})" for number in itertools.count(2))
 
 
 def _check_apart(sources: Sequence[FrameSource], output: Path) -> None:
@@ -200,7 +208,7 @@ class _Job:
         self, frames: list[Frame], video: str | None, tracker: Tracker | None, writer: VideoWriter | None
     ) -> None:
         self.watches.infer.resume()
-        predictions = self.predictor.predict(frames)
+        predictions = self.predictor.predict(frames, tracker.lowest_score if tracker else None)
         self.watches.infer.pause()
         for prediction in predictions:
             if tracker is not None:

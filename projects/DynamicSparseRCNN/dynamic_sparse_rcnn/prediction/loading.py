@@ -46,6 +46,7 @@ class LoadedDetector:
         device: where it is run.
         autocast_dtype: what it is run in under autocast; None: without.
         resize: what images are resized to, before the model or in it; None: any size can be used.
+        score_threshold: that of an exported file, otherwise 0.5.
     """
 
     model: nn.Module
@@ -55,6 +56,7 @@ class LoadedDetector:
     device: torch.device
     autocast_dtype: torch.dtype | None
     resize: Resize | None
+    score_threshold: float = 0.5
 
 
 def load_detector(
@@ -72,8 +74,8 @@ def load_detector(
         ValueError: no weights are given, they are not those of the whole model, or it has other classes.
     """
     if is_exported(weights or config):
-        return _load_exported(str(weights or config), device, class_names, precision)
-    cfg, weights = _find(config, weights)
+        return _load_exported(str(weights or config), device, trust, class_names, precision)
+    cfg, weights = _find(config, weights, trust)
     if not weights or _BACKBONES in weights:
         raise ValueError(
             "No weights are given, and the config names those of a backbone or none: the detector is untrained. The "
@@ -116,27 +118,27 @@ def build_untrained(config: str, options: Sequence[str] = (), num_classes: int =
 
 
 def _load_exported(
-    path: str, device: str | None, class_names: Sequence[str] | None, precision: str | None
+    path: str, device: str | None, trust: bool, class_names: Sequence[str] | None, precision: str | None
 ) -> LoadedDetector:
     from ..deploy.backends import ExportedDetector  # ONNX Runtime and OpenVINO are optional
     from ..deploy.inputs import make_augmentations
 
-    model = ExportedDetector(path, device or "cpu", precision).eval()
+    model = ExportedDetector(path, device or "cpu", precision, trust).eval()
     classes = DetectorClasses(model.metadata.class_names, model.metadata.category_ids)
     if class_names is not None:
         classes = _with_given_names(classes, class_names, classes)
     resize = Resize.of(make_augmentations(model.metadata).augs)
-    place, image_format = torch.device("cpu"), model.metadata.image_format
-    return LoadedDetector(model, T.AugmentationList([]), image_format, classes, place, None, resize)
+    place, image_format, threshold = torch.device("cpu"), model.metadata.image_format, model.metadata.score_threshold
+    return LoadedDetector(model, T.AugmentationList([]), image_format, classes, place, None, resize, threshold)
 
 
-def _find(config: Any, weights: str | None) -> tuple[Any, str]:
+def _find(config: Any, weights: str | None, trust: bool) -> tuple[Any, str]:
     """The config that is meant, and the weights: those given, of a run, the released ones, or the config's own."""
     if config is None:
         run = find_run(weights or DEFAULT_CONFIG)
-        return read_config(run.config_file), run.checkpoint
+        return read_config(run.config_file, trust=trust), run.checkpoint
     if isinstance(config, (str, Path)):
-        released, cfg = find_released(str(config)), read_config(str(config))
+        released, cfg = find_released(str(config)), read_config(str(config), trust=trust)
     else:
         released, cfg = None, config.clone() if isinstance(config, CfgNode) else config
     if weights is not None and Path(weights).is_dir():

@@ -40,7 +40,7 @@ class Predictor:
         weights: str | None = None,
         *,
         device: str | None = None,
-        score_threshold: float = 0.5,
+        score_threshold: float | None = None,
         batch_size: int = 1,
         precision: str | None = None,
         tiles: int | None = None,
@@ -55,7 +55,7 @@ class Predictor:
             weights: anything that ``MODEL.WEIGHTS`` can be, or the folder of a run. Default: the config's, or our
                 released checkpoint of it. Or an exported file.
             device: of the model. Default: the config's, or the CPU where there is no GPU.
-            score_threshold: in [0, 1].
+            score_threshold: in [0, 1]. Default: that of an exported file, otherwise 0.5.
             batch_size: at least 1.
             precision: ``float16`` or ``bfloat16``, mixed with float32 (on the CPU it is bfloat16 in any case).
                 Default: float32. Of exported files OpenVINO's alone let one choose.
@@ -63,13 +63,14 @@ class Predictor:
                 small objects in them. Default: images are looked at as a whole alone.
             class_names: of all classes, for a checkpoint that does not name its classes. Default: what the checkpoint
                 says, or the config's data sets.
-            trust_checkpoint: whether a pickled checkpoint may hold code, which is then run.
+            trust_checkpoint: whether a pickled checkpoint, its config or a ``.pt2`` file may hold code, which is then
+                run.
 
         Raises:
             FileNotFoundError: there is no such config or checkpoint.
             ValueError: an argument is out of its range, or the weights are not those of the model or of the classes.
         """
-        if not 0 <= score_threshold <= 1 or batch_size < 1 or (tiles is not None and tiles < 32):
+        if not 0 <= (score_threshold or 0) <= 1 or batch_size < 1 or (tiles is not None and tiles < 32):
             raise ValueError(
                 "score_threshold must lie in [0, 1], batch_size be at least 1 and tiles at least 32, got "
                 f"{score_threshold}, {batch_size} and {tiles}"
@@ -77,7 +78,7 @@ class Predictor:
         loaded = load_detector(config, weights, device, trust_checkpoint, class_names, precision)
         self.model = loaded.model
         self.classes = loaded.classes
-        self.score_threshold = score_threshold
+        self.score_threshold = loaded.score_threshold if score_threshold is None else score_threshold
         self.batch_size = batch_size
         self.tiles = tiles
         self._device = loaded.device
@@ -129,28 +130,36 @@ class Predictor:
             else:
                 yield frame
 
-    def predict(self, frames: Sequence[Frame]) -> list[Prediction]:
-        """The detections in some images, run as one batch, or in tiles."""
+    def predict(self, frames: Sequence[Frame], lowest_score: float | None = None) -> list[Prediction]:
+        """The detections in some images, run as one batch, or in tiles.
+
+        Args:
+            frames: the images.
+            lowest_score: in place of ``score_threshold``, for those who filter detections themselves.
+        """
+        lowest = self.score_threshold if lowest_score is None else lowest_score
         if self.tiles is None:
-            found = self._detect(frames)
+            found = self._detect(frames, lowest)
         else:
-            found = [self._detect_in_tiles(frame, self.tiles) for frame in frames]
+            found = [self._detect_in_tiles(frame, self.tiles, lowest) for frame in frames]
         return [
             Prediction(frame.name, frame.pixels, instances, self.classes.names, self.classes.category_ids)
             for frame, instances in zip(frames, found, strict=True)
         ]
 
-    def _detect_in_tiles(self, frame: Frame, side: int) -> Instances:
+    def _detect_in_tiles(self, frame: Frame, side: int, lowest: float) -> Instances:
         parts = split(frame, side)
-        found = [x for batch in batches((tile for tile, _ in parts), self.batch_size) for x in self._detect(batch)]
-        return merge(found, parts)
+        tiles = [tile for tile, _ in parts]
+        found = [x for batch in batches(tiles, self.batch_size) for x in self._detect(batch, lowest)]
+        height, width = tiles[-1].pixels.shape[:2]
+        return merge(found, parts, 1 / self._resize.scale(width, height) if self._resize else 1.0)
 
     @torch.no_grad()
-    def _detect(self, frames: Sequence[Frame]) -> list[Instances]:
+    def _detect(self, frames: Sequence[Frame], lowest: float) -> list[Instances]:
         with autocast(self._dtype, self._device):
             outputs = self.model([self.to_input(frame) for frame in frames]) if frames else []
         found = [output["instances"].to("cpu") for output in outputs]
-        return [instances[instances.scores >= self.score_threshold] for instances in found]
+        return [instances[instances.scores >= lowest] for instances in found]
 
     def to_input(self, frame: Frame) -> dict[str, Any]:
         """What the detector is given for an image: detectron2's dict, with the image resized."""

@@ -6,12 +6,12 @@ import glob
 import logging
 import math
 import os
-import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
+from urllib.parse import urlsplit
 
 import cv2
 import numpy as np
@@ -126,8 +126,7 @@ class Video(FrameSource):
     def __init__(self, source: str | int) -> None:
         super().__init__()
         live = isinstance(source, int) or _is_stream(source)
-        # The name goes into files and the log: passwords of cameras do not.
-        self.name = f"camera {source}" if isinstance(source, int) else re.sub(r"^(\w+://)[^/]*@", r"\1", source)
+        self.name = f"camera {source}" if isinstance(source, int) else _stream_name(source) if live else source
         self.files = [] if live else [str(source)]
         self._source = source
         self._capture = cv2.VideoCapture(source)
@@ -138,10 +137,12 @@ class Video(FrameSource):
         self.frames_per_second = rate if math.isfinite(rate) and 0 < rate <= _MOST_FPS else _DEFAULT_FPS
         count = 0 if live else int(self._capture.get(cv2.CAP_PROP_FRAME_COUNT))
         self._length = count if count > 0 else None
+        if not live:
+            self._capture.release()  # a process can have few files open at once
 
     def __iter__(self) -> Iterator[Frame]:
         number = 0
-        if not self._capture.isOpened():  # once more from the start
+        if not self._capture.isOpened():
             self._capture.open(self._source)
         try:
             while True:
@@ -204,6 +205,13 @@ def _open_path(path: str) -> FrameSource:
 
 def _is_stream(source: str) -> bool:
     return source.lower().startswith(STREAM_PREFIXES)
+
+
+def _stream_name(url: str) -> str:
+    """The URL of a stream without what may be a password: the name goes into files and the log."""
+    parts = urlsplit(url)
+    path = "/".join(segment for segment in parts.path.split("/") if "=" not in segment)
+    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{path}"
 
 
 def _images_among(files: list[str], place: str) -> list[str]:

@@ -15,7 +15,7 @@ from .sources import Frame
 
 #: Part of a tile's side that it shares with its neighbor. Smaller objects are whole in at least one tile.
 OVERLAP = 0.2
-# A box that comes this near to the edge of a tile, in pixels, may go on behind it.
+# A box that comes this near to the edge of a tile, in pixels of the network input, may go on behind it.
 _EDGE = 2.0
 _NMS_THRESHOLD = 0.5
 
@@ -46,16 +46,21 @@ def _starts(size: int, side: int) -> list[int]:
     return [round(index * (size - side) / (number - 1)) for index in range(number)]
 
 
-def merge(found: Sequence[Instances], parts: Sequence[tuple[Frame, tuple[int, int]]]) -> Instances:
+def merge(
+    found: Sequence[Instances], parts: Sequence[tuple[Frame, tuple[int, int]]], shrinkage: float = 1.0
+) -> Instances:
     """The detections of an image, of those in it and its tiles (see :func:`split`), best first.
 
     Objects that a tile cuts are left to the other tiles and to the image as a whole; what several have found stays
-    once (NMS by class).
+    once (NMS by class). An image that is its only tile keeps its detections as they are.
 
     Args:
         found: ``pred_boxes`` (absolute xyxy pixels of the tile), ``scores`` and ``pred_classes`` for each part.
         parts: in the same order.
+        shrinkage: pixels of a tile to one of the network input; below 1 it does not count.
     """
+    if len(parts) == 1:
+        return found[0]
     height, width = parts[0][0].pixels.shape[:2]
     kept = []
     for instances, (tile, (x, y)) in zip(found, parts, strict=True):
@@ -64,7 +69,7 @@ def merge(found: Sequence[Instances], parts: Sequence[tuple[Frame, tuple[int, in
         # The edges that are not the image's own.
         inner = torch.tensor([x > 0, y > 0, x + tile_width < width, y + tile_height < height])
         limits = boxes.new_tensor([0, 0, tile_width, tile_height])
-        whole = ~(((boxes - limits).abs() <= _EDGE) & inner).any(1)
+        whole = ~(((boxes - limits).abs() <= _EDGE * max(1.0, shrinkage)) & inner).any(1)
         moved = Instances((height, width), **instances.get_fields())
         moved.pred_boxes = Boxes(boxes + boxes.new_tensor([x, y, x, y]))
         kept.append(moved[whole])

@@ -9,9 +9,15 @@ import torch
 
 from .results import Prediction, to_supervision
 
+# ByteTrack follows an object through frames in which its score falls so low.
+_LOWEST_SCORE = 0.1
+
 
 class Tracker:
     """Gives the detections in the frames of one video, in their order, ``track_ids``: -1 until a track is certain.
+
+    Attributes:
+        lowest_score: of the detections that :meth:`update` should be given.
 
     Raises:
         ImportError: ``trackers`` is not installed.
@@ -21,7 +27,8 @@ class Tracker:
         """
         Args:
             frames_per_second: of the video, or None where that is not known.
-            score_threshold: what detections have at least; each of them can start a track.
+            score_threshold: of the detections that can start a track, and that :meth:`update` returns. Others only
+                keep tracks alive.
         """
         try:
             from trackers import ByteTrackTracker
@@ -29,6 +36,8 @@ class Tracker:
             raise ImportError(
                 f"Tracking needs supervision and trackers ({error}): pip install 'dynamic-sparse-rcnn[supervision]'"
             ) from error
+        self.lowest_score = min(_LOWEST_SCORE, score_threshold)
+        self._score_threshold = score_threshold
         self._tracker = ByteTrackTracker(
             frame_rate=frames_per_second or 30.0,
             track_activation_threshold=score_threshold,
@@ -45,4 +54,4 @@ class Tracker:
             ids[np.asarray(tracked.data["position"])] = torch.as_tensor(np.asarray(tracked.tracker_id)).long()
         instances = prediction.instances[:]
         instances.track_ids = ids
-        return replace(prediction, instances=instances)
+        return replace(prediction, instances=instances[instances.scores >= self._score_threshold])

@@ -9,13 +9,14 @@ from typing import Any
 import torch
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
-from detectron2.data.detection_utils import annotations_to_instances, convert_image_to_rgb, read_image
+from detectron2.data.detection_utils import annotations_to_instances, convert_image_to_rgb
 from detectron2.modeling import build_model
 from detectron2.structures import Instances
 from torchvision.ops import box_convert
 
 from ..checkpoints.classes import DetectorClasses
 from ..checkpoints.loading import load_for_evaluation
+from ..data.images import read_image
 from ..data.mapper import DetectionMapper
 from ..data.records import Record
 from ..engine.from_yaml import prepare_config
@@ -127,7 +128,7 @@ def visualize_proposals(
 @torch.no_grad()
 def visualize_detections(cfg: CfgNode, detector: SparseRCNN, record: Record) -> Image:
     """The detections in one image, as it is on the disk, beside its ground truth."""
-    image = read_image(record["file_name"], format="RGB")
+    image = read_image(record["file_name"], "RGB")
     (output,) = detector([DetectionMapper(cfg, is_train=False)(record)])
     ground_truth = annotations_to_instances(record["annotations"], image.shape[:2])
     class_names = MetadataCatalog.get(cfg.DATASETS.TEST[0]).thing_classes

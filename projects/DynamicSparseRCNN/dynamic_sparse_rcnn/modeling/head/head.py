@@ -124,6 +124,7 @@ class DynamicHead(nn.Module):
     def _pool(self, maps: list[Tensor], boxes: Tensor) -> Tensor:
         """Pools (B * P, R * R, C) RoI features at (B, P, 4) boxes."""
         with torch.autocast(boxes.device.type, enabled=False):
+            # By image only since ROIPooler takes Boxes of each image; it pools those of all images at once.
             pooled: Tensor = self.box_pooler(maps, [Boxes(image_boxes) for image_boxes in boxes])
         return pooled.flatten(2).transpose(1, 2)
 
