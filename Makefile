@@ -6,7 +6,7 @@
 # make docs   the documentation, in build/site
 # make bench  how fast the demo's detector trains and infers; BENCH="--workload r50 --precision float16" for a GPU
 # make gpu-report  all that waits for a GPU, in ten minutes; GPU_REPORT="--data coco:train.json:images" trains on it too
-# make clean  remove build products, caches and what the demo wrote; make distclean removes .venv too
+# make clean  remove build products, caches and what demo and bench wrote; make distclean removes .venv too
 
 PYTHON ?= python3
 ARGS ?= -m "not gpu and not chaos"
@@ -65,8 +65,8 @@ gpu-report: env
 	@$(BIN)/python benchmarks/gpu_report.py $(GPU_REPORT)
 
 clean:
-	@rm -rf build dist output/demo* output/bench output/shapes .hypothesis
-	find . -path ./$(VENV) -prune -o -path ./.git -prune -o \
+	@rm -rf build dist output/demo output/shapes output/bench .hypothesis
+	find . \( -path ./$(VENV) -o -path ./.git -o -path ./output -o -path ./datasets \) -prune -o \
 	    \( -name __pycache__ -o -name '.*_cache' -o -name '*.egg-info' \) -prune -exec rm -rf {} +
 
 distclean: clean

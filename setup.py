@@ -58,7 +58,7 @@ setup(
     packages=[*find_packages(PROJECT), CONFIGS],
     package_data={CONFIGS: ["**/*.yaml", "**/*.py"], PACKAGE: ["py.typed", "released/*", "report/*.html"]},
     # detectron2 is needed too, but cannot be named here: it is not on the package index under its own name.
-    # Who has none runs dsrcnn install-detectron2. constraints.txt holds the versions that are tested.
+    # dsrcnn install-detectron2 installs it where it is missing. constraints.txt holds the versions that are tested.
     install_requires=[
         "torch>=2.4",
         "torchvision>=0.19",

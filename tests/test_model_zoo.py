@@ -69,7 +69,7 @@ def test_a_config_is_the_file_merged_into_the_defaults():
 
 
 def test_a_checkpoint_that_we_lack_is_an_error_that_says_where_others_are_listed():
-    with pytest.raises(RuntimeError, match=r"no checkpoint for coco/dynamic_.*README's model zoo"):
+    with pytest.raises(RuntimeError, match=r"no checkpoint for coco/dynamic_.*docs/reference/checkpoints.md lists"):
         model_zoo.get_config("coco/dynamic_sparse_rcnn_R_50_FPN_300pro_3x.yaml", trained=True)
 
 

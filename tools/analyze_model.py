@@ -11,6 +11,6 @@ import sys
 from dynamic_sparse_rcnn.cli import main
 
 if __name__ == "__main__":
-    arguments = sys.argv[1:]
     # The config is positional there.
-    raise SystemExit(main(["analyze", *(argument for argument in arguments if argument != "--config-file")]))
+    arguments = [argument.removeprefix("--config-file=") for argument in sys.argv[1:] if argument != "--config-file"]
+    raise SystemExit(main(["analyze", *arguments]))

@@ -257,6 +257,31 @@ def test_the_tool_writes_a_checkpoint_in_our_names(pytorch_style_cfg, resnet, tm
     assert {value.dtype for name, value in half.items() if "running_" in name} == {torch.float32}
 
 
+@pytest.mark.parametrize(("stages", "named"), [(1, "head.head_series.1."), (3, "head.head_series.2.")])
+def test_the_tool_refuses_a_checkpoint_with_fewer_or_more_stages(tiny_cfg, tmp_path, capsys, stages, named):
+    (tmp_path / "config.yaml").write_text(tiny_cfg.dump())
+    tiny_cfg.MODEL.SparseRCNN.NUM_HEADS = stages
+    torch.save({"model": build_model(tiny_cfg).state_dict()}, tmp_path / "model.pth")
+    with pytest.raises(SystemExit):
+        main(["convert", str(tmp_path / "model.pth"), str(tmp_path / "new.pth")])
+    error = capsys.readouterr().err
+    assert f"does not fit the model that {tmp_path}/config.yaml describes, in " in error
+    assert f"tensors such as {named}" in error and error.count("\n") == 1
+    assert not (tmp_path / "new.pth").exists()
+
+
+def test_the_tool_leaves_out_a_classifier_and_does_without_counters(pytorch_style_cfg, tmp_path, capsys):
+    (tmp_path / "config.yaml").write_text(pytorch_style_cfg.dump())
+    state = build_model(pytorch_style_cfg).state_dict()
+    kept = {name: value for name, value in state.items() if "num_batches_tracked" not in name}
+    assert len(kept) < len(state)
+    classifier = {"backbone.bottom_up.linear.weight": torch.zeros(1000, 512)}
+    torch.save({"model": kept | classifier}, tmp_path / "model.pth")
+    main(["convert", str(tmp_path / "model.pth"), str(tmp_path / "new.pth")])
+    assert "1 not in the model, left out: backbone.bottom_up.linear.weight" in capsys.readouterr().out
+    assert read_checkpoint(tmp_path / "new.pth")["model"].keys() == kept.keys()
+
+
 def test_the_tool_refuses_a_checkpoint_of_another_model(pytorch_style_cfg, resnet, tmp_path, capsys):
     torch.save(mmdetection_checkpoint(resnet.state_dict()), tmp_path / "mmdetection.pth")
     pytorch_style_cfg.MODEL.SparseRCNN.NUM_CLASSES = 7

@@ -28,6 +28,20 @@ def test_the_help_of_every_command_fits_a_screen(command, capsys, monkeypatch):
     assert len(lines) <= 24 and max(map(len, lines)) <= 80
 
 
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        *("train --output x", "eval x --data x", "predict x", "app", "report x", "inspect x", "analyze x"),
+        *("visualize stages x --data x", "export x --output x", "convert x x", "convert-data x coco x"),
+    ],
+)
+def test_every_command_that_reads_data_or_configs_imports_a_module_of_the_user_first(arguments, capsys):
+    with pytest.raises(SystemExit) as end:
+        main([*arguments.split(), "--import", "no_such_module"])
+    assert end.value.code == 1
+    assert capsys.readouterr().err.startswith("error: No module named 'no_such_module'")
+
+
 def test_help_loads_neither_pytorch_nor_detectron2():
     code = (
         "import sys\nfrom dynamic_sparse_rcnn.cli import COMMANDS, main\n"

@@ -44,7 +44,7 @@ def test_the_tool_reports_and_draws_samples_as_the_mapper_delivers_them(
     run(coco_name, output=picture, options=options)
     printed = capsys.readouterr().out
     assert "3 images, 4 boxes, 3 classes" in printed
-    assert "1 degenerate, no area or a single point, (20.0%), first in b.jpg" in printed
+    assert f"1 degenerate, no area or a single point, (20.0%), first in {tmp_path}/images/b.jpg" in printed
     assert "boxes an image" in printed and "pooled from" in printed
     assert f"Wrote {picture}: 2 samples" in printed
     assert cv2.imread(str(picture)) is not None
@@ -92,4 +92,4 @@ def test_the_two_points_among_real_annotations_are_found_and_named(
     run(f"voc:{BCCD}:train", f"voc:{BCCD}:val", output=tmp_path / "samples.png")
     printed = capsys.readouterr().out
     for culprit in ("BloodImage_00343.jpg", "BloodImage_00338.jpg"):
-        assert re.search(rf"1 degenerate, .* first in {culprit}", printed)
+        assert re.search(rf"1 degenerate, .* first in .*{culprit}", printed)

@@ -131,6 +131,48 @@ def test_other_images_or_classes_in_the_folder_are_not_overwritten(tmp_path: Pat
         convert_dataset(write_coco(tmp_path / "b", content), "yolo", tmp_path / "yolo", "test")
 
 
+def contents(folder: Path) -> dict[Path, bytes]:
+    return {file: file.read_bytes() for file in folder.rglob("*") if file.is_file()}
+
+
+@pytest.mark.parametrize("target", ["voc", "yolo"])
+def test_labels_of_another_image_with_the_same_stem_are_not_overwritten(tmp_path: Path, target: str) -> None:
+    train, val = coco_content({"a": CONTENT["a"]}), coco_content({"a": CONTENT["b"]})
+    val["images"][0]["file_name"] = "a.png"
+    write_images(tmp_path / "train/images", ["a"])
+    write_images(tmp_path / "val/images", ["a"])
+    (tmp_path / "val/images/a.jpg").rename(tmp_path / "val/images/a.png")
+    convert_dataset(write_coco(tmp_path / "train", train), target, tmp_path / "new", "train")
+    before = contents(tmp_path / "new")
+    split = "val" if target == "voc" else "train"  # a split of YOLO has a folder of its own
+    file = tmp_path / ("new/Annotations/a.xml" if target == "voc" else "new/labels/train/a.txt")
+    with pytest.raises(FileExistsError, match=rf"{file} is there already, with other content"):
+        convert_dataset(write_coco(tmp_path / "val", val), target, tmp_path / "new", split)
+    assert contents(tmp_path / "new") == before
+
+
+@pytest.mark.parametrize(
+    ("target", "file"),
+    [("coco", "annotations/train.json"), ("voc", "ImageSets/Main/train.txt"), ("yolo", "labels/train/a.txt")],
+)
+def test_a_split_of_the_same_name_is_not_overwritten(tmp_path: Path, target: str, file: str) -> None:
+    convert_dataset(write(tmp_path / "a", "coco"), target, tmp_path / "new", "train")
+    before = contents(tmp_path / "new")
+    write_images(tmp_path / "b/images", ["a"])
+    other = write_coco(tmp_path / "b", coco_content({"a": CONTENT["b"]}))
+    with pytest.raises(FileExistsError, match=rf"{tmp_path}/new/{file} is there already, with other content"):
+        convert_dataset(other, target, tmp_path / "new", "train")
+    assert contents(tmp_path / "new") == before
+
+
+def test_a_set_without_images_is_named(tmp_path: Path) -> None:
+    DatasetCatalog.register(f"nothing in {tmp_path}", list)
+    MetadataCatalog.get(f"nothing in {tmp_path}").thing_classes = ["ant"]
+    for target in FORMATS:
+        with pytest.raises(ValueError, match=f"nothing in {tmp_path} has no images to convert"):
+            convert_dataset(f"nothing in {tmp_path}", target, tmp_path / target, "train")
+
+
 def test_images_in_folders_keep_them_and_those_that_cannot_be_told_apart_are_an_error(tmp_path: Path) -> None:
     coco = coco_content(CONTENT)
     for folder, image in zip(("1", "2", "1"), coco["images"], strict=True):

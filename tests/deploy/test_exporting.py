@@ -138,6 +138,32 @@ def test_evaluation_on_other_classes_is_refused(shapes_onnx, shapes, tmp_path, c
     assert "zebra" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["DATALOADER.NUM_WORKER", "0"], "the command line: there is no key DATALOADER.NUM_WORKER in detectron2"),
+        (["--config-file", CONFIG], "leave out --config-file: "),
+        (["--num-gpus", "2", "--config-file", CONFIG], "leave out --config-file and --num-gpus: "),
+        (["--import", "no_such_module"], "No module named 'no_such_module'"),
+    ],
+)
+def test_options_that_an_exported_file_cannot_have_are_named(shapes_onnx, shapes, options, message, capsys):
+    with pytest.raises(SystemExit):
+        main(["eval", str(shapes_onnx), "--data", shapes, *options])
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert error.startswith("error: ") and message in error
+
+
+def test_a_tilde_is_the_home_folder_in_an_evaluation_of_an_exported_file(
+    shapes_onnx, shapes, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.chdir(tmp_path)
+    main(["eval", str(shapes_onnx), "--data", shapes, "--output=~/evaluation", "DATALOADER.NUM_WORKERS", "0"])
+    assert [file.name for file in tmp_path.iterdir()] == ["home"]
+    assert list((tmp_path / "home/evaluation").rglob("coco_instances_results.json"))
+
+
 def test_halved_weights_take_half_the_room_and_are_rounded(tiny_onnx):
     model = onnx.load(tiny_onnx)
     before = {x.name: numpy_helper.to_array(x) for x in model.graph.initializer}

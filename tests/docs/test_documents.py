@@ -55,6 +55,7 @@ def test_commands_have_the_options_that_they_are_given(name, monkeypatch, capsys
     for command in cli.COMMANDS:
         module = importlib.import_module(f"dynamic_sparse_rcnn.cli.{command.replace('-', '_')}")
         monkeypatch.setattr(module, "run", lambda args: None)
+    monkeypatch.setattr("dynamic_sparse_rcnn.engine.launch.import_modules", lambda args: None)
     for arguments in commands_in(name):
         if arguments[0] == "COMMAND" or len(arguments) == 1:
             continue

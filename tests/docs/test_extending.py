@@ -1,4 +1,4 @@
-"""The module that the guide to own parts builds up can be trained with."""
+"""The module that the guide to own parts builds up can be trained with, and its detector used."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def blocks(language: str) -> list[str]:
 
 
 @pytest.mark.slow
-def test_a_training_with_all_parts_of_the_page_runs(tmp_path, monkeypatch):
+def test_a_training_with_all_parts_of_the_page_runs_and_its_detector_predicts(tmp_path, monkeypatch):
     (tmp_path / "my_parts.py").write_text("\n\n".join(blocks("python")))
     monkeypatch.chdir(tmp_path)
     rng = np.random.default_rng(0)
@@ -56,3 +56,6 @@ def test_a_training_with_all_parts_of_the_page_runs(tmp_path, monkeypatch):
     # Three proposals learn from each ground truth, or fewer where two ground truths want the same ones.
     assert 1.5 < losses["dla/positives_per_gt_last_stage"] <= 3
     assert any("bbox/AP" in step for step in steps)
+    prediction = ["predict", "0.png", "--weights", "output/mine", "--import", "my_parts", "--device", "cpu"]
+    subprocess.run([sys.executable, "-m", "dynamic_sparse_rcnn.cli", *prediction], check=True)
+    assert Path("output/predictions/detections.json").is_file()

@@ -94,6 +94,27 @@ def test_large_photographs_are_cached_as_far_as_memory_goes(monkeypatch, size, f
     assert small_data.choose_cache([record(*size, [50])] * 10, short_side=320, workers=2).value == megabytes
 
 
+@pytest.mark.parametrize(
+    ("limits", "free"),
+    [
+        ({"v2": ("2000", "500")}, 1500),
+        ({"v2": ("max", "500"), "v1": ("700", "600")}, 100),
+        ({"v1": ("600", "700")}, 0),
+        ({"v2": ("max", "500")}, 10**6),
+        ({"v1": (str(2**63 - 4096), "500")}, 10**6),
+        ({}, 10**6),
+    ],
+)
+def test_a_container_has_no_more_memory_than_its_limit(monkeypatch, tmp_path, limits, free):
+    monkeypatch.setattr(small_data.os, "sysconf", lambda name: {"SC_AVPHYS_PAGES": 1000, "SC_PAGE_SIZE": 1000}[name])
+    files = [(tmp_path / f"{version} limit", tmp_path / f"{version} usage") for version in ("v2", "v1")]
+    monkeypatch.setattr(small_data, "_CONTAINER_MEMORY", files)
+    for version, numbers in limits.items():
+        for kind, number in zip(("limit", "usage"), numbers, strict=True):
+            (tmp_path / f"{version} {kind}").write_text(f"{number}\n")
+    assert small_data._free_memory() == free
+
+
 @pytest.mark.parametrize("names", [("avx512_bf16",), ("amx_bf16",), ()])
 def test_cpus_with_bfloat16_train_in_it(monkeypatch, names):
     known = {"avx2": True, "avx512_bf16": False, "amx_bf16": False}
@@ -149,7 +170,7 @@ def test_a_part_is_kept_for_choosing_unless_there_is_other_data(data):
 
 def test_sets_of_all_formats_are_divided():
     names = ("coco:a.json", "voc:folder:train", "yolo:data.yaml:train")
-    held_out = values(small_data.hold_out(names))
+    held_out = values(small_data.hold_out(dict.fromkeys(names, 3)))
     assert held_out["DATASETS.TRAIN"] == tuple(f"{name}:0-80%" for name in names)
     assert held_out["DATASETS.TEST"] == tuple(f"{name}:80-100%" for name in names)
 
@@ -157,8 +178,21 @@ def test_sets_of_all_formats_are_divided():
 @pytest.mark.parametrize("name", ["coco:{}/data.json:{}/images:0-50%", "voc:{}:train:0-50%", "registered"])
 def test_what_is_a_part_or_has_none_is_trained_on_whole(data, name, caplog):
     name = name.format(data, data)
-    assert small_data.hold_out([f"coco:{data}/data.json", name]) == []
+    assert small_data.hold_out({f"coco:{data}/data.json": 10, name: 10}) == []
     assert f"{name} cannot be divided. Name other images with --val" in caplog.text
+
+
+@pytest.mark.parametrize("number", [1, 2, 3])
+def test_a_set_is_trained_on_whole_unless_each_part_has_images(data, number, caplog):
+    content = json.loads((data / "data.json").read_text())
+    content["images"] = content["images"][:number]
+    content["annotations"] = [x for x in content["annotations"] if x["image_id"] <= number]
+    (data / "few.json").write_text(json.dumps(content))
+    name = f"coco:{data}/few.json:{data}/images"
+    parts = [len(small_data.read_records(f"{name}:{part}")) for part in (small_data.TRAIN_PART, small_data.VAL_PART)]
+    is_divided = "DATASETS.TEST" in values(small_data.choose_settings([name], [], "cpu"))
+    assert is_divided == all(parts) == (number == 3)
+    assert is_divided != (f"{name} cannot be divided. Name other images with --val" in caplog.text)
 
 
 def test_choices_are_options_of_the_config(data):

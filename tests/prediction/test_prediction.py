@@ -272,7 +272,7 @@ def test_a_config_without_weights_is_refused(tiny_cfg):
     with pytest.raises(ValueError, match="untrained"):
         Predictor(tiny_cfg)
     for name in ("coco/sparse_rcnn_R_50_FPN_300pro_3x.yaml", "lazy/sparse_rcnn_R_50_FPN_300pro_3x.py"):
-        with pytest.raises(ValueError, match="model zoo lists the checkpoints"):
+        with pytest.raises(ValueError, match=r"checkpoints\.md lists checkpoints"):
             Predictor(name)
 
 

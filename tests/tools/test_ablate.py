@@ -130,12 +130,31 @@ def test_a_detector_without_initial_proposals_has_a_dash_for_them(run_plan):
     assert [row.split()[position] for row, position in zip(rows, (-2, -1, -2, -1), strict=True)] == ["-"] * 4
 
 
-def test_the_folder_of_the_data_is_no_part_of_the_settings(run_plan, tmp_path):
+def test_results_of_another_data_folder_are_not_reused(run_plan, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
     names = ("DATASETS.TRAIN", "('coco:{data}/train.json',)")
     first = run_plan([1], "--data", "one", common=names)
-    settings = json.loads((tmp_path / "out/plain, seed 1/evaluations.json").read_text())["settings"]
-    assert settings["options"][:2] == list(names)
-    assert run_plan([1], "--data", "other", common=names) == first
+    (tmp_path / "train_net.py").write_text("raise SystemExit('nothing is left to run')")
+    assert run_plan([1], "--data", str(tmp_path / "one"), common=names) == first
+    with pytest.raises(SystemExit):
+        run_plan([1], "--data", "other", common=names)
+    assert "is of other settings than the plan's" in capsys.readouterr().err
+
+
+def test_results_that_do_not_say_on_which_data_are_made_again(run_plan, tmp_path):
+    names = ("DATASETS.TRAIN", "('coco:{data}/train.json',)")
+    first = run_plan([1], common=names)
+    for file in tmp_path.glob("out/*/evaluations.json"):
+        content = json.loads(file.read_text())
+        del content["settings"]["data"]
+        file.write_text(json.dumps(content | {"metrics": {}}))
+    assert run_plan([1], common=names) == first
+
+
+def test_a_plan_that_names_no_data_folder_has_the_same_results_with_any(run_plan, tmp_path):
+    first = run_plan([1], "--data", "one")
+    (tmp_path / "train_net.py").write_text("raise SystemExit('nothing is left to run')")
+    assert run_plan([1], "--data", "other") == first
 
 
 def test_runs_get_the_folder_of_the_data(run_plan, tmp_path, monkeypatch):

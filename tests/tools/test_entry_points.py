@@ -54,8 +54,9 @@ def test_generated_shapes_are_a_folder_to_train_on(run, tmp_path):
 
 
 def test_analyze_model(run, capsys):
-    assert run("analyze_model.py", "--config-file", ANALYZED, "--size", "64", "64", "--depth", "0") == 0
-    assert "SparseRCNN" in capsys.readouterr().out
+    for config in (["--config-file", ANALYZED], [f"--config-file={ANALYZED}"]):
+        assert run("analyze_model.py", *config, "--size", "64", "64", "--depth", "0") == 0
+        assert "SparseRCNN" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("what", ["assignment", "proposals"])

@@ -100,11 +100,20 @@ def read_config(file: str, options: Sequence[str] = (), *, trust: bool = True) -
     remedy = "" if trust else "; if you trust where the file comes from, use --trust-checkpoint"
     with _explaining(cfg, f"{file} (or its _BASE_)", lambda: _leaves(CfgNode.load_yaml_with_base(file, trust)), remedy):
         cfg.merge_from_file(file, allow_unsafe=trust)
+    merge_options(cfg, options)
+    return cfg
+
+
+def merge_options(cfg: CfgNode, options: Sequence[str]) -> None:
+    """Changes a config by keys and values in turn, those of a command line.
+
+    Raises:
+        ConfigError: a key or a value cannot be used.
+    """
     _check_options(options)
     with _explaining(cfg, "the command line", lambda: options[::2]):
         cfg.merge_from_list(list(options))
     _expand_home(cfg)
-    return cfg
 
 
 class ConfigError(ValueError):

@@ -45,7 +45,7 @@ def get_checkpoint_url(config_path: str) -> str:
     entry = find_released(config_path)
     if entry is None:
         raise RuntimeError(
-            f"This project has no checkpoint for {config_path}: the README's model zoo lists checkpoints of other "
+            f"This project has no checkpoint for {config_path}: docs/reference/checkpoints.md lists those of other "
             "projects that it can load"
         )
     return entry.url

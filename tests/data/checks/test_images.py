@@ -150,7 +150,7 @@ def test_sixteen_bits_are_read_as_their_upper_eight_and_counted(tmp_path: Path) 
     assert (read == (deep >> 8)[..., None]).all()
     usable, report = check_images([record(tmp_path / "deep.png")])
     assert len(usable) == 1
-    assert report.warnings() == ["1 images have 16 bits, read as value / 256, first: deep.png"]
+    assert report.warnings() == [f"1 images have 16 bits, read as value / 256, first: {tmp_path}/deep.png"]
 
 
 @pytest.mark.parametrize("suffix", ["gif", "tiff"])
@@ -161,7 +161,7 @@ def test_files_of_several_images_are_counted(tmp_path: Path, pixels: np.ndarray,
     usable, report = check_images([record(tmp_path / f"{name}.{suffix}") for name in ("single", "several")])
     assert len(usable) == 2
     (warning,) = report.warnings()
-    assert warning.startswith("1 files hold several images") and warning.endswith(f"first: several.{suffix}")
+    assert warning.startswith("1 files hold several images") and warning.endswith(f"first: {tmp_path}/several.{suffix}")
 
 
 @pytest.mark.parametrize("mode", ["L", "1", "P", "LA", "RGBA", "CMYK", "RGB"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from pathlib import Path
 
 import pytest
@@ -31,6 +32,30 @@ def test_coco_files_are_found_where_coco_and_annotation_tools_put_them(tmp_path,
     assert find_splits(str(tmp_path)) == {split: f"coco:{tmp_path / file}" for split, file in files.items()}
     (name,) = expand_folders([str(tmp_path)], "train")
     assert table(registered(name)).keys() == CONTENT.keys()
+
+
+def test_of_cocos_own_files_those_with_boxes_are_taken(tmp_path):
+    kinds, splits = ("captions", "instances", "person_keypoints"), ("train", "val")
+    write_coco_files(tmp_path, *(f"annotations/{kind}_{split}2017.json" for kind in kinds for split in splits))
+    boxes = {split: f"coco:{tmp_path}/annotations/instances_{split}2017.json" for split in splits}
+    assert find_splits(str(tmp_path)) == boxes
+
+
+def test_splits_of_a_data_yaml_without_images_are_left_out_and_missing_paths_told(tmp_path, caplog, monkeypatch):
+    monkeypatch.setattr(logging.getLogger("dynamic_sparse_rcnn"), "propagate", True)
+    write_yolo(tmp_path, CONTENT)
+    with open(tmp_path / "data.yaml", "a") as file:
+        file.write("val: [train/images]\ntest:\n")
+    name = f"yolo:{tmp_path}"
+    assert expand_folders([str(tmp_path)], "test", "val") == [f"{name}:val"]
+    assert not caplog.records
+    with pytest.raises(ValueError, match=r"no images of the split 'test'; its other keys are train, val\."):
+        registered(f"{name}:test")
+    (tmp_path / "data.yaml").write_text((tmp_path / "data.yaml").read_text().replace("test:", "test: nowhere"))
+    for _ in range(2):
+        assert find_splits(str(tmp_path)) == {split: f"{name}:{split}" for split in ("train", "val")}
+    (record,) = caplog.records
+    assert f"{tmp_path}/data.yaml: test is 'nowhere', but {tmp_path}/nowhere do not exist" in record.getMessage()
 
 
 def test_each_layout_is_found(tmp_path):

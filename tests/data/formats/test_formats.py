@@ -6,9 +6,11 @@ import csv
 import unicodedata
 from collections.abc import Iterator
 from dataclasses import dataclass
+from email.message import Message
 from fractions import Fraction
 from pathlib import Path
 from typing import Any, ClassVar
+from urllib.error import HTTPError
 
 import cv2
 import numpy as np
@@ -30,6 +32,7 @@ from dynamic_sparse_rcnn.data.formats import (
     VocDataset,
     parse_dataset_name,
 )
+from dynamic_sparse_rcnn.data.formats.reading import read_text
 from dynamic_sparse_rcnn.data.mapper import DetectionMapper
 from dynamic_sparse_rcnn.data.shapes import ShapesConfig, generate_shapes
 from dynamic_sparse_rcnn.data.splits import SplitPart
@@ -146,6 +149,15 @@ def test_files_and_images_behind_urls_are_read(store: Path, tiny_cfg: Any) -> No
     assert mapped["file_name"] == "store://images/a.jpg" and len(mapped["instances"]) == 3
     with pytest.raises(FileNotFoundError, match=r"store://none\.json cannot be read"):
         register_dataset("coco:store://none.json:store://images")
+
+
+def test_errors_of_servers_that_need_more_than_a_message_are_told(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*arguments: object, **options: object) -> None:
+        raise HTTPError("https://server/a.json", 403, "Forbidden", Message(), None)
+
+    monkeypatch.setattr(_Store, "_open", refuse)
+    with pytest.raises(OSError, match=r"Annotation file store://a\.json cannot be read: HTTP Error 403: Forbidden"):
+        read_text("store://a.json")
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ class DetectorClasses(Classes):
 
     @classmethod
     def from_datasets(cls, datasets: Sequence[str]) -> DetectorClasses | None:
-        """Of the first data set that is there and has class names; None if there is no such."""
+        """Of the first data set that is there and has class names; None if there is none."""
         for name in datasets:
             try:
                 register_dataset(name)

@@ -12,7 +12,7 @@ import sys
 from collections.abc import Sequence
 
 from ..errors import add_traceback_option, one_line_errors
-from .options import HelpFormatter
+from .options import HelpFormatter, add_import_option
 
 #: The modules, in the order of ``dsrcnn --help``.
 COMMANDS = (
@@ -43,6 +43,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     subparsers = parser.add_subparsers(metavar="COMMAND", required=True)
     for name in COMMANDS:
         importlib.import_module(f".{name.replace('-', '_')}", __name__).add_parser(subparsers)
+        if name != "install-detectron2":
+            add_import_option(subparsers.choices[name])
         add_traceback_option(subparsers.choices[name])
     if arguments and arguments[0] in subparsers.choices:
         # Options may stand before, between and behind the positional arguments.
@@ -50,5 +52,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     else:
         args = parser.parse_args(arguments)
     with one_line_errors(args.traceback):
+        if getattr(args, "imports", ()):
+            from ..engine.launch import import_modules
+
+            import_modules(args)
         args.run(args)
     return 0

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from .options import DATA_HELP, Subparsers, add_command, add_import_option, add_trust_option
+from .options import DATA_HELP, Subparsers, add_command, add_trust_option
 
 _DESCRIPTION = """Try a detector on a page in the browser, on this machine.
 RUN_OR_CHECKPOINT is a run's folder, a checkpoint, or a name in the model zoo;
@@ -22,7 +22,6 @@ def add_parser(subparsers: Subparsers) -> None:
     parser.add_argument("--config-file", metavar="FILE", help="default: config.yaml beside the checkpoint")
     parser.add_argument("--score-threshold", type=float, default=0.5, metavar="S", help="to start with; default 0.5")
     parser.add_argument("--device", metavar="D", help="cpu, cuda, cuda:1, ..")
-    add_import_option(parser)
     add_trust_option(parser)
     parser.set_defaults(run=run)
 
@@ -39,7 +38,6 @@ def run(args: argparse.Namespace) -> None:
     import tempfile
 
     from ..data.formats import expand_folders
-    from ..engine.launch import import_modules
     from ..extras import import_extra
     from ..prediction.predictor import Predictor
 
@@ -50,7 +48,6 @@ def run(args: argparse.Namespace) -> None:
     from ..app.page import Page, build
     from ..app.server import listen, serve
 
-    import_modules(args)
     predictor = Predictor(
         args.config_file,
         args.source,

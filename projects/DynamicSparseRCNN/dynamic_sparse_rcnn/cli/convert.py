@@ -19,6 +19,10 @@ and hooks are left out: TO is for inference, or to start a training from.
 # What a detector says of itself, beside its weights.
 _KEPT = ("class_names", "category_ids")
 _SHOWN = 10
+# Parts of a detector of which a checkpoint of the model has nothing left over; backbones may have a classifier.
+_PARTS = ("head.", "proposal_generator.", "init_proposal_")
+# Of batch norms: nothing at inference depends on it.
+_COUNTER = "num_batches_tracked"
 
 
 def add_parser(subparsers: Subparsers) -> None:
@@ -52,10 +56,10 @@ def run(args: argparse.Namespace) -> None:
     conversion = convert_state_dict(checkpoint["model"], wanted)
     weights = {name: as_tensor(value) for name, value in conversion.state_dict.items()}
     print(f"{found.checkpoint}: {conversion.source or 'names as they are'}, {len(weights)} tensors")
-    if not _fits(weights, wanted, conversion.not_used):
+    if misfits := _find_misfits(weights, wanted, conversion.not_used):
         raise ValueError(
-            f"{found.checkpoint} does not fit the model that {found.config_file} describes: name its own with "
-            "--config-file"
+            f"{found.checkpoint} does not fit the model that {found.config_file} describes, in {len(misfits)} tensors "
+            f"such as {', '.join(misfits[:3])}: name its own config with --config-file"
         )
     kept = {name: value for name, value in weights.items() if name in wanted}
     extras = {key: checkpoint[key] for key in _KEPT if key in checkpoint}
@@ -63,8 +67,8 @@ def run(args: argparse.Namespace) -> None:
     print(f"Wrote {args.target}, {args.target.stat().st_size / 1e6:.1f} MB")
 
 
-def _fits(weights: dict[str, Tensor], wanted: dict[str, Tensor], not_used: tuple[str, ...]) -> bool:
-    """Whether the weights are of the model; prints what differs."""
+def _find_misfits(weights: dict[str, Tensor], wanted: dict[str, Tensor], not_used: tuple[str, ...]) -> list[str]:
+    """The names by which the weights are not the model's; prints all that differs."""
     missing = [name for name in wanted if name not in weights]
     unknown = [name for name in weights if name not in wanted]
     wrong = [name for name in weights if name in wanted and weights[name].shape != wanted[name].shape]
@@ -75,4 +79,5 @@ def _fits(weights: dict[str, Tensor], wanted: dict[str, Tensor], not_used: tuple
     ):
         if names:
             print(f"{len(names)} {what}: {', '.join(names[:_SHOWN])}{' ...' if names[_SHOWN:] else ''}")
-    return not wrong and len(unknown) < len(weights)
+    lacking = [name for name in missing if not name.endswith(_COUNTER)]
+    return [*wrong, *lacking, *(name for name in unknown if name.startswith(_PARTS))]

@@ -17,7 +17,7 @@ def add_parser(subparsers: Subparsers) -> None:
     parser.add_argument("name", help=argparse.SUPPRESS)
     parser.add_argument("format", choices=("coco", "voc", "yolo"), help=argparse.SUPPRESS)
     parser.add_argument("folder", type=path_of, help=argparse.SUPPRESS)
-    parser.add_argument("--split", default="train", metavar="SPLIT", help="its name in the new data set; default train")
+    parser.add_argument("--split", default="train", metavar="SPLIT", help="name in the new data set; default train")
     parser.set_defaults(run=run)
 
 

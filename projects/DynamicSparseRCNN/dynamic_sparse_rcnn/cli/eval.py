@@ -55,24 +55,32 @@ def evaluate_exported(args: argparse.Namespace) -> None:
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it is of other classes than the data.
+        ValueError: it is of other classes than the data, or an option is for checkpoints alone.
     """
     from detectron2.config import get_cfg
     from detectron2.utils.logger import setup_logger
 
     from ..checkpoints.classes import DetectorClasses
     from ..config import add_dynamic_sparse_rcnn_config
+    from ..config_reading import merge_options
     from ..deploy.backends import ExportedDetector
     from ..engine.trainer import Trainer
     from .running import summarize
 
+    given = {"--config-file": args.config_file is not None, "--num-gpus": args.num_gpus != 1}
+    if wrong := [option for option, is_given in given.items() if is_given]:
+        raise ValueError(
+            f"leave out {' and '.join(wrong)}: {args.source} is an exported file, which has its own settings and runs "
+            "in one process"
+        )
     setup_logger(name="dynamic_sparse_rcnn")
     detector = ExportedDetector(args.source, trust=args.trust_checkpoint)
     metadata = detector.metadata
     cfg = get_cfg()
     add_dynamic_sparse_rcnn_config(cfg)
-    cfg.merge_from_list(args.opts)
-    cfg.DATASETS.TEST, cfg.OUTPUT_DIR = args.data, args.output or str(Path(args.source).parent / "eval")
+    merge_options(cfg, args.opts)
+    output = Path(args.output).expanduser() if args.output else Path(args.source).parent / "eval"
+    cfg.DATASETS.TEST, cfg.OUTPUT_DIR = args.data, str(output)
     cfg.INPUT.FORMAT, cfg.INPUT.MIN_SIZE_TEST = metadata.image_format, 0
     cfg.MODEL.SparseRCNN.NUM_CLASSES = len(metadata.class_names)
     classes = DetectorClasses(metadata.class_names, metadata.category_ids)

@@ -6,7 +6,7 @@ import argparse
 from typing import TYPE_CHECKING
 
 from ..deploy.metadata import SUFFIXES
-from .options import Subparsers, add_command, add_import_option, add_trust_option, path_of
+from .options import Subparsers, add_command, add_trust_option, path_of
 
 if TYPE_CHECKING:
     from ..deploy.metadata import ExportMetadata
@@ -30,14 +30,15 @@ def add_parser(subparsers: Subparsers) -> None:
         "--format", choices=SUFFIXES, metavar="F", help="onnx, openvino or torch; default: by FILE's suffix"
     )
     parser.add_argument("--output", type=path_of, required=True, metavar="FILE", help="NAME.onnx, .xml or .pt2")
-    parser.add_argument("--size", type=_size, metavar="HxW", help="of the input; default: dynamic")
+    parser.add_argument("--size", type=_size, metavar="HxW", help="size of the input; default: dynamic")
     parser.add_argument("--half", action="store_true", help="store the weights in half precision")
     parser.add_argument("--int8", action="store_true", help="8-bit weights and arithmetic")
     parser.add_argument("--calibration", metavar="NAME", help="data set to measure ranges on, for --int8")
     parser.add_argument("--no-nms", action="store_true", help="leave NMS to the program that runs the file")
     parser.add_argument("--config-file", metavar="FILE", help="default: config.yaml beside the checkpoint")
-    parser.add_argument("--score-threshold", type=float, default=0.5, metavar="S", help="that FILE names; default 0.5")
-    add_import_option(parser)
+    parser.add_argument(
+        "--score-threshold", type=float, default=0.5, metavar="S", help="threshold that FILE names; default 0.5"
+    )
     add_trust_option(parser)
     parser.set_defaults(run=run)
 
@@ -52,10 +53,8 @@ def run(args: argparse.Namespace) -> None:
     from ..checkpoints.runs import find_run
     from ..data.formats import expand_folders
     from ..deploy.export import EXPORTERS
-    from ..engine.launch import import_modules
     from ..prediction.loading import load_detector
 
-    import_modules(args)
     if args.int8 and (args.half or not args.calibration):
         raise ValueError("--int8 needs --calibration NAME, a data set of images to measure on, and excludes --half")
     if args.calibration and not args.int8:

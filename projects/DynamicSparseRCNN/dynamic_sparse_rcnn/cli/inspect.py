@@ -22,7 +22,9 @@ def add_parser(subparsers: Subparsers) -> None:
     parser.add_argument(
         "--output", type=path_of, default=Path("output/samples.png"), metavar="FILE", help="default: output/samples.png"
     )
-    parser.add_argument("--opts", nargs=argparse.REMAINDER, default=[], metavar="KEY VALUE ..", help="of the config")
+    parser.add_argument(
+        "--opts", nargs=argparse.REMAINDER, default=[], metavar="KEY VALUE ..", help="changes of the config"
+    )
     parser.set_defaults(run=run)
 
 

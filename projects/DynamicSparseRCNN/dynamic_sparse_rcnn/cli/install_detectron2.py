@@ -15,8 +15,10 @@ releases of what they build on. Nothing is compiled."""
 def add_parser(subparsers: Subparsers) -> None:
     """Adds the sub-command."""
     parser = add_command(subparsers, "install-detectron2", "[OPTION ..]", _DESCRIPTION)
-    parser.add_argument("--constraint", type=path_of, metavar="FILE", help="pip's, for what detectron2 needs")
-    parser.add_argument("--sdist", type=path_of, metavar="FILE", help="instead of downloading it")
+    parser.add_argument(
+        "--constraint", type=path_of, metavar="FILE", help="pip's constraints for what detectron2 needs"
+    )
+    parser.add_argument("--sdist", type=path_of, metavar="FILE", help="detectron2's sources, instead of a download")
     parser.add_argument("--wheel-dir", type=path_of, metavar="DIR", help="keep the wheel here")
     parser.add_argument("--build-only", action="store_true", help="make the wheel, install nothing")
     parser.set_defaults(run=run)

@@ -47,14 +47,13 @@ def add_run_options(parser: argparse.ArgumentParser) -> None:
     """Adds what trainings and evaluations have in common, and the positional ``KEY VALUE`` pairs."""
     parser.add_argument("--config-file", metavar="FILE", help="a path, or a name in the model zoo")
     parser.add_argument("--num-gpus", type=int, default=1, metavar="N", help="processes, also on CPUs")
-    add_import_option(parser)
     add_trust_option(parser)
     add_opts(parser)
 
 
 def add_import_option(parser: argparse.ArgumentParser) -> None:
     """Adds ``--import``."""
-    text = "of yours, that registers parts; repeatable"
+    text = "module of yours to import first; repeatable"
     parser.add_argument("--import", action="append", default=[], dest="imports", metavar="MODULE", help=text)
 
 
@@ -76,7 +75,7 @@ def detectron2_arguments(
     """What detectron2's command line would have given, for a run.
 
     Args:
-        args: of :func:`add_run_options`.
+        args: of :func:`add_run_options`, and ``--import``.
         config_file: of the run.
         options: that change the config, before those of the command line, which have the last word.
         others: ``resume`` and ``eval_only``, where they are not False.

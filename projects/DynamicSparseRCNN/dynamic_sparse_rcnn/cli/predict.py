@@ -9,8 +9,7 @@ from ..deploy.metadata import SUFFIXES, is_exported
 from .options import Subparsers, add_command, add_trust_option, path_of
 
 _DESCRIPTION = """Detect objects in images and videos.
-SOURCE: a file, a folder, a pattern ('*.jpg'), a URL, or a camera's number or
-stream.
+SOURCE: a file, folder, pattern ('*.jpg'), URL, or a camera's number or stream.
 detections.json (COCO's result format) and pictures go to --output.
 An interrupted job continues when it is started again; under torchrun the
 processes share the images."""
@@ -35,7 +34,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--tiles", type=int, metavar="PIXELS", help="look at large images in tiles too")
     parser.add_argument("--track", action="store_true", help="follow objects through videos")
     parser.add_argument("--no-draw", action="store_true", help="detections.json alone")
-    parser.add_argument("--max-frames", type=int, metavar="N", help="of each input")
+    parser.add_argument("--max-frames", type=int, metavar="N", help="most frames of each input")
     parser.add_argument("--batch-size", type=int, default=1, metavar="N", help="images at once; default 1")
     parser.add_argument("--precision", metavar="P", help="float16 or bfloat16; default float32")
     parser.add_argument("--device", metavar="D", help="cpu, cuda, cuda:1, ..")

@@ -32,7 +32,9 @@ def add_parser(subparsers: Subparsers) -> None:
     parser.add_argument("--val", action="append", default=[], metavar="NAME", help="to evaluate on, likewise")
     parser.add_argument("--output", required=True, metavar="DIR", help="folder of the run")
     length = parser.add_mutually_exclusive_group()
-    length.add_argument("--minutes", type=positive, metavar="N", help="that it may take; default without a config: 10")
+    length.add_argument(
+        "--minutes", type=positive, metavar="N", help="time limit in minutes; default without a config: 10"
+    )
     length.add_argument("--epochs", type=positive, metavar="N", help="how often each image is learned")
     parser.add_argument("--weights", metavar="RUN_OR_FILE", help="a run or checkpoint to start from")
     parser.add_argument("--resume", action="store_true", help="continue the run in --output")
@@ -99,7 +101,6 @@ def choose_options(args: argparse.Namespace, config_file: str, options: Sequence
     if args.config_file and args.minutes is None and args.epochs is None:
         return []
     from ..config_reading import is_lazy_config, read_config
-    from ..engine.launch import import_modules
     from ..engine.process import set_up_logging
     from ..engine.run_length import choose_length, choose_training
     from ..engine.small_data import as_options
@@ -110,7 +111,6 @@ def choose_options(args: argparse.Namespace, config_file: str, options: Sequence
         )
     if is_lazy_config(config_file):
         raise ValueError("--minutes and --epochs are for yaml configs: of a lazy config set train.max_iter")
-    import_modules(args)
     set_up_logging(output)
 
     def read(chosen: Sequence[str]) -> Any:

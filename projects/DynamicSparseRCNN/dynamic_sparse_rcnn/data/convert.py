@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import filecmp
+import json
 import logging
 import os
 import shutil
@@ -16,7 +17,7 @@ import numpy as np
 import yaml
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
-from ..file_io import whole_file, write_json
+from ..file_io import whole_file
 from .datasets import register_dataset
 from .formats import Classes
 from .formats.reading import read_text
@@ -62,14 +63,17 @@ def convert_dataset(name: str, prefix: str, folder: str | Path, split: str) -> s
         The name of the new data set.
 
     Raises:
-        FileExistsError: if the folder has a different image of the same name, or other classes.
-        OSError, KeyError, ValueError: if the data set cannot be read or the format is unknown; or if VOC or YOLO cannot
-            tell two images apart, whose names differ only in the suffix.
+        FileExistsError: if the folder has a different image of the same name, other labels of an image, another split
+            of the same name, or other classes.
+        OSError, KeyError, ValueError: if the data set cannot be read or has no images, or the format is unknown; or if
+            VOC or YOLO cannot tell two images apart, whose names differ only in the suffix.
     """
     if prefix not in _WRITERS:
         raise ValueError(f"Data sets can be converted to {', '.join(_WRITERS)}, not to {prefix!r}.")
     register_dataset(name)
     records: list[Record] = DatasetCatalog.get(name)
+    if not records:
+        raise ValueError(f"{name} has no images to convert. Name another data set, or a larger part of it.")
     metadata = MetadataCatalog.get(name)
     names = tuple(metadata.thing_classes)
     ids = metadata.get("thing_dataset_id_to_contiguous_id") or range(len(names))
@@ -83,16 +87,22 @@ def _write_coco(records: list[Record], classes: Classes, folder: Path, split: st
         sum(len(record["annotations"]) for record in records) - len(content["annotations"]),
         "unusable boxes are dropped",
     )
-    for image, record, path in zip(content["images"], records, paths, strict=True):
-        _copy(record["file_name"], folder / "images" / path)
+    for image, path in zip(content["images"], paths, strict=True):
         image["file_name"] = path.as_posix()
     json_file = folder / "annotations" / f"{split}.json"
-    write_json(content, json_file)
+    text = json.dumps(content) + "\n"
+    _require_same(json_file, text)
+    for record, path in zip(records, paths, strict=True):
+        _copy(record["file_name"], folder / "images" / path)
+    _write_text(json_file, text)
     return f"coco:{json_file}"
 
 
 def _write_voc(records: list[Record], classes: Classes, folder: Path, split: str) -> str:
     images = _without_crowds(records, classes)
+    stems = [image.path.with_suffix("").as_posix() for image in images]
+    list_file, lines = folder / "ImageSets/Main" / f"{split}.txt", "".join(f"{stem}\n" for stem in stems)
+    _require_same(list_file, lines)
     for image in images:
         root = ElementTree.Element("annotation")
         ElementTree.SubElement(root, "filename").text = image.path.name
@@ -103,11 +113,10 @@ def _write_voc(records: list[Record], classes: Classes, folder: Path, split: str
             x1, y1, x2, y2 = obj.box
             _add(element, "bndbox", {"xmin": x1 + 1, "ymin": y1 + 1, "xmax": x2, "ymax": y2})
         ElementTree.indent(root)
-        _copy(image.record["file_name"], folder / "JPEGImages" / image.path)
         file = (folder / "Annotations" / image.path).with_suffix(".xml")
-        _write_text(file, ElementTree.tostring(root, encoding="unicode"))
-    stems = [image.path.with_suffix("").as_posix() for image in images]
-    _write_text(folder / "ImageSets/Main" / f"{split}.txt", "".join(f"{stem}\n" for stem in stems))
+        text = ElementTree.tostring(root, encoding="unicode")
+        _write_labeled(image, folder / "JPEGImages" / image.path, file, text)
+    _write_text(list_file, lines)
     return f"voc:{folder}:{split}"
 
 
@@ -137,8 +146,8 @@ def _write_yolo(records: list[Record], classes: Classes, folder: Path, split: st
             clipped += not np.allclose(corners * sides, np.array(obj.box).reshape(2, 2))
             numbers = np.concatenate([corners.mean(0), corners[1] - corners[0]]).tolist()
             lines.append(" ".join([str(obj.number), *map(repr, numbers)]) + "\n")
-        _copy(image.record["file_name"], folder / "images" / split / image.path)
-        _write_text((folder / "labels" / split / image.path).with_suffix(".txt"), "".join(lines))
+        label_file = (folder / "labels" / split / image.path).with_suffix(".txt")
+        _write_labeled(image, folder / "images" / split / image.path, label_file, "".join(lines))
     _warn(clipped, "boxes reach beyond their image and are clipped, as YOLO demands")
     description[split] = f"images/{split}"
     _write_text(file, yaml.safe_dump(description, allow_unicode=True, sort_keys=False))
@@ -178,6 +187,18 @@ def _relative_paths(records: Sequence[Record]) -> list[Path]:
     files = [os.path.abspath(record["file_name"]) for record in records]
     common = os.path.commonpath([os.path.dirname(file) for file in files])
     return [Path(os.path.relpath(file, common)) for file in files]
+
+
+def _write_labeled(image: _Image, target: Path, label_file: Path, text: str) -> None:
+    """Copies an image and writes its labels, unless the folder has other labels under that name."""
+    _require_same(label_file, text)
+    _copy(image.record["file_name"], target)
+    _write_text(label_file, text)
+
+
+def _require_same(file: Path, text: str) -> None:
+    if file.exists() and file.read_bytes() != text.encode():
+        raise FileExistsError(f"{file} is there already, with other content. Name another folder or another split.")
 
 
 def _copy(source: str, target: Path) -> None:

@@ -14,6 +14,9 @@ from detectron2.utils.logger import log_every_n_seconds
 Pixels: TypeAlias = npt.NDArray[np.uint8]
 BoxArray: TypeAlias = npt.NDArray[np.float32]
 
+# Side, in pixels, of the image that a pipeline is tried on: larger than what crops cut out.
+_TRIAL_SIDE = 2048
+
 
 class AlbumentationsPipeline(T.Augmentation):
     """Runs a pipeline written by ``albumentations.save`` as one of detectron2's augmentations.
@@ -21,8 +24,8 @@ class AlbumentationsPipeline(T.Augmentation):
     The input must have ``boxes``. Those that are cropped away, or too small for the pipeline's ``bbox_params``, have no
     area afterwards. The pipeline's random numbers follow from NumPy's, and so from ``SEED``.
 
-    If a pipeline that has worked before fails on an image (a crop larger than the image, say), the image is left as it
-    is, and counted in a warning (at most one per minute): the run continues.
+    A pipeline is tried once, when it is loaded. If it fails on an image later (a crop larger than the image, say), the
+    image is left as it is, and counted in a warning (at most one per minute): the run continues.
     """
 
     def __init__(self, file: str, image_format: str) -> None:
@@ -34,7 +37,8 @@ class AlbumentationsPipeline(T.Augmentation):
         Raises:
             FileNotFoundError: if the file does not exist.
             ImportError: if Albumentations is not installed.
-            ValueError: if the file does not hold a pipeline, or the format is neither RGB nor BGR.
+            ValueError: if the file does not hold a pipeline, the pipeline fails on a large image or returns something
+                other than (H, W, 3) uint8, or the format is neither RGB nor BGR.
         """
         super().__init__()
         if image_format not in ("RGB", "BGR"):
@@ -42,24 +46,15 @@ class AlbumentationsPipeline(T.Augmentation):
         self.file = file
         self.image_format = image_format
         self._compose = _load(file)
-        self._has_worked = False
         self._failures = 0
+        self._try()
 
     def get_transform(self, image: Pixels, boxes: BoxArray) -> T.Transform:
-        """Runs the pipeline on an image (H, W, 3) uint8 and boxes (N, 4) xyxy; the transform returns its results.
-
-        Raises:
-            ValueError: if the pipeline fails on its first image, or returns something other than (H, W, 3) uint8.
-        """
+        """Runs the pipeline on an image (H, W, 3) uint8 and boxes (N, 4) xyxy; the transform returns its results."""
+        seed = int(np.random.randint(2**31))
         try:
-            new_image, new_boxes = self._run(np.ascontiguousarray(self._swapped(image)), boxes)
-            _check_image(new_image)
+            new_image, new_boxes = self._run(np.ascontiguousarray(self._swapped(image)), boxes, seed)
         except Exception as error:  # the library may raise anything
-            if not self._has_worked:
-                raise ValueError(
-                    f"{self.file} fails on an image of {image.shape[1]} x {image.shape[0]}: "
-                    f"{str(error).rstrip('.')}. Correct it; a crop may need padding or resizing before it."
-                ) from error
             self._failures += 1
             log_every_n_seconds(
                 logging.WARNING,
@@ -68,14 +63,26 @@ class AlbumentationsPipeline(T.Augmentation):
                 n=60,
             )
             return T.NoOpTransform()
-        self._has_worked = True
         return _Result(self._swapped(new_image), new_boxes)
 
-    def _run(self, image: Pixels, boxes: BoxArray) -> tuple[Pixels, BoxArray]:
+    def _try(self) -> None:
+        """Runs the pipeline on noise, with one box."""
+        image = np.random.default_rng(0).integers(0, 256, (_TRIAL_SIDE, _TRIAL_SIDE, 3), dtype=np.uint8)
+        box = _TRIAL_SIDE * np.array([[0.25, 0.25, 0.75, 0.75]], dtype=np.float32)
+        try:
+            self._run(image, box, seed=0)
+        except Exception as error:
+            raise ValueError(
+                f"{self.file} fails on an image of {_TRIAL_SIDE} x {_TRIAL_SIDE}: {str(error).rstrip('.')}. Correct "
+                "it; a crop may need padding or resizing before it."
+            ) from error
+
+    def _run(self, image: Pixels, boxes: BoxArray, seed: int) -> tuple[Pixels, BoxArray]:
         """The new image and the boxes in it, in their order."""
-        self._compose.set_random_seed(int(np.random.randint(2**31)))
+        self._compose.set_random_seed(seed)
         present = np.flatnonzero((boxes[:, 2:] > boxes[:, :2]).all(1))
         result = self._compose(image=image, bboxes=boxes[present], index=present)
+        _check_image(result["image"])
         moved = np.zeros_like(boxes)
         if len(result["index"]):
             moved[np.asarray(result["index"], dtype=np.int64)] = np.asarray(result["bboxes"])[:, :4]

@@ -46,7 +46,8 @@ def evaluate(
         dtype: of mixed precision; None: single precision.
 
     Returns:
-        In the main process the metrics by task, of several test sets by their names; empty in the others.
+        In the main process the metrics by task, of several test sets by their names. In the others there are no
+        metrics: an empty dict, of several test sets one for each name.
     """
     broadcast_buffers(model)
     results: Results = {}
@@ -67,8 +68,6 @@ def with_diagnostics(evaluator: DatasetEvaluator, model: nn.Module, *, loss: boo
         evaluator: of the detections. It comes last, and with it the lines of the log that one looks for.
         model: perhaps distributed; with a ``proposal_generator``, the initial proposals are evaluated.
         loss: whether the losses are too.
-
-    Where there are several test sets, each has its results in a folder of its own below ``output_folder``.
 
     Raises:
         ValueError: the losses are asked for, and the model has no head or no criterion that counts.

@@ -29,7 +29,7 @@ from ..errors import EXPECTED_ERRORS, describe
 Result = TypeVar("Result")
 Main = Callable[[argparse.Namespace], Result]
 
-#: What torchrun puts into the environment of the processes that it starts, and who starts them in its way.
+#: Environment variables that torchrun, and other launchers like it, set in the processes that they start.
 _RENDEZVOUS = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
 

@@ -137,6 +137,7 @@ class TrainingRun(DefaultTrainer):
     """
 
     _trainer: StepTrainer
+    iter: int
 
     def __init__(self, parts: RunParts) -> None:
         """All processes of a run call this."""

@@ -137,17 +137,17 @@ def choose_schedule(iterations: int, evaluations: int, batch: int, learning_rate
     """The length of a training and what depends on it.
 
     Args:
-        iterations: of the training; fewer than 2 become 2, for the two learning rates of the schedule.
+        iterations: of the training, at least 1.
         evaluations: at equal distances, the last one at the end.
         batch: images of an iteration, which ``learning_rate`` is for.
         learning_rate: ``SOLVER.BASE_LR``.
         reason: of the length.
     """
-    iterations = max(2, iterations)
+    iterations = max(1, iterations)
     part, period = "a part of the length", math.ceil(iterations / evaluations)
     return [
         Choice("SOLVER.MAX_ITER", iterations, reason),
-        Choice("SOLVER.STEPS", (int(0.8 * iterations),), part),
+        Choice("SOLVER.STEPS", (int(0.8 * iterations),) if iterations > 1 else (), part),
         Choice("SOLVER.WARMUP_ITERS", min(50, max(1, iterations // 10)), part),
         Choice("TEST.EVAL_PERIOD", period, f"{evaluations} evaluations"),
         Choice("SOLVER.CHECKPOINT_PERIOD", period, "as the evaluations"),

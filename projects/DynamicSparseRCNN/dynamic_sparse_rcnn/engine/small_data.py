@@ -8,8 +8,9 @@ from __future__ import annotations
 import logging
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -27,6 +28,8 @@ LOWEST_SIDE, HIGHEST_SIDE = 160, 320
 #: Parts of a data set to train on and to choose the best checkpoint with.
 TRAIN_PART, VAL_PART = "0-80%", "80-100%"
 
+# Of fewer images, the part to choose with has none.
+_FEWEST_IMAGES = 3
 # Proposals per object of the fullest image: several learn from an object, and a fifth stays background.
 _PROPOSALS_PER_OBJECT = 2
 _PROPOSALS = (30, 300)
@@ -37,6 +40,11 @@ _SCALES = (0.8, 0.9, 1.0, 1.1, 1.2)
 _LONG_SIDE = 1.5
 _CPU_BATCH, _GPU_BATCH = 8, 16
 _MOST_WORKERS = 4
+# What a container may use and uses, in bytes, of version 2 and version 1 of Linux's control groups.
+_CONTAINER_MEMORY = (
+    (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")),
+    (Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"), Path("/sys/fs/cgroup/memory/memory.usage_in_bytes")),
+)
 
 
 @dataclass(frozen=True)
@@ -107,8 +115,9 @@ def choose_settings(
     Raises:
         OSError, ValueError: a data set cannot be read, or has no boxes.
     """
-    choices = [] if val else hold_out(train)
-    records = [record for name in train for record in read_records(name)]
+    read = {name: read_records(name) for name in train}
+    choices = [] if val else hold_out({name: len(images) for name, images in read.items()})
+    records = [record for name in train for record in read[name]]
     summary, workers = DataSummary.of(records), choose_workers()
     sizes = choose_image_size(summary, highest_side)
     largest = next(max(choice.value) for choice in sizes if choice.key == "INPUT.MIN_SIZE_TRAIN")
@@ -140,9 +149,14 @@ def count_images(names: Sequence[str]) -> int:
     return sum(len(read_records(name)) for name in names)
 
 
-def hold_out(train: Sequence[str]) -> list[Choice]:
-    """Keeps a fifth of each training set for choosing; nothing is chosen if one of them cannot be divided."""
-    parts = {name: (f"{name}:{TRAIN_PART}", f"{name}:{VAL_PART}") for name in train if _can_be_divided(name)}
+def hold_out(train: Mapping[str, int]) -> list[Choice]:
+    """Keeps a fifth of each training set for choosing; nothing is chosen if one of them cannot be divided.
+
+    Args:
+        train: number of images by data set.
+    """
+    divisible = [name for name, count in train.items() if count >= _FEWEST_IMAGES and _can_be_divided(name)]
+    parts = {name: (f"{name}:{TRAIN_PART}", f"{name}:{VAL_PART}") for name in divisible}
     if len(parts) < len(train):
         rest = ", ".join(name for name in train if name not in parts)
         logger.warning(f"Nothing chooses the best checkpoint: {rest} cannot be divided. Name other images with --val")
@@ -224,11 +238,17 @@ def choose_cache(records: Sequence[Record], short_side: int, workers: int) -> Ch
 
 
 def _free_memory() -> int:
-    """Bytes that are free, where the system tells."""
+    """Bytes that are free on the machine and in the container, where the system tells."""
     try:
-        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     except (AttributeError, OSError, ValueError):  # Windows, macOS
         return 0
+    for limit, usage in _CONTAINER_MEMORY:
+        try:
+            free = min(free, max(0, int(limit.read_text()) - int(usage.read_text())))
+        except (OSError, ValueError):  # another version, or no limit ("max")
+            continue
+    return free
 
 
 def choose_precision(device: str) -> list[Choice]:

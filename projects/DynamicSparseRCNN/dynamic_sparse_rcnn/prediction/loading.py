@@ -78,8 +78,8 @@ def load_detector(
     cfg, weights = _find(config, weights, trust)
     if not weights or _BACKBONES in weights:
         raise ValueError(
-            "No weights are given, and the config names those of a backbone or none: the detector is untrained. The "
-            "README's model zoo lists the checkpoints for each config."
+            "No weights are given, and the config names those of a backbone or none: the detector is untrained. "
+            "docs/reference/checkpoints.md lists checkpoints that can be loaded."
         )
     if isinstance(cfg, CfgNode):
         model, mapper, datasets = _build_from_yaml(cfg, weights, device, trust)

@@ -51,8 +51,7 @@ class ImageReport:
             (self.several, "files hold several images (pages, frames of an animation), of which the first is read"),
         ):
             if files:
-                first = ", ".join(map(os.path.basename, files[:_FIRST_FILES]))
-                warnings.append(f"{len(files)} {finding}, first: {first}")
+                warnings.append(f"{len(files)} {finding}, first: {', '.join(files[:_FIRST_FILES])}")
         return warnings
 
     def first_unusable(self) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import chain
@@ -37,7 +36,7 @@ class BoxFinding:
         return cls(int(found.sum()), float(found.sum() / max(1, len(found))), tuple(files[i] for i in images))
 
     def __str__(self) -> str:
-        return f"({self.share:.1%}), first in {_list_files(self.first_files)}"
+        return f"({self.share:.1%}), first in {', '.join(self.first_files)}"
 
 
 @dataclass(frozen=True)
@@ -141,7 +140,7 @@ class DatasetReport:
             warnings.append(f"all {self.crowd_boxes} boxes are crowds ('iscrowd' 1), which do not count as objects")
         if self.most_boxes_in_an_image > num_proposals:
             warnings.append(
-                f"{_list_files([self.fullest_image])} has {self.most_boxes_in_an_image} boxes, more than the "
+                f"{self.fullest_image} has {self.most_boxes_in_an_image} boxes, more than the "
                 f"{num_proposals} proposals: no image can have more than {num_proposals} objects learned and "
                 f"found. Set MODEL.SparseRCNN.NUM_PROPOSALS to {self.most_boxes_in_an_image} or more"
             )
@@ -169,7 +168,3 @@ def _class_table(counts: dict[str, int]) -> list[str]:
     if hidden:
         lines.append(f"  and {len(hidden)} classes with {hidden[0][1]} boxes or fewer")
     return lines
-
-
-def _list_files(files: Sequence[str]) -> str:
-    return ", ".join(os.path.basename(file) for file in files)

@@ -61,8 +61,12 @@ class CocoDataset(DatasetFormat):
 
     @classmethod
     def names_in(cls, folder: Path) -> dict[str, str]:
-        """By annotation file, as COCO and most tools name them; by folder, as Roboflow does."""
+        """By annotation file, as COCO and most tools name them; by folder, as Roboflow does.
+
+        COCO's boxes come first: they are in ``instances_*.json``, beside captions and keypoints.
+        """
         files = sorted([*folder.glob("annotations/*.json"), *folder.glob("*.json")])
+        files.sort(key=lambda file: not file.name.startswith("instances"))
         by_folder = sorted(folder.glob("*/_annotations.coco.json"))
         named = {file.stem: f"{cls.prefix}:{file}" for file in files}
         return named | {file.parent.name: f"{cls.prefix}:{file}" for file in by_folder}

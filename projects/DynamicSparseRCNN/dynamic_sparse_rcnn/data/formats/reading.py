@@ -34,7 +34,9 @@ def read_bytes(file: str) -> bytes:
         with PathManager.open(file, "rb") as opened:
             content: bytes = opened.read()
     except OSError as error:
-        raise type(error)(f"Annotation file {file} cannot be read: {error}") from error
+        # Of all others, the class may want more than a message.
+        kind = FileNotFoundError if isinstance(error, FileNotFoundError) else OSError
+        raise kind(f"Annotation file {file} cannot be read: {error}") from error
     if not content.startswith(b"\x1f\x8b"):
         return content
     try:

@@ -7,13 +7,11 @@ from __future__ import annotations
 
 import logging
 import os
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
-import yaml
 from detectron2.structures import BoxMode
 from PIL import Image
 
@@ -29,7 +27,9 @@ from .base import (
     split_last,
     split_part,
 )
-from .reading import class_name, is_text, read_text
+from .folders import split_of
+from .reading import class_name, read_text
+from .yolo_yaml import candidates, find_places, has_images, names_of, read_yaml
 
 logger = logging.getLogger(__name__)
 
@@ -38,7 +38,6 @@ _YAML_SUFFIXES = (".yaml", ".yml")
 _NAME_FILES = ("classes.txt", "obj.names", "labels/classes.txt")
 # How far normalized coordinates may be outside of 0 to 1: tools round, and let polygons touch the border.
 _TOLERANCE = 0.01
-_NUMBER = re.compile(r"0|[1-9][0-9]{0,5}")
 
 
 @DATASET_FORMAT_REGISTRY.register()
@@ -71,9 +70,11 @@ class YoloDataset(DatasetFormat):
 
     @classmethod
     def names_in(cls, folder: Path) -> dict[str, str]:
-        """By the keys of a data.yaml, or by folder."""
-        if (folder / "data.yaml").is_file():
-            words = list(_read_yaml(str(folder / "data.yaml")))
+        """By the keys of a data.yaml whose images are there, or by folder."""
+        file = str(folder / "data.yaml")
+        if os.path.isfile(file):
+            data = read_yaml(file)
+            words = [word for word in data if split_of(word) and has_images(data, word, file)]
         else:
             words = [path.name for path in folder.glob("images/*") if path.is_dir()]
             words += [path.parent.name for path in folder.glob("*/images")]
@@ -144,47 +145,10 @@ class _Description:
     has_keypoints: bool = False
 
 
-def _read_yaml(file: str) -> dict[str, object]:
-    try:
-        # Without types, so that the class names no and 007 remain strings.
-        data = yaml.load(read_text(file), Loader=yaml.BaseLoader)
-    except (yaml.YAMLError, RecursionError) as error:
-        raise ValueError(f"{file} is not a YAML file: {' '.join(str(error).split())}. Correct it.") from error
-    if not isinstance(data, dict):
-        raise ValueError(f"{file} is not a mapping of keys to values. Name the data.yaml of a YOLO data set.")
-    return data
-
-
 def _describe_yaml(file: str, split: str) -> _Description:
-    data = _read_yaml(file)
-    entries = data.get(split)
-    entries = [entries] if isinstance(entries, str) else entries
-    if not isinstance(entries, list) or not entries or not all(is_text(entry) for entry in entries):
-        found = [key for key in data if key not in ("path", "names", "nc", "download", "kpt_shape")]
-        raise ValueError(f"{file} has no images of the split {split!r}; its other keys are {', '.join(found[:20])}.")
-    folder = os.path.dirname(file)
-    path = data.get("path", "")
-    # If the data were moved, `path` is a folder of another machine.
-    root = os.path.join(folder, os.path.expanduser(path)) if isinstance(path, str) else folder
-    roots = (root, folder) if os.path.isdir(root) else (folder, root)
-    places = tuple(_existing(entry, roots, f"{file}: {split}") for entry in entries)
-    return _Description(_yaml_names(data, file), roots, places, "kpt_shape" in data)
-
-
-def _yaml_names(data: dict[str, object], file: str) -> dict[int, str]:
-    names, count = data.get("names"), str(data.get("nc", ""))
-    if names is None and _NUMBER.fullmatch(count):
-        names = [f"class {i}" for i in range(int(count))]
-    if isinstance(names, list):
-        names = {str(i): name for i, name in enumerate(names)}
-    if not isinstance(names, dict) or not names:
-        raise ValueError(f"{file}: 'names' is neither a list of class names nor a mapping of numbers to names. Add it.")
-    for key, name in names.items():
-        if not (_NUMBER.fullmatch(key) and is_text(name)):
-            raise ValueError(f"{file}: 'names' has {key!r}: {name!r}. Write a number and a name.")
-    if _NUMBER.fullmatch(count) and count != str(len(names)):
-        raise ValueError(f"{file}: 'nc' is {count}, but there are {len(names)} 'names'. Correct one of them.")
-    return {number: class_name(names[key]) for number, key in sorted((int(key), key) for key in names)}
+    data = read_yaml(file)
+    roots, places = find_places(data, split, file)
+    return _Description(names_of(data, file), roots, places, "kpt_shape" in data)
 
 
 def _describe_folder(folder: str, split: str) -> _Description:
@@ -204,21 +168,6 @@ def _describe_folder(folder: str, split: str) -> _Description:
     )
 
 
-def _existing(entry: str, roots: Sequence[str], origin: str) -> str:
-    candidates = _candidates(entry, roots)
-    for candidate in candidates:
-        if os.path.exists(candidate):
-            return candidate
-    raise FileNotFoundError(f"{origin} is {entry!r}, but {' and '.join(candidates)} do not exist. Correct the path.")
-
-
-def _candidates(entry: str, roots: Sequence[str]) -> list[str]:
-    """What a path may stand for. Roboflow writes ``../`` for the folder of the data.yaml, CVAT ``data/``."""
-    spellings = (entry.strip(), entry.strip().replace("\\", "/"))
-    paths = [path.removeprefix(prefix) for path in spellings for prefix in ("", "../", "data/")]
-    return list(dict.fromkeys(os.path.normpath(os.path.join(root, path)) for path in paths for root in roots))
-
-
 def _images_of(place: str, roots: Sequence[str]) -> list[str]:
     if os.path.isdir(place):
         images = [str(path) for path in Path(place).rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES]
@@ -227,9 +176,9 @@ def _images_of(place: str, roots: Sequence[str]) -> list[str]:
         return sorted(images)
     found = []
     for line in filter(str.strip, read_text(place).splitlines()):
-        candidates = _candidates(line, (os.path.dirname(place), *roots))
+        paths = candidates(line, (os.path.dirname(place), *roots))
         # The check of the data set reports a missing image.
-        found.append(next(filter(os.path.isfile, candidates), candidates[0]))
+        found.append(next(filter(os.path.isfile, paths), paths[0]))
     if not found:
         raise ValueError(f"{place} lists no images. Write one path per line.")
     return found
