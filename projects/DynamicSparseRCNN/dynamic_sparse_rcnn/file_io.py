@@ -7,7 +7,7 @@ import json
 import os
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
@@ -84,7 +84,8 @@ def _partial_file(path: Path) -> Iterator[IO[bytes]]:
         try:
             yield file
         except BaseException:
-            file.close()
+            with suppress(OSError):  # a full disk does not take the rest
+                file.close()
             partial.unlink()
             raise
     # Temporary files are for their owner alone: this one gets what an ordinary file would have.

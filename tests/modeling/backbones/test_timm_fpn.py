@@ -127,22 +127,19 @@ def test_resnet50_of_timm_and_of_detectron2_are_the_same(tiny_cfg, training):
     assert learning[0] == learning[1]
 
 
-def test_images_are_normalized_as_the_model_expects(tiny_cfg, caplog):
+def test_images_are_normalized_as_the_model_expects(tiny_cfg):
     # test_resnet has mean and std 0.5.
     raw = torch.randint(0, 256, (2, 3, *SIZE)).float()
     model = timm.create_model("test_resnet", features_only=True).eval()
     expected = model((raw / 255 - 0.5) / 0.5)
     for image_format, step in (("RGB", 1), ("BGR", -1)):
         use_timm(tiny_cfg, "test_resnet").INPUT.FORMAT = image_format
-        with caplog.at_level(logging.WARNING):
-            backbone = build(tiny_cfg).bottom_up.eval()
+        backbone = build(tiny_cfg).bottom_up.eval()
         backbone.model.load_state_dict(model.state_dict())
         given = (raw.flip(1) if step == -1 else raw) - torch.tensor(MEAN).view(-1, 1, 1)
         outputs = backbone(given / torch.tensor(STD).view(-1, 1, 1))
         for ours, theirs in zip(outputs.values(), expected[1:], strict=True):
             torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
-        assert f"INPUT.FORMAT {image_format}" in caplog.records[-1].getMessage()
-        assert "the images are converted" in caplog.records[-1].getMessage()
     assert not [name for name in backbone.state_dict() if "normalization" in name]
 
 
@@ -150,7 +147,8 @@ def test_the_config_may_insist_on_its_normalization_and_is_warned(tiny_cfg, capl
     with caplog.at_level(logging.WARNING):
         backbone = build(use_timm(tiny_cfg, "test_resnet", NORMALIZATION="config")).bottom_up
     assert isinstance(backbone.normalization, torch.nn.Identity)
-    assert "so they are not converted" in caplog.text
+    assert f"INPUT.FORMAT {tiny_cfg.INPUT.FORMAT}" in caplog.text
+    assert "with MODEL.TIMM.NORMALIZATION config images are not converted" in caplog.text
 
 
 def test_no_warning_where_config_and_model_agree(tiny_cfg, caplog):

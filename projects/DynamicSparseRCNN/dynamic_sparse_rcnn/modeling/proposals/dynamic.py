@@ -203,8 +203,8 @@ class DynamicProposalGenerator(nn.Module):
     def expert_weights(self, features: dict[str, Tensor], image_sizes: ImageSizes) -> Tensor:
         """Computes the (B, E, P) float32 weights of the experts, which add up to 1 for each proposal."""
         if self.num_experts == 1:
-            # Not the length of the sizes, which tracing would take for a constant.
-            number = features[self.in_features[0]].shape[0]
+            # Tracing would take a tensor's len() for a constant.
+            number = image_sizes.shape[0] if isinstance(image_sizes, Tensor) else len(image_sizes)
             return self.expert_boxes.new_ones(number, 1, self.num_proposals)
         temperature = self._current_temperature()
         logits = self.router([features[name] for name in self.in_features], image_sizes)
