@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Draws the figures of the documentation's pages on the method, with a trained detector on annotated images.
+"""Draws the figures of README and documentation, with a trained detector on annotated images.
 
     python docs/figures.py
 
@@ -104,6 +104,11 @@ def look(cfg: CfgNode, detector: SparseRCNN, record: dict[str, Any], class_names
         predictions,
         MatchCostModel(cfg)(predictions, targets),
     )
+
+
+def draw_detections(predictor: Predictor, records: Sequence[dict[str, Any]]) -> Image:
+    """What the detector finds in some images, side by side."""
+    return image_grid([predictor(record["file_name"]).draw() for record in records], columns=len(records))
 
 
 def draw_cascade(cfg: CfgNode, scene: Scene) -> Image:
@@ -227,7 +232,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if args.config_file is None:
         generate_shapes(SHAPES_FOLDER, "val", ShapesConfig(num_images=200))
     cfg = read_config(args.config_file or model_zoo.get_config_file(SHAPES_CONFIG))
-    detector = Predictor(args.config_file or SHAPES_CONFIG, args.weights, device="cpu").model
+    predictor = Predictor(args.config_file or SHAPES_CONFIG, args.weights, device="cpu")
+    detector = predictor.model
     assert isinstance(detector, SparseRCNN)
     data = args.data or cfg.DATASETS.TEST[0]
     register_dataset(data)
@@ -235,6 +241,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     names = MetadataCatalog.get(data).thing_classes
     scenes = [look(cfg, detector, records[image], names) for image in args.images]
     args.output.mkdir(parents=True, exist_ok=True)
+    write(draw_detections(predictor, [records[image] for image in args.images]), args.output / "detections.jpg")
     write(draw_cascade(cfg, scenes[0]), args.output / "cascade.jpg")
     write(draw_assignments(cfg, scenes[0]), args.output / "assignment.jpg")
     # Text as text, and the same file from the same detector.
