@@ -49,13 +49,13 @@ def test_boxes_come_back_to_their_place_and_duplicates_and_cut_objects_are_left_
     assert [corner for _, corner in parts] == [(0, 0), (0, 0), (80, 0)]
     whole = detections([10, 10, 170, 90], scores=[0.6])
     left = detections([0, 20, 30, 40], [82, 50, 99, 70], [60, 10, 99.5, 90], scores=[0.9, 0.8, 0.95])
-    right = detections([2, 50, 19, 70], [70, 0, 100, 40], [0, 10, 60, 90], scores=[0.7, 0.5, 0.9])
+    right = detections([1, 50, 19, 70], [70, 0, 100, 40], [0, 10, 60, 90], scores=[0.7, 0.5, 0.9])
     found = merge([whole, left, right], parts)
     assert found.image_size == (100, 180)
     # Of the object at (82, 50) the left tile sees the inner edge, the right tile all of it.
     assert found.pred_boxes.tensor.tolist() == [[0, 20, 30, 40], [10, 10, 170, 90], [150, 0, 180, 40]]
-    far = detections([2.5, 50, 19, 70], scores=[0.7])
-    assert merge([whole, left, far], parts).pred_boxes.tensor[1].tolist() == [82.5, 50, 99, 70]
+    far = detections([1.5, 50, 19, 70], scores=[0.7])
+    assert merge([whole, left, far], parts).pred_boxes.tensor[1].tolist() == [81.5, 50, 99, 70]
 
 
 def test_of_two_tiles_that_see_an_object_one_tells_unless_the_classes_differ():
@@ -101,7 +101,7 @@ def test_the_edge_of_a_tile_is_as_wide_as_its_pixels_are_shrunk():
     parts = split(blank(100, 180), 100)
     near = detections([10, 20, 95, 40])
     assert len(merge([detections(), near, detections()], parts)) == 1
-    assert len(merge([detections(), near, detections()], parts, shrinkage=4.0)) == 0
+    assert len(merge([detections(), near, detections()], parts, shrinkage=6.0)) == 0
     assert len(merge([detections(), near, detections()], parts, shrinkage=0.1)) == 1
 
 

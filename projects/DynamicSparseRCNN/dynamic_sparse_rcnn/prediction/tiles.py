@@ -16,7 +16,7 @@ from .sources import Frame
 #: Part of a tile's side that it shares with its neighbor. Smaller objects are whole in at least one tile.
 OVERLAP = 0.2
 # A box that comes this near to the edge of a tile, in pixels of the network input, may go on behind it.
-_EDGE = 2.0
+_EDGE = 1.0
 _NMS_THRESHOLD = 0.5
 
 
