@@ -132,8 +132,8 @@ def reader(name: str) -> Callable[[Sequence[str]], CfgNode]:
 
 @pytest.mark.parametrize(
     ("seconds", "side", "measurements"),
-    # 570, 142 and 5 iterations; sqrt(142 / 300) * 320 is 220.
-    [(1.0, 320, 1), (4.0, 192, 2), (100.0, 160, 2)],
+    # 570, 285 and 5 iterations; sqrt(285 / 500) * 320 is 241.
+    [(1.0, 320, 1), (2.0, 224, 2), (100.0, 160, 2)],
 )
 def test_small_objects_get_the_image_size_that_time_allows(small_objects, timed, seconds, side, measurements):
     measured = timed(Timing(seconds, 0.0))

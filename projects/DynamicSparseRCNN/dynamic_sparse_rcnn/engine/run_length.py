@@ -29,7 +29,7 @@ _MOST_EVALUATIONS, _EVALUATION_SHARE = 4, 0.2
 # Of the time for iterations, for what was not measured: the start of the processes, checkpoints, other programs.
 _RESERVE = 0.05
 # Below this many, smaller images bring more than larger ones.
-_WANTED_ITERATIONS = 300
+_WANTED_ITERATIONS = 500
 
 
 @dataclass(frozen=True)
