@@ -21,7 +21,7 @@ Runner = Callable[[Path, dict[str, np.ndarray]], list[np.ndarray]]
 SWIN = "swin_tiny_patch4_window7_224"
 #: Of each the change of the config, and what runs files of it for images of any size.
 FAMILIES: dict[str, tuple[Callable[[CfgNode], CfgNode], tuple[Runner, ...]]] = {
-    "timm CNN": (lambda cfg: use_timm(cfg, "mobilenetv3_small_050", PRETRAINED=False), (run_onnx, run_openvino)),
+    "timm CNN": (lambda cfg: use_timm(cfg, "test_efficientnet", PRETRAINED=False), (run_onnx, run_openvino)),
     "timm windows, channels last": (lambda cfg: use_timm(cfg, SWIN, PRETRAINED=False), ()),
     "ViT": (lambda cfg: use_vit(cfg, PRETRAINED=False), (run_onnx,)),
     "ViT, windows": (lambda cfg: use_vit(cfg, PRETRAINED=False, WINDOW_SIZE=3, GLOBAL_BLOCKS=[1]), (run_onnx,)),
