@@ -142,14 +142,11 @@ def run_variant(plan: Plan, variant: str, seed: int, output: Path, data: str) ->
     done = folder / "evaluations.json"
     options = [*plan.common, *plan.variants[variant], "SEED", seed]
     settings: dict[str, Any] = {"config": plan.config, "options": options, "evaluations": plan.evaluations}
-    is_done = done.exists()
-    old = json.loads(done.read_text())["settings"] if is_done else settings
     if "{data}" in json.dumps(settings):
         settings["data"] = os.path.abspath(data)
-        is_done = is_done and "data" in old  # older results do not say
-    if is_done and old != settings:
+    if done.exists() and json.loads(done.read_text())["settings"] != settings:
         raise ValueError(f"{done} is of other settings than the plan's: remove its folder, or take another --output")
-    if not is_done:
+    if not done.exists():
         (folder / "metrics.json").unlink(missing_ok=True)  # of a run that was interrupted
         call(plan.config, options, folder, data)
         weights = ["MODEL.WEIGHTS", folder / "model_final.pth"]

@@ -141,16 +141,6 @@ def test_results_of_another_data_folder_are_not_reused(run_plan, tmp_path, monke
     assert "is of other settings than the plan's" in capsys.readouterr().err
 
 
-def test_results_that_do_not_say_on_which_data_are_made_again(run_plan, tmp_path):
-    names = ("DATASETS.TRAIN", "('coco:{data}/train.json',)")
-    first = run_plan([1], common=names)
-    for file in tmp_path.glob("out/*/evaluations.json"):
-        content = json.loads(file.read_text())
-        del content["settings"]["data"]
-        file.write_text(json.dumps(content | {"metrics": {}}))
-    assert run_plan([1], common=names) == first
-
-
 def test_a_plan_that_names_no_data_folder_has_the_same_results_with_any(run_plan, tmp_path):
     first = run_plan([1], "--data", "one")
     (tmp_path / "train_net.py").write_text("raise SystemExit('nothing is left to run')")

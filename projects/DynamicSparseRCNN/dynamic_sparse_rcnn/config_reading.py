@@ -21,6 +21,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from .config import add_dynamic_sparse_rcnn_config
+from .errors import TRUST_REMEDY
 
 _ABSENT = object()
 _PYTHON_TAG = "tag:yaml.org,2002:python/"
@@ -97,7 +98,7 @@ def read_config(file: str, options: Sequence[str] = (), *, trust: bool = True) -
         return _read_lazy_config(file, options)
     cfg = get_cfg()
     add_dynamic_sparse_rcnn_config(cfg)
-    remedy = "" if trust else "; if you trust where the file comes from, use --trust-checkpoint"
+    remedy = "" if trust else f"; {TRUST_REMEDY}"
     with _explaining(cfg, f"{file} (or its _BASE_)", lambda: _leaves(CfgNode.load_yaml_with_base(file, trust)), remedy):
         cfg.merge_from_file(file, allow_unsafe=trust)
     merge_options(cfg, options)

@@ -12,6 +12,8 @@ from pathlib import Path
 
 #: What wrong input, a missing file or a full disk can raise. Anything else is a fault of the program.
 EXPECTED_ERRORS = (OSError, ValueError, KeyError, ImportError, RuntimeError, FloatingPointError)
+#: What to do about a file that could run code, where the command has this option.
+TRUST_REMEDY = "if you trust where the file comes from, use --trust-checkpoint"
 
 
 class ReportedError(SystemExit):

@@ -84,7 +84,7 @@ def _partial_file(path: Path) -> Iterator[IO[bytes]]:
         try:
             yield file
         except BaseException:
-            with suppress(OSError):  # a full disk does not take the rest
+            with suppress(OSError):  # it flushes, which fails again on a full disk
                 file.close()
             partial.unlink()
             raise

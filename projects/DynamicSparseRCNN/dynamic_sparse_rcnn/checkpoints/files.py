@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..errors import TRUST_REMEDY
 from ..file_io import whole_file
 
 #: The content of a checkpoint file: the weights under ``model``, beside them whatever its writer kept.
@@ -20,8 +21,6 @@ Checkpoint: TypeAlias = dict[str, Any]
 SUFFIXES = (".safetensors", ".pth", ".pt", ".pkl", ".pyth", ".bin", ".ckpt", ".tar")
 # Under which name a safetensors file's metadata hold what a checkpoint holds besides the weights.
 _EXTRAS = "dynamic_sparse_rcnn"
-#: How the error about a file that could run code ends; it is for commands that take this option.
-TRUST_REMEDY = "; or, if you trust where the file comes from, use --trust-checkpoint"
 _TORCH = (".pth", ".pt", ".pyth", ".bin", ".ckpt", ".tar")
 # What detectron2's own .pkl files are made of.
 _ARRAY_PARTS = {
@@ -88,7 +87,7 @@ def read_checkpoint(path: str | Path, *, trust: bool = False) -> Checkpoint:
             return _with_model(_trusted(trusting, file), file)
         raise ValueError(
             f"{path} is damaged, or holds objects other than tensors and plain containers ({_first_line(error)}), "
-            f"which could run code. Save only the state dict{TRUST_REMEDY}"
+            f"which could run code. Save only the state dict; or, {TRUST_REMEDY}"
         ) from error
     return _with_model(content, file)
 

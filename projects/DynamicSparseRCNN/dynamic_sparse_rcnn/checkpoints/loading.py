@@ -109,7 +109,7 @@ class SafeCheckpointer(DetectionCheckpointer):
         content = {"model": self.model.state_dict(), **classes, **content}
         file = os.path.join(self.save_dir, f"{name}.pth")
         self.logger.info(f"Saving checkpoint to {file}")
-        # Of a run that was killed. Other files may be somebody else's, who is writing them now.
+        # Left by a killed run. Other partial files may belong to a process that is still writing them.
         for name in ("model_*", "last_checkpoint", "config.yaml"):
             for leftover in Path(self.save_dir).glob(f".{name}.*.partial"):
                 leftover.unlink(missing_ok=True)

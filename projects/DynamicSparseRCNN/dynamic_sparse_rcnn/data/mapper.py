@@ -51,7 +51,7 @@ class Resize:
         return cls(min(resizes[-1].short_edge_length), resizes[-1].max_size) if resizes else None
 
     def scale(self, width: int, height: int) -> float:
-        """By what factor an image of this size is enlarged."""
+        """The factor by which an image of this size is enlarged."""
         return max(self._shape(width, height)) / max(width, height)
 
     def _shape(self, width: int, height: int) -> tuple[int, int]:

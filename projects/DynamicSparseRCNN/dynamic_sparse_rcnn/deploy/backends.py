@@ -13,6 +13,7 @@ from detectron2.layers import batched_nms
 from detectron2.structures import Boxes, Instances
 from torch import Tensor, nn
 
+from ..errors import TRUST_REMEDY
 from ..extras import import_extra
 from .exportable import INPUT_NAMES, NO_CLASS
 from .inputs import Feed, prepare
@@ -171,8 +172,8 @@ class ExportedDetector(nn.Module):
             raise FileNotFoundError(f"There is no file {path}")
         if suffix == SUFFIXES["torch"] and not trust:
             raise ValueError(
-                f"{path} could run code: PyTorch unpickles parts of it. Use an .onnx or .xml file; or, if you trust "
-                "where the file comes from, use --trust-checkpoint (trust_checkpoint=True)"
+                f"{path} could run code: PyTorch unpickles parts of it. Use an .onnx or .xml file; or, "
+                f"{TRUST_REMEDY} (trust_checkpoint=True)"
             )
         self.runtime = _RUNTIMES[suffix](str(path), device, precision)
         self.metadata = self.runtime.metadata

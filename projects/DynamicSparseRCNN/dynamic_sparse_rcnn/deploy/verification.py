@@ -101,7 +101,7 @@ def find_difference(expected: Sequence[Array], found: Sequence[Array], box_toler
     difference = float(np.abs(found[1] - scores).max())
     if not difference <= _TOLERANCE:
         return f"scores differ by {difference:.1e}"
-    # Nobody knows what follows the last.
+    # What would follow the last is unknown.
     gaps = np.abs(np.diff(scores, prepend=np.inf, append=scores[-1:]))
     apart = np.minimum(gaps[:-1], gaps[1:]) > 2 * _TOLERANCE
     if (found[2] != classes)[apart].any():

@@ -208,7 +208,7 @@ class Evaluation(hooks.EvalHook):
         return {"metric": self._metric, **asdict(self.progress)} if self._metric else {}
 
     def load_state_dict(self, state_dict: State) -> None:
-        """The reverse of :meth:`state_dict`. Values of another metric say nothing of this one."""
+        """The reverse of :meth:`state_dict`. Values of another metric are not comparable, and are dropped."""
         state = dict(state_dict)
         if state.pop("metric", self._metric) == self._metric:
             self.progress = Progress(**state)

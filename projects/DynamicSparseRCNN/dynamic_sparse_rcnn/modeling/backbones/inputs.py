@@ -57,7 +57,7 @@ def build_input_normalization(cfg: CfgNode, mean: Sequence[float], std: Sequence
 
     With ``MODEL.TIMM.NORMALIZATION model`` the model gets RGB images normalized as its data config says,
     whatever ``MODEL.PIXEL_MEAN``, ``MODEL.PIXEL_STD`` and ``INPUT.FORMAT`` are; with ``config`` it gets the
-    images as they are, and a difference is warned of.
+    images as they are, and a warning names the difference.
 
     Args:
         cfg: the whole config.

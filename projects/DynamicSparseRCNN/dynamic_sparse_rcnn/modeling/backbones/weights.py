@@ -18,7 +18,8 @@ from detectron2.utils.file_io import PathManager
 from timm.models import PretrainedCfg
 from torch import Tensor, nn
 
-from ...checkpoints.files import TRUST_REMEDY, read_checkpoint
+from ...checkpoints.files import read_checkpoint
+from ...errors import TRUST_REMEDY
 from .packages import PREFIX, as_timm_names, package_folder, package_of
 
 logger = logging.getLogger(__name__)
@@ -82,7 +83,8 @@ def _from_file(path: str, name: str) -> PretrainedWeights:
     except (OSError, ValueError) as error:
         kind = next(x for x in (FileNotFoundError, OSError, ValueError) if isinstance(error, x))
         # No option makes this file a trusted one.
-        raise kind(f"MODEL.TIMM.CHECKPOINT: {str(error).removesuffix(TRUST_REMEDY)}") from error
+        reason = str(error).removesuffix(f"; or, {TRUST_REMEDY}")
+        raise kind(f"MODEL.TIMM.CHECKPOINT: {reason}") from error
     tensors = {key: value for key, value in content.items() if isinstance(value, Tensor)}
     if not tensors:
         raise ValueError(f"MODEL.TIMM.CHECKPOINT {path} holds no weights, neither at its top nor under 'model'")
