@@ -15,6 +15,8 @@ import argparse
 from collections.abc import Sequence
 
 from dynamic_sparse_rcnn.cli import predict
+from dynamic_sparse_rcnn.cli.options import add_import_option
+from dynamic_sparse_rcnn.engine.launch import import_modules
 from dynamic_sparse_rcnn.errors import add_traceback_option, one_line_errors
 
 
@@ -25,6 +27,7 @@ def parse_args(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--input", nargs="+", default=[], metavar="PATH", help="images, folders, patterns, videos")
     parser.add_argument("--camera", metavar="N", help="number of a camera, usually 0")
     predict.add_options(parser)
+    add_import_option(parser)
     add_traceback_option(parser)
     args = parser.parse_args(arguments)
     args.sources = [*args.input, *([args.camera] if args.camera else [])]
@@ -36,4 +39,5 @@ def parse_args(arguments: Sequence[str] | None = None) -> argparse.Namespace:
 if __name__ == "__main__":
     options = parse_args()
     with one_line_errors(options.traceback):
+        import_modules(options)
         predict.run(options)

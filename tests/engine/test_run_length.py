@@ -55,7 +55,8 @@ def test_epochs_are_iterations_over_all_images(cfg, epochs, iterations):
     assert chosen["SOLVER.REFERENCE_BATCH_SIZE"] == 2
 
 
-def test_the_schedule_follows_from_a_number_of_iterations(cfg):
+def test_the_schedule_follows_from_a_number_of_iterations_alone(cfg, monkeypatch):
+    monkeypatch.setattr(run_length, "count_images", lambda names: pytest.fail("images are counted"))
     chosen = values(run_length.choose_length(cfg, iterations=1000))
     assert (chosen["SOLVER.MAX_ITER"], chosen["SOLVER.STEPS"], chosen["TEST.EVAL_PERIOD"]) == (1000, (800,), 250)
     assert chosen["SOLVER.REFERENCE_BATCH_SIZE"] == 2

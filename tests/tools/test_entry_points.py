@@ -80,3 +80,16 @@ def test_demo(run, tmp_path, capsys):
     assert run("demo.py", "--input", picture, "--output", str(tmp_path), "--device", "cpu") == 0
     assert "detections in 1 images" in capsys.readouterr().out
     assert run("demo.py", "--input", "nowhere.png") == 1
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("demo.py", "--input", "nowhere.png"),
+        ("visualize_proposals.py", "--config-file", "nowhere.yaml"),
+        ("train_net.py", "--config-file", "nowhere.yaml"),
+    ],
+)
+def test_scripts_import_a_module_of_the_user_first(run, arguments, capsys):
+    assert run(*arguments, "--import", "modules_nowhere") == 1
+    assert "No module named 'modules_nowhere'" in capsys.readouterr().err

@@ -49,6 +49,18 @@ _DAMAGED = (
 )
 
 
+class UntrustedCheckpointError(ValueError):
+    """A checkpoint holds what could run code.
+
+    Attributes:
+        reason: the message, without the remedy of commands that have ``--trust-checkpoint``.
+    """
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(f"{reason}; or, {TRUST_REMEDY}")
+        self.reason = reason
+
+
 class _ArrayUnpickler(pickle.Unpickler):
     """Makes arrays and plain containers, and nothing else."""
 
@@ -70,7 +82,8 @@ def read_checkpoint(path: str | Path, *, trust: bool = False) -> Checkpoint:
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it is of another kind or cannot be read; or it is no plain checkpoint, and not trusted.
+        UntrustedCheckpointError: it is no plain checkpoint, or damaged, and not trusted.
+        ValueError: it is of another kind or cannot be read.
     """
     file = Path(path)
     if not file.is_file():
@@ -85,9 +98,9 @@ def read_checkpoint(path: str | Path, *, trust: bool = False) -> Checkpoint:
     except _DAMAGED as error:
         if trust:
             return _with_model(_trusted(trusting, file), file)
-        raise ValueError(
+        raise UntrustedCheckpointError(
             f"{path} is damaged, or holds objects other than tensors and plain containers ({_first_line(error)}), "
-            f"which could run code. Save only the state dict; or, {TRUST_REMEDY}"
+            "which could run code. Save only the state dict"
         ) from error
     return _with_model(content, file)
 

@@ -7,7 +7,16 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ..errors import add_traceback_option, one_line_errors
-from .options import DATA_HELP, Subparsers, add_command, add_opts, add_trust_option, path_of, run_options
+from .options import (
+    DATA_HELP,
+    Subparsers,
+    add_command,
+    add_import_option,
+    add_opts,
+    add_trust_option,
+    path_of,
+    run_options,
+)
 
 _DESCRIPTION = """Draw how a detector works.
 WHAT is one of
@@ -92,14 +101,17 @@ def draw(
 
 def run_tool(what: str, description: str) -> None:
     """The command of ``tools/visualize_*.py``, which takes a config whose ``DATASETS.TEST`` has the images."""
+    from ..engine.launch import import_modules
+
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config-file", required=True, metavar="FILE")
     parser.add_argument("--image", action="append", default=[], help="file name in the data set; repeatable")
     parser.add_argument("--proposals", type=int, default=8, metavar="N", help="how many to draw")
     parser.add_argument("--output", type=path_of, default=Path(f"output/{what}.png"), metavar="FILE")
-    add_trust_option(parser)
-    add_traceback_option(parser)
+    for add in (add_import_option, add_trust_option, add_traceback_option):
+        add(parser)
     parser.add_argument("opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="of the config")
     args = parser.parse_args()
     with one_line_errors(args.traceback):
+        import_modules(args)
         draw(what, args.config_file, args.opts, args.image, args.output, args.proposals, args.trust_checkpoint)

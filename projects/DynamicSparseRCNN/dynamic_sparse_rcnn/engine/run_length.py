@@ -114,11 +114,11 @@ def choose_length(
         cfg = cfg.clone()
         cfg.SOLVER.PATIENCE = 0  # it counts evaluations, which are not planned yet
         prepare_config(cfg, is_train=True)
+        batch, rate = cfg.SOLVER.IMS_PER_BATCH, cfg.SOLVER.BASE_LR
+        if iterations is not None:
+            return choose_schedule(iterations, _MOST_EVALUATIONS, batch, rate, "as given")
         images, tested = (count_images(names) for names in (cfg.DATASETS.TRAIN, cfg.DATASETS.TEST))
         timing = measure(cfg, processes) if minutes is not None else None
-    batch, rate = cfg.SOLVER.IMS_PER_BATCH, cfg.SOLVER.BASE_LR
-    if iterations is not None:
-        return choose_schedule(iterations, _MOST_EVALUATIONS, batch, rate, "as given")
     if timing is None or minutes is None:
         iterations = math.ceil((epochs or 0) * images / batch)
         return choose_schedule(iterations, _MOST_EVALUATIONS, batch, rate, f"{epochs or 0:g} epochs of {images} images")

@@ -18,8 +18,7 @@ from detectron2.utils.file_io import PathManager
 from timm.models import PretrainedCfg
 from torch import Tensor, nn
 
-from ...checkpoints.files import read_checkpoint
-from ...errors import TRUST_REMEDY
+from ...checkpoints.files import UntrustedCheckpointError, read_checkpoint
 from .packages import PREFIX, as_timm_names, package_folder, package_of
 
 logger = logging.getLogger(__name__)
@@ -83,7 +82,7 @@ def _from_file(path: str, name: str) -> PretrainedWeights:
     except (OSError, ValueError) as error:
         kind = next(x for x in (FileNotFoundError, OSError, ValueError) if isinstance(error, x))
         # No option makes this file a trusted one.
-        reason = str(error).removesuffix(f"; or, {TRUST_REMEDY}")
+        reason = error.reason if isinstance(error, UntrustedCheckpointError) else error
         raise kind(f"MODEL.TIMM.CHECKPOINT: {reason}") from error
     tensors = {key: value for key, value in content.items() if isinstance(value, Tensor)}
     if not tensors:
