@@ -133,7 +133,8 @@ def test_a_wheel_has_the_package_and_all_configs(wheel):
     assert "dsrcnn = dynamic_sparse_rcnn.cli:main" in scripts
     assert f"dynamic_sparse_rcnn-{dynamic_sparse_rcnn.__version__}" in wheel.name
     assert {f"dynamic_sparse_rcnn/{config}" for config in CONFIGS} <= names
-    assert {"dynamic_sparse_rcnn/modeling/detector.py", "dynamic_sparse_rcnn/engine/trainer.py"} <= names
+    package = Path(dynamic_sparse_rcnn.__file__).parent
+    assert {f"dynamic_sparse_rcnn/{file.relative_to(package)}" for file in package.rglob("*.py")} <= names
     assert {"dynamic_sparse_rcnn/py.typed", "dynamic_sparse_rcnn/report/page.html"} <= names
     assert not [name for name in names if name.startswith(("tests", "tools", "configs"))]
 
@@ -165,7 +166,7 @@ def dsrcnn(wheel, tmp_path, monkeypatch) -> Callable[..., str]:
 
 
 @pytest.mark.slow
-def test_the_wheel_alone_predicts_trains_reports_and_exports(dsrcnn, tmp_path):
+def test_the_wheel_alone_predicts_trains_and_reports(dsrcnn, tmp_path):
     data = generate_shapes(tmp_path / "photos", "train", ShapesConfig(num_images=4)).json_path.parent
     generate_shapes(data, "val", ShapesConfig(num_images=2))
     image = str(next((data / "val").iterdir()))
@@ -177,9 +178,6 @@ def test_the_wheel_alone_predicts_trains_reports_and_exports(dsrcnn, tmp_path):
     assert re.fullmatch(r"bbox AP \S+ AP50 \S+ AP75 \S+", trained.splitlines()[-1])
     dsrcnn("report", "run", "--output", "report.html")
     assert "<svg" in Path("report.html").read_text(encoding="utf-8")
-    dsrcnn("export", "run", "--output", "detector.onnx")
-    assert "images" in dsrcnn("predict", image, "--weights", "detector.onnx", "--output", "exported")
-    assert Path("exported/detections.json").is_file()
 
 
 def test_citation_and_changelog_are_of_this_version():

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,6 +12,7 @@ import torch
 from detectron2.config import CfgNode
 from detectron2.modeling import build_model
 from exported_detections import SHAPES, TINY
+from filelock import FileLock
 from torch import nn
 
 from dynamic_sparse_rcnn import Predictor
@@ -27,21 +30,35 @@ def shapes_detector() -> nn.Module:
 
 
 @pytest.fixture(scope="session")
-def shapes_onnx(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The same as an ONNX file, of any size and number of images, as the command writes it."""
-    path = tmp_path_factory.mktemp("exported") / "shapes.onnx"
-    main(["export", DEFAULT_CONFIG, "--output", str(path)])
+def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder that the test processes share."""
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "exported"
+    folder.mkdir(exist_ok=True)
+    return folder
+
+
+def written_once(path: Path, write: Callable[[Path], None]) -> Path:
+    """The file, which the first process that wants it writes."""
+    with FileLock(path.with_suffix(f"{path.suffix}.lock")):
+        if not path.is_file():
+            write(path)
     return path
 
 
 @pytest.fixture(scope="session")
-def shapes_openvino(shapes_onnx: Path) -> Path:
+def shapes_onnx(exported: Path) -> Path:
+    """The same as an ONNX file, of any size and number of images, as the command writes it."""
+    return written_once(exported / "shapes.onnx", lambda path: main(["export", DEFAULT_CONFIG, "--output", str(path)]))
+
+
+@pytest.fixture(scope="session")
+def shapes_openvino(exported: Path, shapes_onnx: Path) -> Path:
     """The same as an OpenVINO file."""
     import openvino
 
-    path = shapes_onnx.with_suffix(".xml")
-    save_openvino(openvino.Core().read_model(shapes_onnx), path, SHAPES)
-    return path
+    model = openvino.Core().read_model(shapes_onnx)
+    return written_once(exported / "shapes.xml", lambda path: save_openvino(model, path, SHAPES))
 
 
 @pytest.fixture(scope="session")
@@ -65,35 +82,23 @@ def tiny_detector(tiny_cfg: CfgNode) -> nn.Module:
     return detector
 
 
-@pytest.fixture(scope="session")
-def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("tiny")
+@pytest.fixture
+def tiny_onnx(tiny_detector: nn.Module, exported: Path) -> Path:
+    """It in ONNX, of one size and without NMS."""
+    return written_once(exported / "tiny.onnx", lambda path: export_onnx(tiny_detector, path, TINY))
 
 
 @pytest.fixture
-def tiny_onnx(tiny_detector: nn.Module, tiny_folder: Path) -> Path:
-    """It in ONNX, of one size and without NMS; written once."""
-    path = tiny_folder / "tiny.onnx"
-    if not path.is_file():
-        export_onnx(tiny_detector, path, TINY)
-    return path
-
-
-@pytest.fixture
-def tiny_openvino(tiny_onnx: Path) -> Path:
+def tiny_openvino(tiny_onnx: Path, exported: Path) -> Path:
     """It in OpenVINO, likewise."""
     import openvino
 
-    path = tiny_onnx.with_suffix(".xml")
-    if not path.is_file():
-        save_openvino(openvino.Core().read_model(tiny_onnx), path, TINY)
-    return path
+    model = openvino.Core().read_model(tiny_onnx)
+    return written_once(exported / "tiny.xml", lambda path: save_openvino(model, path, TINY))
 
 
 @pytest.fixture
-def tiny_torch(tiny_detector: nn.Module, tiny_folder: Path) -> Path:
+def tiny_torch(tiny_detector: nn.Module, exported: Path) -> Path:
     """It as a program of PyTorch's, of any size and with NMS."""
-    path = tiny_folder / "tiny.pt2"
-    if not path.is_file():
-        export_torch(tiny_detector, path, replace(TINY, size=None, nms_inside=True))
-    return path
+    metadata = replace(TINY, size=None, nms_inside=True)
+    return written_once(exported / "tiny.pt2", lambda path: export_torch(tiny_detector, path, metadata))

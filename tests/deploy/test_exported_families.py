@@ -18,13 +18,22 @@ from torch import nn
 from dynamic_sparse_rcnn.deploy.export import export_onnx
 
 Runner = Callable[[Path, dict[str, np.ndarray]], list[np.ndarray]]
-SWIN = "swin_tiny_patch4_window7_224"
+
+
+def use_swin(cfg: CfgNode) -> CfgNode:
+    """The first two levels of the smallest."""
+    cfg.MODEL.FPN.IN_FEATURES, cfg.MODEL.ROI_HEADS.IN_FEATURES = ["res2", "res3"], ["p2", "p3"]
+    return use_timm(cfg, "swin_tiny_patch4_window7_224", PRETRAINED=False, OUT_INDICES=(0, 1))
+
+
 #: Of each the change of the config, and what runs files of it for images of any size.
 FAMILIES: dict[str, tuple[Callable[[CfgNode], CfgNode], tuple[Runner, ...]]] = {
     "timm CNN": (lambda cfg: use_timm(cfg, "test_efficientnet", PRETRAINED=False), (run_onnx, run_openvino)),
-    "timm windows, channels last": (lambda cfg: use_timm(cfg, SWIN, PRETRAINED=False), ()),
-    "ViT": (lambda cfg: use_vit(cfg, PRETRAINED=False), (run_onnx,)),
-    "ViT, windows": (lambda cfg: use_vit(cfg, PRETRAINED=False, WINDOW_SIZE=3, GLOBAL_BLOCKS=[1]), (run_onnx,)),
+    "timm windows, channels last": (use_swin, ()),
+    "ViT, windows in the first of two blocks": (
+        lambda cfg: use_vit(cfg, PRETRAINED=False, OUT_INDICES=(1,), WINDOW_SIZE=3, GLOBAL_BLOCKS=[1]),
+        (run_onnx,),
+    ),
 }
 
 
@@ -65,7 +74,7 @@ def test_backbones_of_each_family_are_exported(family: str, tiny_cfg: CfgNode, t
 
 @pytest.mark.slow
 def test_what_needs_a_fixed_size_is_refused_with_the_remedy(tiny_cfg: CfgNode, tmp_path: Path) -> None:
-    detector = build(use_timm(tiny_cfg, SWIN, PRETRAINED=False))
+    detector = build(use_swin(tiny_cfg))
     with pytest.raises(ValueError, match=r"backbone TimmBackbone: give a fixed size \(--size HxW\)"):
         export_onnx(detector, tmp_path / "detector.onnx", replace(TINY, size=None))
     assert not list(tmp_path.iterdir())
