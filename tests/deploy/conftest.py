@@ -38,7 +38,7 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def written_once(path: Path, write: Callable[[Path], None]) -> Path:
+def written_once(path: Path, write: Callable[[Path], object]) -> Path:
     """The file, which the first process that wants it writes."""
     with FileLock(path.with_suffix(f"{path.suffix}.lock")):
         if not path.is_file():

@@ -30,7 +30,7 @@ def use_swin(cfg: CfgNode) -> CfgNode:
 FAMILIES: dict[str, tuple[Callable[[CfgNode], CfgNode], tuple[Runner, ...]]] = {
     "timm CNN": (lambda cfg: use_timm(cfg, "test_efficientnet", PRETRAINED=False), (run_onnx, run_openvino)),
     "timm windows, channels last": (use_swin, ()),
-    "ViT, windows in the first of two blocks": (
+    "ViT, some windows": (
         lambda cfg: use_vit(cfg, PRETRAINED=False, OUT_INDICES=(1,), WINDOW_SIZE=3, GLOBAL_BLOCKS=[1]),
         (run_onnx,),
     ),
