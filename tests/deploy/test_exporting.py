@@ -6,6 +6,7 @@ import json
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -204,3 +205,13 @@ def test_the_cause_is_named_if_pytorch_cannot_export(tiny_detector, tmp_path):
     tiny_detector.backbone = Branching()
     with pytest.raises(ValueError, match=r"with the backbone Branching: .*\(.*this layer has no export.*\)$"):
         export_torch(tiny_detector, tmp_path / "x.pt2", TINY)
+
+
+def test_a_program_that_pytorch_writes_but_cannot_read_is_refused(tiny_detector, tmp_path, monkeypatch):
+    def load(*arguments, **options):
+        raise RuntimeError("We ran into an error when deserializing the saved file.")
+
+    monkeypatch.setattr(torch.export, "load", load)
+    with pytest.raises(ValueError, match=r"with the backbone .*: give a fixed size \(--size HxW\), .*deserializing"):
+        export_torch(tiny_detector, tmp_path / "x.pt2", replace(TINY, size=None, nms_inside=False))
+    assert not list(tmp_path.iterdir())

@@ -77,9 +77,10 @@ def export_torch(
     inputs, dynamic_shapes = trace_inputs(exportable, metadata.size)
     with torch.no_grad(), _names_backbone(exportable, metadata.size):
         program = torch.export.export(exportable, inputs, dynamic_shapes=dynamic_shapes)
-    content = io.BytesIO()
-    torch.export.save(program, content, extra_files=metadata.to_entries())
-    _write(content.getvalue(), detector, path, metadata)
+        content = io.BytesIO()
+        torch.export.save(program, content, extra_files=metadata.to_entries())
+        # Of some backbones of windows a program is written that cannot be read.
+        _write(content.getvalue(), detector, path, metadata)
 
 
 #: By the name of the format.
