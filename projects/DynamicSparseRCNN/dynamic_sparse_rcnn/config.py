@@ -59,6 +59,8 @@ def _add_model(node: CfgNode) -> None:
     node.NUM_PROPOSALS = 300
     # Where the learned proposal boxes start: image (the whole image, as published), grid or random.
     node.INIT_BOXES = "image"
+    # How far apart the learned proposal features start, from 0 (all alike) to 1 (independent, as published).
+    node.INIT_FEATURE_SPREAD = 1.0
 
     # Number of stages of the cascade.
     node.NUM_HEADS = 6

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
+from detectron2.layers import ShapeSpec
 from detectron2.modeling import build_model, build_proposal_generator
 from detectron2.structures import ImageList
 
@@ -25,6 +27,35 @@ def test_features_start_standard_normal():
     features = LearnedProposalGenerator(num_proposals=300, channels=64).init_proposal_features.weight
     assert features.mean().item() == pytest.approx(0, abs=0.03)
     assert features.std().item() == pytest.approx(1, abs=0.03)
+
+
+@pytest.mark.parametrize("spread", [0.0, 0.1, 0.6, 1.0])
+def test_features_that_share_a_part_are_standard_normal_and_correlate(spread):
+    features = LearnedProposalGenerator(num_proposals=200, channels=2000, init_feature_spread=spread)
+    weights = features.init_proposal_features.weight.detach().double().numpy()
+    assert weights.mean() == pytest.approx(0, abs=0.1) and weights.std() == pytest.approx(1, abs=0.05)
+    # Two features have the variance of the common part in common.
+    correlations = np.corrcoef(weights)[np.triu_indices(200, 1)]
+    assert correlations.mean() == pytest.approx(1 - spread**2, abs=0.02)
+
+
+@pytest.mark.parametrize("generator", ["LearnedProposalGenerator", "DynamicProposalGenerator"])
+def test_the_config_says_how_far_apart_features_start(tiny_dynamic_cfg, generator):
+    tiny_dynamic_cfg.MODEL.PROPOSAL_GENERATOR.NAME = generator
+    distances = []
+    for spread in (0.1, 1.0):
+        tiny_dynamic_cfg.MODEL.SparseRCNN.INIT_FEATURE_SPREAD = spread
+        levels = {f"p{i}": ShapeSpec(channels=32, stride=2**i) for i in range(2, 6)}
+        built = build_proposal_generator(tiny_dynamic_cfg, levels)
+        (features,) = (value for name, value in built.state_dict().items() if name.endswith("proposal_features.weight"))
+        distances.append(torch.pdist(features[:8]).mean().item())  # of the first expert
+    assert distances[0] == pytest.approx(0.1 * distances[1], rel=0.3)
+
+
+@pytest.mark.parametrize("spread", [-0.1, 1.1])
+def test_a_spread_out_of_range_is_refused_by_key_and_value(spread):
+    with pytest.raises(ValueError, match=rf"INIT_FEATURE_SPREAD must lie in \[0, 1\], got {spread}"):
+        LearnedProposalGenerator(num_proposals=2, channels=8, init_feature_spread=spread)
 
 
 @pytest.mark.parametrize("number", [1, 2, 5, 20, 49])

@@ -18,7 +18,7 @@ from torchvision.ops import box_convert
 
 from ..events import current_event_storage
 from ..structures import image_sizes_to_whwh
-from .learned import initial_boxes
+from .learned import gather_features, initial_boxes
 from .router import ExpertRouter, ImageSizes
 from .static_start import start_from_static_checkpoints
 
@@ -70,6 +70,7 @@ class DynamicProposalGenerator(nn.Module):
         num_proposals: int,
         channels: int,
         init_boxes: str,
+        init_feature_spread: float = 1.0,
         num_experts: int,
         expert_init: float,
         levels: dict[str, ShapeSpec],
@@ -82,6 +83,7 @@ class DynamicProposalGenerator(nn.Module):
             num_proposals: P.
             channels: C, channels of the proposal features.
             init_boxes: initial boxes of the first expert, the ``kind`` of :func:`initial_boxes`.
+            init_feature_spread: of its features, the ``spread`` of :func:`gather_features`.
             num_experts: E.
             expert_init: how far from the first expert the others start, see :meth:`spread`; in [0, 1).
             levels: the router's input feature maps, finest first: channels and stride by name.
@@ -101,7 +103,8 @@ class DynamicProposalGenerator(nn.Module):
         boxes = nn.Embedding(num_experts * num_proposals, 4)
         self.add_module(f"{self._kind}_proposal_features", features)
         self.add_module(f"{self._kind}_proposal_boxes", boxes)
-        start = self.spread(initial_boxes(init_boxes, num_proposals), features.weight.detach()[:num_proposals].clone())
+        first = gather_features(features.weight.detach()[:num_proposals].clone(), init_feature_spread)
+        start = self.spread(initial_boxes(init_boxes, num_proposals), first)
         with torch.no_grad():
             for embedding, values in zip((boxes, features), start, strict=True):
                 embedding.weight.copy_(values)
@@ -124,6 +127,7 @@ class DynamicProposalGenerator(nn.Module):
             "num_proposals": node.NUM_PROPOSALS,
             "channels": node.HIDDEN_DIM,
             "init_boxes": node.INIT_BOXES,
+            "init_feature_spread": node.INIT_FEATURE_SPREAD,
             "num_experts": dpg.NUM_EXPERTS,
             "expert_init": dpg.EXPERT_INIT,
             "levels": {name: input_shape[name] for name in names},

@@ -43,17 +43,43 @@ def initial_boxes(kind: str, number: int) -> Tensor:
     raise ValueError(f"MODEL.SparseRCNN.INIT_BOXES is {kind!r}: use one of image, grid, random")
 
 
+def gather_features(features: Tensor, spread: float) -> Tensor:
+    """Returns the initial values of learned features, which share a part.
+
+    Independent features, as published, give each proposal filters of its own, which it has to learn alone. Features
+    that start nearly alike share what the first iterations teach.
+
+    Args:
+        features: (P, C), independent, of mean 0 and standard deviation 1.
+        spread: s in [0, 1]; the result is s times the features, plus sqrt(1 - s^2) times a common one of the same kind.
+
+    Returns:
+        (P, C), of the same mean and standard deviation; with a spread of 1 the features as they are.
+
+    Raises:
+        ValueError: the spread is out of its range.
+    """
+    if not 0 <= spread <= 1:
+        raise ValueError(f"MODEL.SparseRCNN.INIT_FEATURE_SPREAD must lie in [0, 1], got {spread}")
+    if spread == 1:  # without drawing random numbers, so that all later ones are as published
+        return features
+    return spread * features + math.sqrt(1 - spread**2) * torch.randn(features.shape[1])
+
+
 @PROPOSAL_GENERATOR_REGISTRY.register()
 class LearnedProposalGenerator(nn.Module):
     """Learned proposals that are the same for every image (Sparse R-CNN, section 3.2)."""
 
     @configurable
-    def __init__(self, *, num_proposals: int, channels: int, init_boxes: str = "image") -> None:
+    def __init__(
+        self, *, num_proposals: int, channels: int, init_boxes: str = "image", init_feature_spread: float = 1.0
+    ) -> None:
         """
         Args:
             num_proposals: P.
             channels: C, channels of the proposal features.
             init_boxes: the ``kind`` of :func:`initial_boxes`.
+            init_feature_spread: the ``spread`` of :func:`gather_features`.
         """
         super().__init__()
         if num_proposals < 1:
@@ -62,6 +88,8 @@ class LearnedProposalGenerator(nn.Module):
         self.init_proposal_boxes = nn.Embedding(num_proposals, 4)
         with torch.no_grad():
             self.init_proposal_boxes.weight.copy_(initial_boxes(init_boxes, num_proposals))
+            features = self.init_proposal_features.weight
+            features.copy_(gather_features(features, init_feature_spread))
 
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> dict[str, object]:
@@ -70,6 +98,7 @@ class LearnedProposalGenerator(nn.Module):
             "num_proposals": node.NUM_PROPOSALS,
             "channels": node.HIDDEN_DIM,
             "init_boxes": node.INIT_BOXES,
+            "init_feature_spread": node.INIT_FEATURE_SPREAD,
         }
 
     def forward(
