@@ -34,7 +34,7 @@ def expected_generator(variant: str, plan: ablate.Plan) -> str | None:
         return None
     if variant.startswith("Faster"):
         return "RPN"
-    dynamic = "DPG" in variant or "DynamicSparseRCNN" in [*plan.variants[variant], plan.config]
+    dynamic = "DPG" in variant or "DynamicSparseRCNN" in [*plan.common, *plan.variants[variant], plan.config]
     return "DynamicProposalGenerator" if dynamic else "LearnedProposalGenerator"
 
 
