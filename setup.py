@@ -103,6 +103,7 @@ setup(
             *OPENVINO,
             *SUPERVISION,
             *WANDB,
+            "filelock",
             *MLFLOW,
             *DOCS,
             *NOTEBOOKS,

@@ -50,15 +50,10 @@ _DAMAGED = (
 
 
 class UntrustedCheckpointError(ValueError):
-    """A checkpoint holds what could run code.
+    """A checkpoint holds what could run code; its argument is the message without the remedy of trusting it."""
 
-    Attributes:
-        reason: the message, without the remedy of commands that have ``--trust-checkpoint``.
-    """
-
-    def __init__(self, reason: str) -> None:
-        super().__init__(f"{reason}; or, {TRUST_REMEDY}")
-        self.reason = reason
+    def __str__(self) -> str:
+        return f"{self.args[0]}; or, {TRUST_REMEDY}"
 
 
 class _ArrayUnpickler(pickle.Unpickler):

@@ -82,7 +82,7 @@ def _from_file(path: str, name: str) -> PretrainedWeights:
     except (OSError, ValueError) as error:
         kind = next(x for x in (FileNotFoundError, OSError, ValueError) if isinstance(error, x))
         # No option makes this file a trusted one.
-        reason = error.reason if isinstance(error, UntrustedCheckpointError) else error
+        reason = error.args[0] if isinstance(error, UntrustedCheckpointError) else error
         raise kind(f"MODEL.TIMM.CHECKPOINT: {reason}") from error
     tensors = {key: value for key, value in content.items() if isinstance(value, Tensor)}
     if not tensors:
