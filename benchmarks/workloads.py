@@ -50,7 +50,7 @@ class Workload:
         node = cfg.MODEL.SparseRCNN
         node.NUM_PROPOSALS, node.NUM_CLASSES = self.proposals, node.NUM_CLASSES or DEFAULT_CLASSES
         cfg.MODEL.DEVICE, cfg.MODEL.WEIGHTS, cfg.MODEL.TIMM.CHECKPOINT = self.device, "", ""
-        cfg.MODEL.TIMM.FREEZE_AT = 0
+        cfg.MODEL.TIMM.FREEZE_AT = 0  # a training step includes the backbone
         # Times are of always the same boxes: what is learned in a few steps shall not show.
         cfg.SOLVER.BASE_LR = 1e-8
         cfg.merge_from_list(list(options))

@@ -50,7 +50,7 @@ _DAMAGED = (
 
 
 class UntrustedCheckpointError(ValueError):
-    """A checkpoint holds what could run code; its argument is the message without the remedy of trusting it."""
+    """A checkpoint could run code. Its argument is the message without the remedy, ``--trust-checkpoint``."""
 
     def __str__(self) -> str:
         return f"{self.args[0]}; or, {TRUST_REMEDY}"

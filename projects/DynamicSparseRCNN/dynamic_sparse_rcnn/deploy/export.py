@@ -79,7 +79,7 @@ def export_torch(
         program = torch.export.export(exportable, inputs, dynamic_shapes=dynamic_shapes)
         content = io.BytesIO()
         torch.export.save(program, content, extra_files=metadata.to_entries())
-        # Of some backbones of windows a program is written that cannot be read.
+        # For some backbones with windows, PyTorch saves a program that it cannot load: loading it is part of this.
         _write(content.getvalue(), detector, path, metadata)
 
 
