@@ -1,7 +1,7 @@
 # make env    .venv with everything; make demo, make test and make lint make it when it is not there
 # make demo   train a small detector on generated images, evaluate it, draw its detections;
 #             DATA=folder takes images of your own, MINUTES=10 more time
-# make test   all tests that need no GPU; ARGS="-m gpu" for those that do, ARGS="-m chaos -n0 -s" kills trainings
+# make test   all tests, those that need a GPU where there is one; ARGS="-m chaos -n0 -s" kills trainings
 # make lint   ruff and mypy
 # make docs   the documentation, in build/site
 # make bench  how fast the demo's detector trains and infers; BENCH="--workload r50 --precision float16" for a GPU
@@ -9,7 +9,7 @@
 # make clean  remove build products, caches and what demo and bench wrote; make distclean removes .venv too
 
 PYTHON ?= python3
-ARGS ?= -m "not gpu and not chaos"
+ARGS ?=
 BENCH ?=
 DATA ?=
 MINUTES ?= $(if $(DATA),10,3)
@@ -44,10 +44,11 @@ demo: env
 	$(BIN)/dsrcnn visualize stages output/demo --data "$$data" --output output/demo/stages.png
 	$(BIN)/dsrcnn eval output/demo --data "$$data"
 
-# One thread in the commands that tests start, too: two test processes share the cores.
+# One thread in the commands that tests start, too: test processes share the cores. There is one more of these than cores,
+# since some wait for the commands that they start.
 test: export OMP_NUM_THREADS := 1
 test: env
-	@$(BIN)/python -m pytest --numprocesses auto --dist loadfile --no-loadscope-reorder $(ARGS)
+	@$(BIN)/python -m pytest --numprocesses $$(($$(getconf _NPROCESSORS_ONLN) + 1)) --dist loadfile --no-loadscope-reorder $(ARGS)
 
 lint: env
 	@$(BIN)/ruff check .

@@ -19,9 +19,21 @@ from dynamic_sparse_rcnn import StagePredictions, add_dynamic_sparse_rcnn_config
 # The models are so small that threads cost more than they give, most of all beside other processes.
 torch.set_num_threads(1)
 
+_LOGGERS = [
+    (logger, logger.propagate, logger.level, tuple(logger.handlers))
+    for logger in map(logging.getLogger, ("detectron2", "dynamic_sparse_rcnn", "fvcore", "timm"))
+]
+
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Files with slow tests come first: one that started last would keep one process busy while the others wait."""
+    """Skips what needs a GPU where there is none, and puts files with slow tests first.
+
+    A slow file that started last would keep one process busy while the others wait.
+    """
+    if not torch.cuda.is_available():
+        for item in items:
+            if item.get_closest_marker("gpu"):
+                item.add_marker(pytest.mark.skip(reason="there is no GPU"))
     slow = {item.path for item in items if item.get_closest_marker("slow")}
     items.sort(key=lambda item: item.path not in slow)
 
@@ -38,13 +50,14 @@ def _seeded() -> None:
 
 
 @pytest.fixture(autouse=True)
-def _loggers_left_as_they_were() -> Iterator[None]:
-    """Runs set up detectron2's logging, which stops propagation: later tests want to see what is logged."""
-    loggers = [logging.getLogger(name) for name in ("detectron2", "dynamic_sparse_rcnn", "fvcore", "timm")]
-    before = [(logger, logger.propagate, logger.level, list(logger.handlers)) for logger in loggers]
+def _loggers_as_at_the_start() -> Iterator[None]:
+    """Runs set up detectron2's logging, which stops propagation: later tests want to see what is logged, once.
+
+    As at the start of the session, not of the test: fixtures of a wider scope, which run first, may train.
+    """
     yield
-    for logger, propagate, level, handlers in before:
-        logger.propagate, logger.handlers = propagate, handlers
+    for logger, propagate, level, handlers in _LOGGERS:
+        logger.propagate, logger.handlers = propagate, list(handlers)
         logger.setLevel(level)
 
 

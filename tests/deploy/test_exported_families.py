@@ -38,9 +38,9 @@ FAMILIES: dict[str, tuple[Callable[[CfgNode], CfgNode], tuple[Runner, ...]]] = {
 
 
 def build(cfg: CfgNode) -> nn.Module:
-    """Of one stage: it is the backbone that matters. Boxes stay near a grid's, so that none is empty."""
+    """Of one stage, without NMS: it is the backbone that matters. Boxes stay near a grid's, so that none is empty."""
     node = cfg.MODEL.SparseRCNN
-    node.NUM_HEADS, node.INIT_BOXES, node.NMS_THRESHOLD = 1, "grid", 0.5
+    node.NUM_HEADS, node.INIT_BOXES, node.NMS_THRESHOLD = 1, "grid", 1.0
     torch.manual_seed(0)
     detector = build_model(cfg).eval()
     with torch.no_grad():
@@ -65,10 +65,10 @@ def test_backbones_of_each_family_are_exported(family: str, tiny_cfg: CfgNode, t
     change, of_any_size = FAMILIES[family]
     detector = build(change(tiny_cfg))
     if of_any_size:
-        export_onnx(detector, tmp_path / "any.onnx", replace(TINY, size=None, nms_inside=True))
+        export_onnx(detector, tmp_path / "any.onnx", replace(TINY, size=None, nms_threshold=1.0))
         assert_exported(detector, tmp_path / "any.onnx", of_any_size, [(64, 96), (96, 64)])
     if len(of_any_size) < 2:
-        export_onnx(detector, tmp_path / "fixed.onnx", replace(TINY, size=(64, 96), nms_inside=True))
+        export_onnx(detector, tmp_path / "fixed.onnx", replace(TINY, nms_threshold=1.0))
         assert_exported(detector, tmp_path / "fixed.onnx", (run_onnx, run_openvino), [(64, 96)])
 
 
@@ -76,5 +76,5 @@ def test_backbones_of_each_family_are_exported(family: str, tiny_cfg: CfgNode, t
 def test_what_needs_a_fixed_size_is_refused_with_the_remedy(tiny_cfg: CfgNode, tmp_path: Path) -> None:
     detector = build(use_swin(tiny_cfg))
     with pytest.raises(ValueError, match=r"backbone TimmBackbone: give a fixed size \(--size HxW\)"):
-        export_onnx(detector, tmp_path / "detector.onnx", replace(TINY, size=None))
+        export_onnx(detector, tmp_path / "detector.onnx", replace(TINY, size=None, nms_threshold=1.0))
     assert not list(tmp_path.iterdir())
