@@ -170,8 +170,8 @@ def plot_units() -> Figure:
     for number in (10, 40, 80):
         units = _units(iou_sum=6, ground_truths=number) * number
         crowded.plot(stages, units, marker="o", ms=3, label=f"{number} ground truths, k = 6")
-    crowded.axhline(0.8 * NUM_PROPOSALS, color="grey", lw=0.8, ls="--")
-    crowded.annotate("80 % of 300 proposals", (1, 0.8 * NUM_PROPOSALS + 4), fontsize="small", color="grey")
+    crowded.axhline(0.8 * NUM_PROPOSALS, color="gray", lw=0.8, ls="--")
+    crowded.annotate("80 % of 300 proposals", (1, 0.8 * NUM_PROPOSALS + 4), fontsize="small", color="gray")
     crowded.set(xlabel="stage", ylabel="units of all", xticks=stages, ylim=(0, NUM_PROPOSALS))
     crowded.legend(fontsize="small", frameon=False, loc="center right")
     for axes in (single, crowded):

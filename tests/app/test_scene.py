@@ -89,7 +89,7 @@ def test_stages_are_drawn_from_the_initial_proposals_to_the_last_stage(predictor
     torch.testing.assert_close(scene.stage_boxes[0], mixed, atol=1e-3, rtol=1e-4)
 
 
-def test_a_stage_is_labelled_with_its_own_scores(scene):
+def test_a_stage_is_labeled_with_its_own_scores(scene):
     scores = scene.stage_scores.clone()
     scores[0] = 0
     other = dataclasses.replace(scene, stage_scores=scores)

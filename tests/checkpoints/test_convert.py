@@ -291,3 +291,16 @@ def test_the_tool_refuses_a_checkpoint_of_another_model(pytorch_style_cfg, resne
     printed, error = capsys.readouterr()
     assert "head.head_series.0.class_logits.weight" in printed
     assert error.startswith("error: ") and "does not fit the model that" in error and error.count("\n") == 1
+
+
+def test_a_config_beside_a_foreign_checkpoint_runs_no_code(tiny_cfg, tmp_path, capsys):
+    trace = tmp_path / "trace"
+    torch.save({"model": build_model(tiny_cfg).state_dict()}, tmp_path / "model_final.pth")
+    tag = f"OUTPUT_DIR: !!python/object/apply:os.mkdir ['{trace}']"
+    (tmp_path / "config.yaml").write_text(tiny_cfg.dump().replace(f"OUTPUT_DIR: {tiny_cfg.OUTPUT_DIR}", tag))
+    arguments = ["convert", str(tmp_path / "model_final.pth"), str(tmp_path / "ours.pth")]
+    with pytest.raises(SystemExit):
+        main(arguments)
+    assert "--trust-checkpoint" in capsys.readouterr().err and not trace.exists()
+    main([*arguments, "--trust-checkpoint"])
+    assert trace.exists() and (tmp_path / "ours.pth").exists()

@@ -89,6 +89,8 @@ def test_ten_minutes_are_the_default_without_a_config_alone(shapes, tmp_path, mo
     [
         (["--minutes", "0"], "invalid positive value: '0'"),
         (["--minutes", "1", "--epochs", "1"], "not allowed with argument"),
+        (["--minutes", "1", "SOLVER.MAX_ITER", "9"], "--minutes and --epochs set SOLVER.MAX_ITER: leave out one"),
+        (["--epochs", "1", "SOLVER.MAX_ITER", "9"], "--minutes and --epochs set SOLVER.MAX_ITER: leave out one"),
         (["--minutes", "1", "--config-file", "lazy/sparse_rcnn_R_50_FPN_300pro_3x.py"], "are for yaml configs"),
     ],
 )

@@ -135,7 +135,7 @@ def test_the_mapper_runs_the_pipeline_before_the_recipe_in_training_alone(tiny_c
 
 def test_a_bgr_image_is_rgb_within_the_pipeline(tmp_path: Path, image: np.ndarray) -> None:
     A = pytest.importorskip("albumentations")
-    file = save(A.ToGray(p=1), tmp_path / "grey.yaml")  # red, green and blue become different shades
+    file = save(A.ToGray(p=1), tmp_path / "gray.yaml")  # red, green and blue become different shades
     expected, _ = augment(file, image)
     swapped = np.ascontiguousarray(image[..., ::-1])
     assert np.array_equal(run(AlbumentationsPipeline(file, "BGR"), swapped)[0], expected)

@@ -99,6 +99,10 @@ def test_what_cannot_be_run_is_refused_with_the_reason(tiny_onnx, tiny_openvino,
         ExportedDetector(tmp_path / "missing.onnx")
     with pytest.raises(ValueError, match="leave out precision bfloat16"):
         ExportedDetector(tiny_onnx, precision="bfloat16")
+    with pytest.raises(ValueError, match="cannot run on the device 'gpu': use cpu or cuda"):
+        ExportedDetector(tiny_onnx, device="gpu")
+    with pytest.raises(ValueError, match="precision is 'fp16': use float16, bfloat16"):
+        ExportedDetector(tiny_openvino, precision="fp16")
     with pytest.raises(ValueError, match="OpenVINO has no device cuda"):
         ExportedDetector(tiny_openvino, device="cuda")
     with pytest.raises(ValueError, match="runs on the CPU and in float32, not on cuda"):

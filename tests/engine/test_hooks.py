@@ -143,6 +143,14 @@ def test_of_losses_the_smallest_is_the_best(tmp_path, metric, best):
     assert checkpoint(tmp_path, "model_best")["iteration"] == best - 1
 
 
+def test_a_test_set_may_be_called_validation(tmp_path):
+    training = make_training(tmp_path, eval_period=1, max_iter=3, best_metric="validation/bbox/AP")
+    scores = iter([10.0, 30.0, 20.0])
+    training.parts = replace(training.parts, evaluate=lambda model: {"validation": {"bbox": {"AP": next(scores)}}})
+    train(training)
+    assert checkpoint(tmp_path, "model_best")["iteration"] == 1
+
+
 def test_another_metric_starts_anew_when_a_run_is_resumed(tmp_path):
     scores = {1: 80.0, 2: 90.0, 3: 85.0}
     training = make_training(tmp_path, eval_period=1, scores=scores, best_metric="bbox/AP")

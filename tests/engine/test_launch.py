@@ -63,6 +63,13 @@ def test_more_gpus_than_there_are_is_an_error_that_names_the_way_to_the_cpu(opti
         launch(must_not_run, arguments("--num-gpus", "64", *options, config=config))
 
 
+def test_a_lazy_config_need_not_name_the_device(tmp_path):
+    config = tmp_path / "config.py"
+    config.write_text("train = dict(max_iter=1)\n")
+    with pytest.raises(ValueError, match="--num-gpus is 1000000"):
+        launch(must_not_run, arguments("--num-gpus", "1000000", config=str(config)))
+
+
 def test_one_gpu_for_several_processes_is_an_error(monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     with pytest.raises(ValueError, match=r"MODEL\.DEVICE is cuda:1, but --num-gpus is 2: set it to cuda"):

@@ -15,6 +15,7 @@ from small_trainings import make_training, train
 
 from dynamic_sparse_rcnn.engine import loggers
 from dynamic_sparse_rcnn.engine.loggers import LOGGER_REGISTRY, check_loggers
+from dynamic_sparse_rcnn.engine.run import TrainingRun
 
 SCORES = {2: 5.0, 4: 4.0, 6: 3.0}
 
@@ -103,6 +104,30 @@ def test_a_new_training_in_the_same_folder_is_a_new_run(tmp_path, monkeypatch):
     client = mlflow.MlflowClient(tracking_uri=(tmp_path / "mlruns").as_uri())
     experiment = client.get_experiment_by_name("dynamic-sparse-rcnn")
     assert len(client.search_runs([experiment.experiment_id])) == 2
+
+
+def test_a_run_that_fails_is_told_so_and_a_server_that_fails_ends_no_training(tmp_path, monkeypatch, caplog):
+    mlflow = pytest.importorskip("mlflow")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
+
+    def fail(training: TrainingRun) -> None:
+        if training.iter == 2:
+            raise RuntimeError("the loss is NaN")
+
+    with pytest.raises(RuntimeError, match="NaN"):
+        train(make_training(tmp_path / "run", loggers=("mlflow",), log_period=2, max_iter=3), after_step=fail)
+    client = mlflow.MlflowClient(tracking_uri=(tmp_path / "mlruns").as_uri())
+    experiment = client.get_experiment_by_name("dynamic-sparse-rcnn")
+    assert [run.info.status for run in client.search_runs([experiment.experiment_id])] == ["FAILED"]
+
+    def is_down(*arguments: object) -> None:
+        raise mlflow.exceptions.MlflowException("the server is down")
+
+    monkeypatch.setattr(mlflow.MlflowClient, "set_terminated", is_down)
+    train(make_training(tmp_path / "other", loggers=("mlflow",), max_iter=1))
+    assert "the server is down" in caplog.text
 
 
 def test_class_names_are_no_obstacle_for_mlflow(tmp_path, monkeypatch):

@@ -14,6 +14,7 @@ from detectron2.utils.events import EventStorage
 from plain_losses import plain_losses
 
 from dynamic_sparse_rcnn.engine.loss_evaluator import LossEvaluator
+from dynamic_sparse_rcnn.modeling.structures import BatchedTargets
 
 # Sizes of images before the resize, which halves them, and their boxes in xyxy with classes.
 SIZES = [(128, 192), (96, 128), (160, 96)]
@@ -67,9 +68,12 @@ def test_losses_are_those_of_the_whole_set_by_the_plain_loop(tiny_cfg):
     assert found == pytest.approx(dict(expected), rel=1e-4)
 
 
-@pytest.mark.parametrize("normalizer", ["positives", "num_gt"])
-def test_losses_do_not_depend_on_the_batches(tiny_dynamic_cfg, normalizer):
+@pytest.mark.parametrize(
+    ("normalizer", "start"), [("positives", 0.0), ("num_gt", 0.0), ("positives", 1.0), ("num_gt", 1.0)]
+)
+def test_losses_do_not_depend_on_the_batches_and_are_the_criterions(tiny_dynamic_cfg, normalizer, start):
     tiny_dynamic_cfg.MODEL.SparseRCNN.DLA.NORMALIZER = normalizer
+    tiny_dynamic_cfg.MODEL.SparseRCNN.DPG.START_LOSS_WEIGHT = start
     model = build_model(tiny_dynamic_cfg).eval()
     inputs = make_inputs()
     for one in inputs:  # of one size: what images of a batch are padded with, features see
@@ -77,7 +81,14 @@ def test_losses_do_not_depend_on_the_batches(tiny_dynamic_cfg, normalizer):
     alone = evaluate(model, [[x] for x in inputs])
     together = evaluate(model, [inputs[:2], inputs[2:]])
     assert together == pytest.approx(alone, rel=1e-3)
-    assert alone["loss_ce"] > 0 and "loss_giou_0" in alone
+    assert alone["loss_ce"] > 0 and "loss_giou_0" in alone and ("loss_start_giou" in alone) == bool(start)
+    del alone["total_loss"]
+    with torch.no_grad():
+        predictions = model.predict(model.preprocess_image(inputs))
+        losses = model.criterion(
+            predictions, BatchedTargets.from_instances([x["instances"] for x in inputs], model.device)
+        )
+    assert {name: loss.item() for name, loss in losses.items()} == pytest.approx(alone, rel=1e-3)
 
 
 def test_an_evaluation_logs_nothing_of_a_training_and_leaves_the_head_as_it_was(tiny_dynamic_cfg):

@@ -7,9 +7,10 @@ import logging
 import pytest
 import torch
 from detectron2.modeling import build_model
+from omegaconf import OmegaConf
 
 from dynamic_sparse_rcnn.engine import from_yaml
-from dynamic_sparse_rcnn.engine.solver import build_optimizer, scale_to_batch_size
+from dynamic_sparse_rcnn.engine.solver import ScheduleKeys, build_optimizer, scale_to_batch_size
 
 
 def make_model() -> torch.nn.ModuleDict:
@@ -188,3 +189,12 @@ def test_the_schedule_stays_as_written_when_switched_off_or_at_the_reference_bat
     before = tiny_cfg.dump()
     scale_to_batch_size(tiny_cfg, from_yaml.SCHEDULE)
     assert tiny_cfg.dump() == before
+
+
+@pytest.mark.parametrize(("batch", "rate"), [(0, 1e-3), (None, 1e-3), (8, None)])
+def test_a_schedule_that_cannot_be_scaled_is_refused(batch, rate):
+    names = ("batch", "reference", "rate", "length")
+    keys = ScheduleKeys(**{name: f"train.{name}" for name in names}, counts=())
+    cfg = OmegaConf.create({"train": {"batch": batch, "reference": 16, "rate": rate, "length": 100}})
+    with pytest.raises(ValueError, match=r"train\.batch is .* and train\.rate is .*train\.reference 0 keeps it"):
+        scale_to_batch_size(cfg, keys)

@@ -19,6 +19,7 @@ from written_videos import write_video
 
 from dynamic_sparse_rcnn import Predictor, write_checkpoint
 from dynamic_sparse_rcnn.cli import predict
+from dynamic_sparse_rcnn.prediction.job import JobOptions
 
 PICTURE = np.random.default_rng(0).integers(0, 256, (48, 64, 3), dtype=np.uint8)
 
@@ -347,3 +348,9 @@ def test_tracks_are_kept_alive_by_detections_below_the_threshold_which_are_not_t
     assert lowest == [0.1] * 3
     scores = [x["score"] for x in json.loads((output / "detections.json").read_text())]
     assert scores and min(scores) >= 0.5
+
+
+@pytest.mark.parametrize("number", [0, -1])
+def test_less_than_a_frame_is_refused(tmp_path, number):
+    with pytest.raises(ValueError, match=f"--max-frames is {number}: use 1 or more"):
+        JobOptions(tmp_path, max_frames=number)

@@ -18,6 +18,7 @@ from PIL import Image
 from written_videos import write_video
 
 from dynamic_sparse_rcnn import Predictor, write_checkpoint
+from dynamic_sparse_rcnn.config_reading import read_config
 from dynamic_sparse_rcnn.prediction.sources import open_source, to_frame
 
 HEIGHT, WIDTH = 48, 64
@@ -103,13 +104,13 @@ def test_images_turned_by_exif_grey_and_of_16_bits_are_read_as_in_training(tmp_p
     exif = Image.Exif()
     exif[0x0112] = 6
     Image.fromarray(picture).save(turned, exif=exif)
-    grey = tmp_path / "grey.png"
-    Image.fromarray(picture[..., 0]).save(grey)
+    gray = tmp_path / "gray.png"
+    Image.fromarray(picture[..., 0]).save(gray)
     deep = tmp_path / "deep.png"
     cv2.imwrite(str(deep), picture[..., 0].astype(np.uint16) * 256 + 200)
-    by_name = {Path(frame.name).name: frame.pixels for frame in open_source([str(turned), str(grey), str(deep)])}
+    by_name = {Path(frame.name).name: frame.pixels for frame in open_source([str(turned), str(gray), str(deep)])}
     assert by_name["turned.jpg"].shape == (WIDTH, HEIGHT, 3)
-    for name in ("grey.png", "deep.png"):
+    for name in ("gray.png", "deep.png"):
         assert np.array_equal(by_name[name], np.repeat(picture[..., :1], 3, axis=2)), name
 
 
@@ -399,6 +400,13 @@ def test_the_config_beside_a_checkpoint_runs_no_code_unless_it_is_trusted(tiny_c
     assert not trace.exists()
     Predictor(weights=weights, trust_checkpoint=True)
     assert trace.exists()
+
+
+def test_a_lazy_config_need_name_neither_device_nor_weights():
+    cfg = read_config("lazy/sparse_rcnn_R_50_FPN_300pro_3x.py")
+    del cfg.train.device, cfg.train.init_checkpoint
+    with pytest.raises((AssertionError, FileNotFoundError), match=r"missing\.pth"):
+        Predictor(cfg, "missing.pth")
 
 
 def test_the_score_threshold_is_a_half_unless_it_is_given(tiny_cfg, tmp_path):

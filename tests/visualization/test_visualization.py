@@ -10,13 +10,13 @@ from dynamic_sparse_rcnn.visualization.drawing import draw_boxes
 from dynamic_sparse_rcnn.visualization.figures import draw_annotations, draw_detections_beside_ground_truth, image_grid
 
 NAMES = ("circle", "square", "triangle")
-GREY = 90
+GRAY = 90
 CAPTION = 28  # pixels above every panel
 GAP = 6
 
 
-def grey_image(height: int = 400, width: int = 500) -> np.ndarray:
-    return np.full((height, width, 3), GREY, np.uint8)
+def gray_image(height: int = 400, width: int = 500) -> np.ndarray:
+    return np.full((height, width, 3), GRAY, np.uint8)
 
 
 def ground_truth(boxes: list[list[float]], classes: list[int]) -> Instances:
@@ -41,7 +41,7 @@ def split_panels(picture: np.ndarray, width: int, count: int) -> list[np.ndarray
 
 
 def changed(panel: np.ndarray) -> np.ndarray:
-    return np.abs(panel.astype(int) - GREY).max(axis=2) > 2
+    return np.abs(panel.astype(int) - GRAY).max(axis=2) > 2
 
 
 def border_distance(shape: tuple[int, ...], box: list[float]) -> np.ndarray:
@@ -54,7 +54,7 @@ def border_distance(shape: tuple[int, ...], box: list[float]) -> np.ndarray:
 def test_boxes_are_drawn_on_their_outline_only_and_side_by_side():
     true_box, found_box = [60.0, 50.0, 220.0, 180.0], [280.0, 200.0, 450.0, 350.0]
     picture = draw_detections_beside_ground_truth(
-        grey_image(), ground_truth([true_box], [1]), detections([found_box], [0.8], [1]), NAMES
+        gray_image(), ground_truth([true_box], [1]), detections([found_box], [0.8], [1]), NAMES
     )
     panels = split_panels(picture, 500, 2)
     for panel, box in zip(panels, (true_box, found_box), strict=True):
@@ -67,24 +67,24 @@ def test_boxes_are_drawn_on_their_outline_only_and_side_by_side():
         assert changed(panel)[label & (distance > 4)].any(), "the label is missing"
 
 
-def test_a_class_has_one_colour_in_both_panels_and_another_than_other_classes():
+def test_a_class_has_one_color_in_both_panels_and_another_than_other_classes():
     first, second = [50.0, 50.0, 150.0, 150.0], [300.0, 200.0, 450.0, 350.0]
     picture = draw_detections_beside_ground_truth(
-        grey_image(),
+        gray_image(),
         ground_truth([first, second], [0, 2]),
         detections([first, second], [0.9, 0.6], [2, 0]),
         NAMES,
     )
     left, right = split_panels(picture, 500, 2)
-    colours = [tuple(panel[y, x]) for panel in (left, right) for x, y in ((100, 150), (400, 350))]
-    assert colours[0] == colours[3] and colours[1] == colours[2]
-    assert colours[0] != colours[1]
+    colors = [tuple(panel[y, x]) for panel in (left, right) for x, y in ((100, 150), (400, 350))]
+    assert colors[0] == colors[3] and colors[1] == colors[2]
+    assert colors[0] != colors[1]
 
 
 def test_the_best_of_equal_boxes_is_the_one_that_is_seen():
     box = [50.0, 50.0, 150.0, 150.0]
     pictures = [
-        draw_detections_beside_ground_truth(grey_image(), ground_truth([], []), detections(*found), NAMES)
+        draw_detections_beside_ground_truth(gray_image(), ground_truth([], []), detections(*found), NAMES)
         for found in (([box], [0.9], [2]), ([box] * 3, [0.9, 0.6, 0.4], [2, 0, 1]))
     ]
     alone, together = (split_panels(picture, 500, 2)[1][100, 150] for picture in pictures)
@@ -95,7 +95,7 @@ def test_detections_below_the_score_threshold_are_left_out():
     boxes = [[50.0, 50.0, 150.0, 150.0], [300.0, 200.0, 450.0, 350.0]]
     truth = ground_truth([], [])
     found = detections(boxes, [0.3, 0.29], [0, 0])
-    picture = draw_detections_beside_ground_truth(grey_image(), truth, found, NAMES)
+    picture = draw_detections_beside_ground_truth(gray_image(), truth, found, NAMES)
     right = changed(split_panels(picture, 500, 2)[1])
     kept, left_out = (border_distance(right.shape, box) < 1 for box in boxes)
     assert right[kept].mean() > 0.9
@@ -103,15 +103,15 @@ def test_detections_below_the_score_threshold_are_left_out():
 
 
 def test_no_ground_truth_and_no_detection_leave_the_image_as_it_is():
-    picture = draw_detections_beside_ground_truth(grey_image(), ground_truth([], []), detections([], [], []), NAMES)
+    picture = draw_detections_beside_ground_truth(gray_image(), ground_truth([], []), detections([], [], []), NAMES)
     for panel in split_panels(picture, 500, 2):
-        assert (panel == GREY).all()
+        assert (panel == GRAY).all()
 
 
 def test_small_images_are_enlarged_and_their_boxes_with_them():
     box = [32.0, 16.0, 96.0, 112.0]
     picture = draw_detections_beside_ground_truth(
-        grey_image(128, 128), ground_truth([box], [0]), detections([], [], []), NAMES
+        gray_image(128, 128), ground_truth([box], [0]), detections([], [], []), NAMES
     )
     panel, _ = split_panels(picture, 384, 2)
     assert changed(panel)[border_distance(panel.shape, [3 * side for side in box]) < 1].all()
@@ -122,7 +122,7 @@ def test_small_images_are_enlarged_and_their_boxes_with_them():
 def test_a_class_without_a_name_is_an_error(index):
     with pytest.raises(ValueError, match="no name"):
         draw_detections_beside_ground_truth(
-            grey_image(), ground_truth([[1.0, 1.0, 9.0, 9.0]], [index]), detections([], [], []), NAMES
+            gray_image(), ground_truth([[1.0, 1.0, 9.0, 9.0]], [index]), detections([], [], []), NAMES
         )
 
 
@@ -133,26 +133,26 @@ def stages_of_three_proposals() -> torch.Tensor:
     return torch.stack([start + stage * step for stage in range(3)])
 
 
-def test_a_highlighted_proposal_keeps_its_colour_through_the_stages():
+def test_a_highlighted_proposal_keeps_its_color_through_the_stages():
     boxes = stages_of_three_proposals()
-    picture = draw_proposal_stages(grey_image(), boxes, torch.rand(2, 3), highlighted=[2, 0])
+    picture = draw_proposal_stages(gray_image(), boxes, torch.rand(2, 3), highlighted=[2, 0])
     panels = split_panels(picture, 500, 3)
-    colours = {
+    colors = {
         index: {
             tuple(panel[int(box[3]), int(box[0] + box[2]) // 2].tolist())
             for panel, box in zip(panels, boxes[:, index], strict=True)
         }
         for index in range(3)
     }
-    assert all(len(seen) == 1 for seen in colours.values())
-    assert len(set.union(*colours.values())) == 3
-    red, green, blue = next(iter(colours[1]))
-    assert red == green == blue, "a proposal that is not highlighted must be grey"
+    assert all(len(seen) == 1 for seen in colors.values())
+    assert len(set.union(*colors.values())) == 3
+    red, green, blue = next(iter(colors[1]))
+    assert red == green == blue, "a proposal that is not highlighted must be gray"
 
 
 def test_proposals_are_drawn_on_their_outlines_only():
     boxes = stages_of_three_proposals()
-    picture = draw_proposal_stages(grey_image(), boxes, torch.rand(2, 3), highlighted=[])
+    picture = draw_proposal_stages(gray_image(), boxes, torch.rand(2, 3), highlighted=[])
     for panel, proposals in zip(split_panels(picture, 500, 3), boxes.tolist(), strict=True):
         distance = np.min([border_distance(panel.shape, box) for box in proposals], axis=0)
         assert changed(panel)[distance < 1].all()
@@ -162,7 +162,7 @@ def test_proposals_are_drawn_on_their_outlines_only():
 def test_seven_panels_of_six_stages_fill_two_rows():
     boxes = torch.rand(7, 5, 2).repeat(1, 1, 2) * 100
     boxes[..., 2:] += 50
-    picture = draw_proposal_stages(grey_image(), boxes, torch.rand(6, 5), highlighted=[0])
+    picture = draw_proposal_stages(gray_image(), boxes, torch.rand(6, 5), highlighted=[0])
     assert picture.shape == (2 * (400 + CAPTION + GAP) - GAP, 4 * (500 + GAP) - GAP, 3)
 
 
@@ -178,7 +178,7 @@ def test_seven_panels_of_six_stages_fill_two_rows():
 )
 def test_stages_that_do_not_belong_together_are_an_error(boxes_shape, scores_shape, highlighted, message):
     with pytest.raises(ValueError, match=message):
-        draw_proposal_stages(grey_image(), torch.zeros(boxes_shape), torch.zeros(scores_shape), highlighted)
+        draw_proposal_stages(gray_image(), torch.zeros(boxes_shape), torch.zeros(scores_shape), highlighted)
 
 
 def test_grid_puts_images_in_reading_order_on_white():
@@ -191,11 +191,11 @@ def test_grid_puts_images_in_reading_order_on_white():
     assert (grid[10:12, :20] == 255).all() and (grid[12 + GAP :, 20 + GAP :] == 255).all()
 
 
-def test_an_assignment_has_a_row_of_stages_and_the_colour_of_the_ground_truth():
+def test_an_assignment_has_a_row_of_stages_and_the_color_of_the_ground_truth():
     truth = torch.tensor([[50.0, 50, 150, 150], [300, 200, 450, 350]])
     apart = truth + torch.tensor([0.0, 40, 0, 40])
     stage_boxes = torch.stack([apart, apart.flip(0)])
-    picture = draw_assignment(grey_image(), truth, stage_boxes, torch.tensor([[0, -1], [-1, 0]]), "any")
+    picture = draw_assignment(gray_image(), truth, stage_boxes, torch.tensor([[0, -1], [-1, 0]]), "any")
     first, second = split_panels(picture, 500, 2)
     for panel in (first, second):
         assert tuple(panel[100, 150]) == tuple(panel[189, 100])  # ground truth 0 and its proposal
@@ -204,23 +204,23 @@ def test_an_assignment_has_a_row_of_stages_and_the_colour_of_the_ground_truth():
 
 def test_an_assignment_of_wrong_shapes_is_refused():
     with pytest.raises(ValueError, match=r"gt_boxes must be \(G,4\)"):
-        draw_assignment(grey_image(), torch.zeros(1, 4), torch.zeros(2, 3, 4), torch.zeros(2, 4), "any")
+        draw_assignment(gray_image(), torch.zeros(1, 4), torch.zeros(2, 3, 4), torch.zeros(2, 4), "any")
 
 
 def test_grid_is_no_wider_than_its_images():
-    assert image_grid([grey_image(8, 9)], columns=5).shape == (8, 9, 3)
+    assert image_grid([gray_image(8, 9)], columns=5).shape == (8, 9, 3)
 
 
 @pytest.mark.parametrize(
     ("images", "columns"),
-    [([], 2), ([grey_image()], 0), ([np.zeros((4, 4), np.uint8)], 1), ([np.zeros((4, 4, 3))], 1)],
+    [([], 2), ([gray_image()], 0), ([np.zeros((4, 4), np.uint8)], 1), ([np.zeros((4, 4, 3))], 1)],
 )
 def test_grid_refuses_what_is_not_a_list_of_images(images, columns):
     with pytest.raises(ValueError, match="image"):
         image_grid(images, columns)
 
 
-def test_annotations_are_drawn_in_the_color_of_their_class_and_crowds_in_grey() -> None:
+def test_annotations_are_drawn_in_the_color_of_their_class_and_crowds_in_gray() -> None:
     annotations = Instances(
         (60, 80),
         gt_boxes=Boxes(torch.tensor([[10.0, 10, 30, 30], [40, 10, 70, 50]])),
@@ -230,7 +230,7 @@ def test_annotations_are_drawn_in_the_color_of_their_class_and_crowds_in_grey() 
     picture = draw_annotations(np.zeros((60, 80, 3), np.uint8), annotations, ["a", "b"], "image", 4.0)
     assert picture.shape[1] == 320 and picture.shape[0] > 240
     panel = picture[-240:].astype(int)
-    # The lower edges, away from the labels: the first box's color is red, the second's is grey.
+    # The lower edges, away from the labels: the first box's color is red, the second's is gray.
     red, green, blue = panel[115:125, 60:100].reshape(-1, 3).max(0)
     assert red > 150 > green + 50 and red > blue + 50
     edge = panel[195:205, 200:260].reshape(-1, 3)
@@ -242,14 +242,14 @@ def test_annotations_are_drawn_in_the_color_of_their_class_and_crowds_in_grey() 
 
 @pytest.mark.parametrize("opacity", [1.0, 0.25])
 def test_boxes_of_low_opacity_let_the_image_show_through(opacity):
-    picture = draw_boxes(grey_image(), np.array([[50.0, 60, 150, 160]]), [(255, 0, 0)], opacity=opacity)
-    blended = [opacity * color + (1 - opacity) * GREY for color in (255, 0, 0)]
+    picture = draw_boxes(gray_image(), np.array([[50.0, 60, 150, 160]]), [(255, 0, 0)], opacity=opacity)
+    blended = [opacity * color + (1 - opacity) * GRAY for color in (255, 0, 0)]
     assert picture[160, 100].tolist() == pytest.approx(blended, abs=1)
 
 
 @pytest.mark.parametrize("box", [[-1e9, -1e9, 1e9, 1e9], [float("nan")] * 4, [30, 30, 10, 10], [600, 10, 700, 50]])
 def test_boxes_of_any_numbers_can_be_drawn(box):
-    assert draw_boxes(grey_image(), np.array([box]), [(255, 0, 0)], ["label"]).shape == (400, 500, 3)
+    assert draw_boxes(gray_image(), np.array([box]), [(255, 0, 0)], ["label"]).shape == (400, 500, 3)
 
 
 def test_images_of_16_bits_are_drawn_as_the_detector_sees_them(tiny_cfg, tmp_path, monkeypatch):
@@ -262,3 +262,21 @@ def test_images_of_16_bits_are_drawn_as_the_detector_sees_them(tiny_cfg, tmp_pat
     record = {"file_name": str(tmp_path / "deep.png"), "height": 48, "width": 64, "annotations": []}
     method.visualize_detections(tiny_cfg, lambda _: [{"instances": detections([], [], [])}], record)
     assert drawn[0].tolist() == [[[100] * 3] * 64] * 48
+
+
+def test_crowds_are_drawn_as_such_and_a_record_without_annotations_is_an_error(tiny_cfg, tmp_path, monkeypatch):
+    cv2.imwrite(str(tmp_path / "image.png"), np.zeros((48, 64, 3), np.uint8))
+    drawn = []
+    monkeypatch.setattr(method, "draw_detections_beside_ground_truth", lambda _, truth, *rest: drawn.append(truth))
+    monkeypatch.setattr(method.MetadataCatalog.get("with crowds"), "thing_classes", NAMES, raising=False)
+    tiny_cfg.DATASETS.TEST = ("with crowds",)
+    box = {"bbox": [1.0, 2.0, 9.0, 9.0], "bbox_mode": 0, "category_id": 0}
+    record = {"file_name": str(tmp_path / "image.png"), "height": 48, "width": 64}
+
+    def detector(_: object) -> list[dict[str, Instances]]:
+        return [{"instances": detections([], [], [])}]
+
+    method.visualize_detections(tiny_cfg, detector, record | {"annotations": [box, box | {"iscrowd": 1}]})
+    assert drawn[0].gt_is_crowd.tolist() == [False, True]
+    with pytest.raises(ValueError, match=r"image\.png has no annotations to draw"):
+        method.visualize_detections(tiny_cfg, detector, record)

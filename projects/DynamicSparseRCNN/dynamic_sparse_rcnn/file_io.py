@@ -19,6 +19,10 @@ _PARTIAL = ".partial"
 # In characters; file systems allow names of 255 bytes.
 _LONGEST_PREFIX = 40
 
+# Read once: reading it sets it for a moment, and other threads may create files then.
+_UMASK = os.umask(0)
+os.umask(_UMASK)
+
 # What a disk answers that takes nothing more.
 _DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
 
@@ -89,9 +93,7 @@ def _partial_file(path: Path) -> Iterator[IO[bytes]]:
             partial.unlink()
             raise
     # Temporary files are for their owner alone: this one gets what an ordinary file would have.
-    mask = os.umask(0)
-    os.umask(mask)
-    partial.chmod(0o666 & ~mask)
+    partial.chmod(0o666 & ~_UMASK)
     partial.replace(path)
 
 

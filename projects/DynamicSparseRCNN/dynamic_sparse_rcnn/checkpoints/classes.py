@@ -26,7 +26,7 @@ class DetectorClasses(Classes):
         for name in datasets:
             try:
                 register_dataset(name)
-            except (FileNotFoundError, ValueError):
+            except (OSError, ValueError):
                 continue  # detectors outlive the data that they were trained on
             metadata = MetadataCatalog.get(name)
             names = metadata.get("thing_classes")

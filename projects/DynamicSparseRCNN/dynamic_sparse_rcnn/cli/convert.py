@@ -52,7 +52,9 @@ def run(args: argparse.Namespace) -> None:
 
     found = find_run(args.source, args.config_file)
     checkpoint = read_checkpoint(PathManager.get_local_path(found.checkpoint), trust=args.trust_checkpoint)
-    wanted = build_untrained(found.config_file, num_classes=number_of_classes(checkpoint["model"])).state_dict()
+    classes = number_of_classes(checkpoint["model"])
+    model = build_untrained(found.config_file, num_classes=classes, trust=args.trust_checkpoint)
+    wanted = model.state_dict()
     conversion = convert_state_dict(checkpoint["model"], wanted)
     weights = {name: as_tensor(value) for name, value in conversion.state_dict.items()}
     print(f"{found.checkpoint}: {conversion.source or 'names as they are'}, {len(weights)} tensors")

@@ -100,6 +100,8 @@ def choose_options(args: argparse.Namespace, config_file: str, options: Sequence
     """
     if args.config_file and args.minutes is None and args.epochs is None:
         return []
+    if "SOLVER.MAX_ITER" in args.opts[::2] and (args.minutes, args.epochs) != (None, None):
+        raise ValueError("--minutes and --epochs set SOLVER.MAX_ITER: leave out one of the two")
     from ..config_reading import is_lazy_config, read_config
     from ..engine.process import set_up_logging
     from ..engine.run_length import choose_length, choose_training
@@ -120,7 +122,7 @@ def choose_options(args: argparse.Namespace, config_file: str, options: Sequence
     if args.config_file:
         choices = choose_length(read([]), **length)
     else:
-        if "SOLVER.MAX_ITER" in args.opts:
+        if "SOLVER.MAX_ITER" in args.opts[::2]:
             length["iterations"] = read([]).SOLVER.MAX_ITER
         elif args.epochs is None:
             length["minutes"] = args.minutes or DEFAULT_MINUTES

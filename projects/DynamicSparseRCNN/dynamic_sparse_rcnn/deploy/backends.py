@@ -48,6 +48,8 @@ class OnnxRuntime:
         onnxruntime = import_extra("onnxruntime", "onnx")
         if precision is not None:
             raise ValueError(f"{path} only runs in the precision it was exported in: leave out precision {precision}")
+        if not device.startswith(("cpu", "cuda")):
+            raise ValueError(f"ONNX files cannot run on the device {device!r}: use cpu or cuda")
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = torch.get_num_threads()
         providers: list[Any] = ["CPUExecutionProvider"]
@@ -77,8 +79,11 @@ class OpenVino:
 
         Raises:
             ImportError: openvino is missing.
-            ValueError: the device is not there, or this package did not write the file.
+            ValueError: the device is not there, there is no such precision, or this package did not write the file.
         """
+        hints = {None: "f32", "float16": "f16", "bfloat16": "bf16"}
+        if precision not in hints:
+            raise ValueError(f"precision is {precision!r}: use float16, bfloat16, or leave it out")
         openvino = import_extra("openvino", "openvino")
         core = openvino.Core()
         # Of several GPUs OpenVINO lists GPU.0, GPU.1, ..; GPU is the first.
@@ -93,9 +98,7 @@ class OpenVino:
         if self.metadata.size is not None:
             # Without dynamic sizes OpenVINO has less to do at run time, which small detectors notice.
             model.reshape({"images": [1, 3, *self.metadata.size], "image_sizes": [1, 2], "original_sizes": [1, 2]})
-        options: dict[str, Any] = {
-            "INFERENCE_PRECISION_HINT": {None: "f32", "float16": "f16", "bfloat16": "bf16"}[precision]
-        }
+        options: dict[str, Any] = {"INFERENCE_PRECISION_HINT": hints[precision]}
         if device.upper() == "CPU":
             options["INFERENCE_NUM_THREADS"] = torch.get_num_threads()
         self._compiled = core.compile_model(model, device.upper(), options)

@@ -70,12 +70,12 @@ def with_diagnostics(evaluator: DatasetEvaluator, model: nn.Module, *, loss: boo
         loss: whether the losses are too.
 
     Raises:
-        ValueError: the losses are asked for, and the model has no head or no criterion that counts.
+        ValueError: the losses are asked for, and the model has no head or no criterion with sums.
     """
     detector: Any = getattr(model, "module", model)
     inner: list[DatasetEvaluator] = []
-    if hasattr(detector, "proposal_generator"):
-        inner.append(ProposalEvaluator(detector.proposal_generator))
+    if (generator := getattr(detector, "proposal_generator", None)) is not None:
+        inner.append(ProposalEvaluator(generator))
     if loss:
         inner.append(LossEvaluator(detector))
     return DatasetEvaluators([*inner, evaluator]) if inner else evaluator

@@ -144,7 +144,7 @@ class Evaluation(hooks.EvalHook):
         super().__init__(period, self._evaluate)
         self._run_evaluation = evaluate
         self._metric, self._patience = metric, patience
-        self._is_loss = f"/{LOSS_TASK}/" in f"/{metric}"
+        self._is_loss = metric.split("/")[-2:-1] == [LOSS_TASK]  # what precedes it is a data set's name
         self.progress = Progress()
 
     def before_train(self) -> None:

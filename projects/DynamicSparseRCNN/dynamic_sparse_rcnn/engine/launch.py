@@ -19,6 +19,7 @@ import torch.distributed as dist
 from detectron2.config import CfgNode
 from detectron2.engine import DEFAULT_TIMEOUT, default_argument_parser
 from detectron2.utils import comm
+from omegaconf import OmegaConf
 from torch.distributed.elastic.multiprocessing.errors import ErrorHandler, record
 from torch.distributed.elastic.utils.distributed import get_free_port
 from torch.multiprocessing.spawn import ProcessException
@@ -224,7 +225,9 @@ def _create_local_group(local_size: int) -> None:
 def _device(args: argparse.Namespace) -> torch.device:
     """What the config, with the command line's changes, says of the device."""
     cfg = read_config(args.config_file, args.opts)
-    return torch.device(cfg.MODEL.DEVICE if isinstance(cfg, CfgNode) else cfg.train.device)
+    if isinstance(cfg, CfgNode):
+        return torch.device(cfg.MODEL.DEVICE)
+    return torch.device(OmegaConf.select(cfg, "train.device", default="cuda"))
 
 
 def _check_machines(args: argparse.Namespace) -> None:

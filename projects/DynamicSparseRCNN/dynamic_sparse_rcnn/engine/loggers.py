@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import re
+import sys
 import time
 from abc import abstractmethod
 from collections import defaultdict
@@ -105,7 +106,8 @@ class TrackerWriter(EventWriter):
     def close(self) -> None:
         """Ends the tracker's run."""
         if self._is_started:
-            self.finish()
+            # Writers are closed after errors too, while these are on their way up.
+            self.finish(failed=isinstance(sys.exc_info()[1], (Exception, KeyboardInterrupt)))
 
     def _start(self) -> None:
         file = self.output_dir / _RUN_IDS
@@ -123,8 +125,8 @@ class TrackerWriter(EventWriter):
         """Logs the scalars of an iteration."""
 
     @abstractmethod
-    def finish(self) -> None:
-        """Ends the run."""
+    def finish(self, *, failed: bool) -> None:
+        """Ends the run, which an error has ended if it ``failed``."""
 
 
 class WandbWriter(TrackerWriter):
@@ -150,9 +152,9 @@ class WandbWriter(TrackerWriter):
         """See :class:`TrackerWriter`."""
         self._run.log({"iteration": iteration, **scalars})
 
-    def finish(self) -> None:
+    def finish(self, *, failed: bool) -> None:
         """See :class:`TrackerWriter`."""
-        self._run.finish()
+        self._run.finish(exit_code=int(failed))
 
 
 class MlflowWriter(TrackerWriter):
@@ -192,9 +194,14 @@ class MlflowWriter(TrackerWriter):
         except MlflowException as error:
             logger.warning(f"MLflow does not take the metrics of iteration {iteration}: {error}")
 
-    def finish(self) -> None:
-        """See :class:`TrackerWriter`."""
-        self._client.set_terminated(self._run_id)
+    def finish(self, *, failed: bool) -> None:
+        """See :class:`TrackerWriter`. A server that fails does not end a training."""
+        from mlflow.exceptions import MlflowException
+
+        try:
+            self._client.set_terminated(self._run_id, "FAILED" if failed else "FINISHED")
+        except MlflowException as error:
+            logger.warning(f"MLflow does not take the end of the run: {error}")
 
 
 @LOGGER_REGISTRY.register()

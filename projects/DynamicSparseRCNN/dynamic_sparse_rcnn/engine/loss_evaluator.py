@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import re
-from collections import defaultdict
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from detectron2.evaluation import DatasetEvaluator
 from detectron2.utils import comm
-from detectron2.utils.events import EventStorage
-from torch import Tensor, nn
+from torch import nn
 
 from ..data.records import Record
+from ..modeling.losses.criterion import LossSums
 from ..modeling.structures import BatchedTargets, StagePredictions
 from .hooks import LOSS_TASK
 
@@ -32,19 +31,18 @@ class LossEvaluator(DatasetEvaluator):
         Raises:
             ValueError: the model has no such parts.
         """
-        if not hasattr(getattr(detector, "criterion", None), "count") or not hasattr(detector, "head"):
+        if not hasattr(getattr(detector, "criterion", None), "sums") or not hasattr(detector, "head"):
             raise ValueError(
-                "TEST.LOSS (of a lazy config train.test_loss) needs a model with a head and a criterion that counts, "
+                "TEST.LOSS (of a lazy config train.test_loss) needs a model with a head and a criterion with sums, "
                 f"as SparseRCNN has; {type(detector).__name__} has none. Set it to False."
             )
         self._detector: Any = detector
         self._hook: torch.utils.hooks.RemovableHandle | None = None
 
     def reset(self) -> None:
-        """Starts anew, and to look at what the head gives."""
+        """Forgets all images, and hooks into the head."""
         self._stop()
-        self._sums: defaultdict[str, Tensor] = defaultdict(lambda: torch.zeros((), dtype=torch.float64))
-        self._count: Tensor = torch.zeros(1, dtype=torch.float64)
+        self._sums: list[LossSums] = []
         self._hook = self._detector.head.register_forward_hook(self._keep)
 
     def process(self, inputs: list[Record], outputs: object) -> None:
@@ -60,24 +58,19 @@ class LossEvaluator(DatasetEvaluator):
             )
         instances = [one["instances"] for one in inputs]
         targets = BatchedTargets.from_instances(instances, self._predictions.boxes.device)
-        one = torch.ones(1, device=self._predictions.boxes.device)
-        with EventStorage():  # what criteria log is not of the training
-            losses = self._detector.criterion(self._predictions, targets, divisor=one)
-            self._count = self._count + self._detector.criterion.count(self._predictions, targets).double().cpu()
-        for name, loss in losses.items():
-            self._sums[name] = self._sums[name] + loss.double().cpu()
+        sums = self._detector.criterion.sums(self._predictions, targets)
+        losses = {name: loss.double().cpu() for name, loss in sums.of_stages.items()}
+        of_start = {name: loss.double().cpu() for name, loss in sums.of_start.items()}
+        self._sums.append(LossSums(losses, of_start, sums.count.double().cpu()))
 
     def evaluate(self) -> dict[str, dict[str, float]] | None:
         """The losses of all processes' images in the main process, None in the others."""
         self._stop()
-        gathered = comm.gather((dict(self._sums), self._count))
-        if not comm.is_main_process():
+        gathered = [sums for own in comm.gather(self._sums) for sums in own]
+        if not comm.is_main_process() or not gathered:
             return None
-        count = sum(count for _, count in gathered).clamp(min=1)
-        losses = {
-            name: (sum(sums[name] for sums, _ in gathered if sums) / count[_stage_of(name, len(count))]).item()
-            for name in self._sums
-        }
+        total = _add(gathered)
+        losses = {name: loss.item() for name, loss in total.divided(total.count.clamp(min=1)).items()}
         return {LOSS_TASK: {"total_loss": sum(losses.values()), **losses}}
 
     def _keep(self, head: nn.Module, arguments: object, predictions: StagePredictions) -> None:
@@ -89,7 +82,10 @@ class LossEvaluator(DatasetEvaluator):
             self._hook = None
 
 
-def _stage_of(name: str, stages: int) -> int:
-    """The position of a loss's stage among the counts: losses of the last stage have no number."""
-    number = re.search(r"_(\d+)$", name)
-    return int(number[1]) if number and stages > 1 else stages - 1
+def _add(parts: Sequence[LossSums]) -> LossSums:
+    """The sums of the parts of a data set."""
+    return LossSums(
+        {name: torch.stack([part.of_stages[name] for part in parts]).sum(0) for name in parts[0].of_stages},
+        {name: torch.stack([part.of_start[name] for part in parts]).sum(0) for name in parts[0].of_start},
+        torch.stack([part.count for part in parts]).sum(0),
+    )

@@ -21,7 +21,7 @@ _RECALL_IOU = 0.5
 class ProposalEvaluator(DatasetEvaluator):
     """Evaluates what a proposal generator gives during inference, as the task ``proposals``.
 
-    - ``recall50``: per cent of the ground truths (crowds not counted) that an initial proposal has an IoU of 0.5
+    - ``recall50``: percentage of the ground truths (crowds not counted) that an initial proposal has an IoU of 0.5
       with; NaN where there are none.
     - ``weight_entropy`` (with experts): of the weights of a proposal's experts, in nats, on average; from 0, one
       expert alone, to log E, all alike.
@@ -37,7 +37,7 @@ class ProposalEvaluator(DatasetEvaluator):
         self._hook: torch.utils.hooks.RemovableHandle | None = None
 
     def reset(self) -> None:
-        """Starts anew, and to look at what the generator gives."""
+        """Forgets all images, and hooks into the generator."""
         self._stop()
         self._found: list[Tensor] = []
         self._weights: list[Tensor] = []

@@ -119,6 +119,7 @@ def choose_length(
             return choose_schedule(iterations, _MOST_EVALUATIONS, batch, rate, "as given")
         images, tested = (count_images(names) for names in (cfg.DATASETS.TRAIN, cfg.DATASETS.TEST))
         timing = measure(cfg, processes) if minutes is not None else None
+        torch.cuda.empty_cache()  # this process may stay while others train
     if timing is None or minutes is None:
         iterations = math.ceil((epochs or 0) * images / batch)
         return choose_schedule(iterations, _MOST_EVALUATIONS, batch, rate, f"{epochs or 0:g} epochs of {images} images")

@@ -40,7 +40,7 @@ _SCALES = (0.8, 0.9, 1.0, 1.1, 1.2)
 _LONG_SIDE = 1.5
 _CPU_BATCH, _GPU_BATCH = 8, 16
 _MOST_WORKERS = 4
-# What a container may use and uses, in bytes, of version 2 and version 1 of Linux's control groups.
+# Memory limit and current usage of the container, in bytes, of version 2 and version 1 of Linux's control groups.
 _CONTAINER_MEMORY = (
     (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")),
     (Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"), Path("/sys/fs/cgroup/memory/memory.usage_in_bytes")),

@@ -142,12 +142,20 @@ def scale_to_batch_size(cfg: CfgNode | DictConfig, keys: ScheduleKeys) -> None:
     Args:
         cfg: of either kind; not frozen.
         keys: where it says all that.
+
+    Raises:
+        ValueError: there is a reference, but no batch or no learning rate that could be scaled.
     """
     reference, batch = _get(cfg, keys.reference) or 0, _get(cfg, keys.batch)
     if reference in (0, batch):
         return
-    factor = reference / batch
     rate, length = _get(cfg, keys.rate), _get(cfg, keys.length)
+    if not isinstance(batch, int) or batch < 1 or rate is None:
+        raise ValueError(
+            f"{keys.batch} is {batch} and {keys.rate} is {rate}: the schedule cannot be scaled from the reference "
+            f"batch {reference} ({keys.reference} 0 keeps it as written)"
+        )
+    factor = reference / batch
     _set(cfg, keys.rate, rate / factor)
     for key in keys.steps:
         _set(cfg, key, tuple(round(step * factor) for step in _get(cfg, key)))

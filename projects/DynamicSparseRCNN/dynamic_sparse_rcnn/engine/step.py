@@ -27,8 +27,8 @@ class StepTrainer(SimpleTrainer):
 
     A batch in parts gives the losses and gradients of the batch at once, but for batch statistics and random numbers:
     all summed losses are divided by what the whole batch contains on all ranks, and all images are padded to the size
-    of the largest. Where predictions decide what a batch contains (the positives of ``DLACriterion``), all parts are
-    first run without gradients: one more forward pass. Ranks exchange gradients once, in the last part.
+    of the largest. Where predictions decide what a batch contains (the positives of a one-to-many matcher), all parts
+    are first run without gradients: one more forward pass. Ranks exchange gradients once, in the last part.
 
     detectron2's ``AMPTrainer`` is for CUDA alone, and in 0.6 for float16 alone.
     """
@@ -107,7 +107,7 @@ class StepTrainer(SimpleTrainer):
 
     @torch.no_grad()
     def _divisor(self, parts: Sequence[Batch], pad_to: tuple[int, int]) -> Tensor:
-        """(1,) or (S,) what the summed losses of all parts are divided by."""
+        """(1,), (S,) or (1 + S,) what the summed losses of all parts are divided by."""
         counts = []
         with _own_storage(), _unchanged(self.detector):
             for part in parts:

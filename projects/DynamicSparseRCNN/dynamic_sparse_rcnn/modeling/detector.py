@@ -132,7 +132,8 @@ class SparseRCNN(nn.Module):
                 ``instances`` with ``gt_boxes`` and ``gt_classes``. At inference ``height`` and ``width`` give the
                 image size that the detections are scaled to; default: the size of ``image``.
             do_postprocess: whether to scale the detections; at inference only.
-            divisor: what the criterion divides the summed losses by, in training only; None: its own count.
+            divisor: what the criterion divides the summed losses by, in training only, see
+                :meth:`.SetCriterion.forward`; None: its own count.
             pad_to: minimum height and width of the padded batch, in pixels.
 
         Returns:

@@ -40,6 +40,10 @@ class JobOptions:
     max_frames: int | None = None
     track: bool = False
 
+    def __post_init__(self) -> None:
+        if self.max_frames is not None and self.max_frames < 1:
+            raise ValueError(f"--max-frames is {self.max_frames}: use 1 or more, or leave it out for all frames")
+
 
 class Stopwatches:
     """How long each kind of work took in this process, in seconds."""

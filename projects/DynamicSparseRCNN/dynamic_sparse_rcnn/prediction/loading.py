@@ -13,6 +13,7 @@ from detectron2.config import CfgNode, instantiate
 from detectron2.data import transforms as T
 from detectron2.modeling import build_model
 from detectron2.utils.file_io import PathManager
+from omegaconf import OmegaConf
 from torch import nn
 
 from ..checkpoints import read_checkpoint
@@ -84,7 +85,9 @@ def load_detector(
     if isinstance(cfg, CfgNode):
         model, mapper, datasets = _build_from_yaml(cfg, weights, device, trust)
     else:
-        model = instantiate(cfg.model).to(device or usable_device(cfg.train.device))
+        model = instantiate(cfg.model).to(
+            device or usable_device(OmegaConf.select(cfg, "train.device", default="cuda"))
+        )
         mapper = instantiate(cfg.dataloader.test.mapper)
         datasets = [cfg.dataloader.test.dataset.name]
     if mapper.image_format not in ("RGB", "BGR"):
@@ -99,15 +102,18 @@ def load_detector(
     return LoadedDetector(model.eval(), mapper.augmentations, mapper.image_format, classes, place, dtype, resize)
 
 
-def build_untrained(config: str, options: Sequence[str] = (), num_classes: int = 80) -> nn.Module:
+def build_untrained(
+    config: str, options: Sequence[str] = (), num_classes: int = 80, *, trust: bool = True
+) -> nn.Module:
     """The model of a config, with random weights, on the CPU.
 
     Args:
         config: a path, or a name in the model zoo.
         options: that change it, see :func:`.config_reading.read_config`.
         num_classes: where the config leaves them to the data.
+        trust: see :func:`.config_reading.read_config`.
     """
-    cfg = read_config(config, options)
+    cfg = read_config(config, options, trust=trust)
     if not isinstance(cfg, CfgNode):
         model: nn.Module = instantiate(cfg.model)
         return model
@@ -143,7 +149,10 @@ def _find(config: Any, weights: str | None, trust: bool) -> tuple[Any, str]:
         released, cfg = None, config.clone() if isinstance(config, CfgNode) else config
     if weights is not None and Path(weights).is_dir():
         weights = find_run(weights).checkpoint
-    named = cfg.MODEL.WEIGHTS if isinstance(cfg, CfgNode) else cfg.train.init_checkpoint
+    if isinstance(cfg, CfgNode):
+        named = cfg.MODEL.WEIGHTS
+    else:
+        named = OmegaConf.select(cfg, "train.init_checkpoint", default="")
     return cfg, str(weights or (released.url if released else named))
 
 

@@ -75,7 +75,7 @@ class FrameSource(ABC):
 
 
 class Images(FrameSource):
-    """Image files, read as in training (turned as their EXIF data say, grey in color, 16 bits as 8), and images in
+    """Image files, read as in training (turned as their EXIF data say, gray in color, 16 bits as 8), and images in
     memory. Of files with several images, such as an animated GIF, the first is read, and that is warned of once."""
 
     def __init__(self, items: Sequence[str | InMemory]) -> None:
@@ -234,8 +234,8 @@ def to_frame(image: InMemory, name: str) -> Frame:
 
     Args:
         image: as its library has it. A NumPy array: (H, W, 3) BGR, as ``cv2.imread`` gives it and detectron2's
-            ``DefaultPredictor`` takes it; or BGRA, or grey (H, W) or (H, W, 1); uint8, or uint16, which is divided by
-            256. A PyTorch tensor: (3, H, W) RGB or (1, H, W) grey; uint8, or floating-point in [0, 1]. A PIL image of
+            ``DefaultPredictor`` takes it; or BGRA, or gray (H, W) or (H, W, 1); uint8, or uint16, which is divided by
+            256. A PyTorch tensor: (3, H, W) RGB or (1, H, W) gray; uint8, or floating-point in [0, 1]. A PIL image of
             any mode but F, turned as its EXIF data say.
         name: of the frame.
 
@@ -260,7 +260,7 @@ def _array_to_rgb(array: npt.NDArray[Any], name: str) -> npt.NDArray[np.uint8]:
     usual = array.ndim in (2, 3) and channels in (1, 3, 4) and array.dtype in (np.uint8, np.uint16)
     if not usual or not array.size:
         raise ValueError(
-            f"{name} must be (H,W,3) BGR, (H,W,4) BGRA or grey (H,W), of uint8 or uint16, "
+            f"{name} must be (H,W,3) BGR, (H,W,4) BGRA or gray (H,W), of uint8 or uint16, "
             f"got {array.shape} {array.dtype}"
         )
     if array.dtype == np.uint16:
@@ -277,7 +277,7 @@ def _tensor_to_rgb(tensor: torch.Tensor, name: str) -> npt.NDArray[np.uint8]:
         tensor = (tensor.float() * 255).round().to(torch.uint8)
     if not usual or tensor.dtype != torch.uint8:
         raise ValueError(
-            f"{name} must be a tensor (3,H,W) RGB or (1,H,W) grey, of uint8 or of floating-point values in [0, 1], "
+            f"{name} must be a tensor (3,H,W) RGB or (1,H,W) gray, of uint8 or of floating-point values in [0, 1], "
             f"got {tuple(tensor.shape)} {tensor.dtype}"
         )
     return np.ascontiguousarray(tensor.expand(3, -1, -1).permute(1, 2, 0).numpy())

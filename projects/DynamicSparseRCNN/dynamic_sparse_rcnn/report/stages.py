@@ -70,7 +70,7 @@ class StageEvaluator(DatasetEvaluator):
         self._output_folder = output_folder
 
     def reset(self) -> None:
-        """Starts anew, and to look at what the head gives."""
+        """Forgets all images, and hooks into the head."""
         self._evaluators: list[DatasetEvaluator] = []
         self._hook = self._detector.head.register_forward_hook(self._keep)
 

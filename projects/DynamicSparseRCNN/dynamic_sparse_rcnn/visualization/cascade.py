@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from .drawing import GREY, Image, distinct_colors, draw_boxes, draw_on, to_numpy, with_caption
+from .drawing import GRAY, Image, distinct_colors, draw_boxes, draw_on, to_numpy, with_caption
 from .figures import image_grid
 
 _STAGES_A_ROW = 4
@@ -17,7 +17,7 @@ def draw_proposal_stages(
 ) -> Image:
     """Draws the proposals after each stage in a panel of its own, to show how they are refined.
 
-    A highlighted proposal has the same color in every panel, labelled with its score; the others are grey.
+    A highlighted proposal has the same color in every panel, labeled with its score; the others are gray.
 
     Args:
         image_rgb: (H, W, 3) uint8.
@@ -55,7 +55,7 @@ def draw_proposals(image_rgb: Image, boxes: Tensor, highlighted: Sequence[int], 
         (H', W', 3) uint8.
     """
     others = sorted(set(range(len(boxes))) - set(highlighted))
-    panel = draw_on(image_rgb, boxes[others], [GREY] * len(others), opacity=0.35)
+    panel = draw_on(image_rgb, boxes[others], [GRAY] * len(others), opacity=0.35)
     labels = [f"{score:.2f}" for score in scores[list(highlighted)].tolist()] if scores is not None else ()
     scale = panel.shape[1] / image_rgb.shape[1]
     return draw_boxes(panel, to_numpy(boxes[list(highlighted)]) * scale, distinct_colors(len(highlighted)), labels)
@@ -65,7 +65,7 @@ def draw_assignment(image_rgb: Image, gt_boxes: Tensor, stage_boxes: Tensor, gt_
     """Draws which proposals of each stage learn from which ground truth, in a panel for each stage.
 
     A ground truth, which has a label, and the proposals that learn from it share a color; those that
-    learn to be background are grey.
+    learn to be background are gray.
 
     Args:
         image_rgb: (H, W, 3) uint8.
@@ -106,7 +106,7 @@ def draw_assigned(image_rgb: Image, gt_boxes: Tensor, boxes: Tensor, gt_index: T
     """
     colors = distinct_colors(len(gt_boxes))
     background, positive = boxes[gt_index < 0], gt_index[gt_index >= 0].tolist()
-    panel = draw_on(image_rgb, background, [GREY] * len(background), opacity=0.25)
+    panel = draw_on(image_rgb, background, [GRAY] * len(background), opacity=0.25)
     scale = panel.shape[1] / image_rgb.shape[1]
     panel = draw_boxes(panel, to_numpy(boxes[gt_index >= 0]) * scale, [colors[index] for index in positive])
     labels = [f"learned by {positive.count(index)}" for index in range(len(gt_boxes))]

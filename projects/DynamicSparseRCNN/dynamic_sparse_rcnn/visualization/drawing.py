@@ -18,7 +18,7 @@ Image = npt.NDArray[np.uint8]
 FloatArray = npt.NDArray[np.float64]
 Color = tuple[int, int, int]
 
-GREY: Color = (204, 204, 204)
+GRAY: Color = (204, 204, 204)
 WHITE: Color = (255, 255, 255)
 BLACK: Color = (0, 0, 0)
 

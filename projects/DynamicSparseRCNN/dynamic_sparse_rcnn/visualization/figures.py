@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 from detectron2.structures import Instances
 
-from .drawing import GREY, Image, check_image, distinct_colors, draw_on, with_caption
+from .drawing import GRAY, Image, check_image, distinct_colors, draw_on, with_caption
 from .text import drawable_names
 
 _LEAST_SCORE = 0.3
@@ -79,7 +79,7 @@ def draw_detections_beside_ground_truth(
 def draw_annotations(
     image_rgb: Image, annotations: Instances, class_names: Sequence[str], caption: str, scale: float | None = None
 ) -> Image:
-    """Draws annotated boxes, each with the name and color of its class; crowd regions in grey.
+    """Draws annotated boxes, each with the name and color of its class; crowd regions in gray.
 
     Args:
         image_rgb: (H, W, 3) uint8.
@@ -100,7 +100,7 @@ def draw_annotations(
     panel = draw_on(
         image_rgb,
         annotations.gt_boxes.tensor,
-        [GREY if is_crowd else color for color, is_crowd in zip(colors, crowd, strict=True)],
+        [GRAY if is_crowd else color for color, is_crowd in zip(colors, crowd, strict=True)],
         [f"crowd of {name}" if is_crowd else name for name, is_crowd in zip(names, crowd, strict=True)],
         scale,
     )

@@ -69,9 +69,17 @@ def find_records(cfg: CfgNode, images: Sequence[str], default: int) -> list[Reco
     return [by_name[image] for image in images]
 
 
+def _annotations(record: Record) -> list[dict[str, Any]]:
+    if "annotations" not in record:
+        raise ValueError(f"{record['file_name']} has no annotations to draw: name a data set with annotations")
+    annotations: list[dict[str, Any]] = record["annotations"]
+    return annotations
+
+
 @torch.no_grad()
 def visualize_assignment(cfg: CfgNode, detector: SparseRCNN, record: Record) -> Image:
     """The assignments of Hungarian matching and of optimal transport for one image: a row each, a panel a stage."""
+    _annotations(record)
     inputs = DetectionMapper(cfg, is_train=False)(record)
     predictions = detector.predict(detector.preprocess_image([inputs]))
     costs = MatchCostModel(cfg)(predictions, BatchedTargets.from_instances([inputs["instances"]], detector.device))
@@ -130,7 +138,9 @@ def visualize_detections(cfg: CfgNode, detector: SparseRCNN, record: Record) -> 
     """The detections in one image, as it is on the disk, beside its ground truth."""
     image = read_image(record["file_name"], "RGB")
     (output,) = detector([DetectionMapper(cfg, is_train=False)(record)])
-    ground_truth = annotations_to_instances(record["annotations"], image.shape[:2])
+    annotations = _annotations(record)
+    ground_truth = annotations_to_instances(annotations, image.shape[:2])
+    ground_truth.gt_is_crowd = torch.tensor([bool(a.get("iscrowd", 0)) for a in annotations], dtype=torch.bool)
     class_names = MetadataCatalog.get(cfg.DATASETS.TEST[0]).thing_classes
     return draw_detections_beside_ground_truth(image, ground_truth, output["instances"].to("cpu"), class_names)
 

@@ -17,7 +17,7 @@ def build_timm_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> Backbone:
     Raises:
         ImportError: timm is not installed.
         ValueError: an unknown name, or a model that cannot give what ``MODEL.FPN.IN_FEATURES`` asks for.
-        RuntimeError: the pre-trained weights are out of reach.
+        RuntimeError: the pretrained weights are out of reach.
     """
     _require_timm()
     from .timm_fpn import build_fpn
@@ -32,7 +32,7 @@ def build_vit_sfp_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> Backbone:
     Raises:
         ImportError: timm is not installed.
         ValueError: an unknown name, or a model that is no plain vision transformer with patches of 16 pixels.
-        RuntimeError: the pre-trained weights are out of reach.
+        RuntimeError: the pretrained weights are out of reach.
     """
     _require_timm()
     from .vit import build_simple_feature_pyramid

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from detectron2.config import CfgNode, configurable
@@ -22,6 +23,37 @@ CRITERION_REGISTRY.__doc__ = """
 Criteria, selected by ``MODEL.SparseRCNN.CRITERION`` and built by ``CRITERION_REGISTRY.get(name)(cfg)``.
 A criterion maps ``(StagePredictions, BatchedTargets)`` to a dict of weighted scalar losses.
 """
+
+
+@dataclass(frozen=True)
+class LossSums:
+    """Weighted losses, summed over the images and proposals of each stage and not yet divided.
+
+    Attributes:
+        of_stages: (S,) float32 by the name of the loss term.
+        of_start: float32 scalars of the initial boxes by name; empty if they have no losses of their own.
+        count: what they are to be divided by, see :meth:`SetCriterion.count`.
+    """
+
+    of_stages: dict[str, Tensor]
+    of_start: dict[str, Tensor]
+    count: Tensor
+
+    def divided(self, divisor: Tensor) -> dict[str, Tensor]:
+        """Divides the sums, and names them as the public Sparse R-CNN does: those of the last stage have no suffix.
+
+        Args:
+            divisor: (1,), (S,) or (1 + S,) float32, as ``count``.
+
+        Returns:
+            Scalars, as :class:`SetCriterion` returns them.
+        """
+        named: dict[str, Tensor] = {}
+        for name, sums in self.of_stages.items():
+            *earlier, last = (sums / divisor[-len(sums) :]).unbind()
+            named[name] = last
+            named.update({f"{name}_{stage}": value for stage, value in enumerate(earlier)})
+        return named | {name: loss / divisor[0] for name, loss in self.of_start.items()}
 
 
 @CRITERION_REGISTRY.register()
@@ -93,24 +125,28 @@ class SetCriterion(nn.Module):
             predictions: the predictions of all stages.
             targets: the ground truths of the same images.
             divisor: what the summed losses are divided by if these images are part of a larger batch: the
-                :meth:`count` of the whole batch, averaged over ranks, at least 1. None: the count of these images.
+                :meth:`count` of the whole batch, averaged over ranks, at least 1; float32, (1,), (S,) or (1 + S,).
+                None: the count of these images.
 
         Returns:
             Weighted float32 scalars: the losses of the last stage by name (``loss_ce``, ``loss_bbox``, ``loss_giou``),
             those of earlier stages with the suffix ``_0``, ``_1``, ..., and those of the initial boxes as
             ``loss_start_bbox`` and ``loss_start_giou``.
         """
-        predictions = self._supervised(predictions)
-        assignment = self._match(predictions, targets)
+        matched = self._match(self._supervised(predictions), targets)
         if self.matcher.one_to_many:
-            self._log.put(_assignment_scalars(assignment, targets))
-        with torch.autocast(predictions.boxes.device.type, enabled=False):
-            if divisor is None:
-                divisor = average_over_ranks(self._count(assignment, targets))
-            matched = Matched(predictions, targets, assignment)
-            of_stages = divisor[1:] if self._counts_start_apart else divisor
-            losses = {str(term.name): term.weight * term(matched) / of_stages for term in self.losses}
-        return _name_by_stage(losses) | self._start_losses(predictions, targets, divisor[:1])
+            self._log.put(_assignment_scalars(matched.assignment, targets))
+        sums = self._sum(matched)
+        return sums.divided(average_over_ranks(sums.count) if divisor is None else divisor)
+
+    def sums(self, predictions: StagePredictions, targets: BatchedTargets) -> LossSums:
+        """Computes the losses of these images without dividing them, on this rank only, and logs nothing.
+
+        Args:
+            predictions: the predictions of all stages.
+            targets: the ground truths of the same images.
+        """
+        return self._sum(self._match(self._supervised(predictions), targets))
 
     @torch.no_grad()
     def count(self, predictions: StagePredictions, targets: BatchedTargets) -> Tensor:
@@ -124,7 +160,7 @@ class SetCriterion(nn.Module):
             truths.
         """
         count = self.count_targets(targets)
-        return self._count(self._match(self._supervised(predictions), targets), targets) if count is None else count
+        return self._count(self._match(self._supervised(predictions), targets)) if count is None else count
 
     def count_targets(self, targets: BatchedTargets) -> Tensor | None:
         """Returns :meth:`count`, (1,) float32, if it depends on the targets only; otherwise None."""
@@ -133,34 +169,32 @@ class SetCriterion(nn.Module):
     def _supervised(self, predictions: StagePredictions) -> StagePredictions:
         return predictions if self.deep_supervision else predictions.last
 
-    def _match(self, predictions: StagePredictions, targets: BatchedTargets) -> Assignment:
-        return self.matcher(self.cost_model(predictions, targets))
+    def _match(self, predictions: StagePredictions, targets: BatchedTargets) -> Matched:
+        return Matched(predictions, targets, self.matcher(self.cost_model(predictions, targets)))
 
-    def _count(self, assignment: Assignment, targets: BatchedTargets) -> Tensor:
-        count = self.count_targets(targets)
+    def _sum(self, matched: Matched) -> LossSums:
+        with torch.autocast(matched.predictions.boxes.device.type, enabled=False):
+            of_stages = {str(term.name): term.weight * term(matched) for term in self.losses}
+        return LossSums(of_stages, self._sum_of_start(matched), self._count(matched))
+
+    def _count(self, matched: Matched) -> Tensor:
+        count = self.count_targets(matched.targets)
         if count is not None:
             return count
-        positives = assignment.positive.sum((1, 2)).float()
-        return torch.cat([targets.number, positives]) if self._counts_start_apart else positives
+        positives = matched.positive.sum((1, 2)).float()
+        return positives if self.start is None else torch.cat([matched.targets.number, positives])
 
-    @property
-    def _counts_start_apart(self) -> bool:
-        """Whether the first number of a count is the divisor of the initial boxes' losses."""
-        return self.start is not None and self.normalizer == "positives"
-
-    def _start_losses(
-        self, predictions: StagePredictions, targets: BatchedTargets, divisor: Tensor
-    ) -> dict[str, Tensor]:
+    def _sum_of_start(self, matched: Matched) -> dict[str, Tensor]:
         if self.start is None:
             return {}
-        boxes = predictions.initial_boxes
+        boxes = matched.predictions.initial_boxes
         if boxes is None:
             raise ValueError(
                 "MODEL.SparseRCNN.DPG.START_LOSS_WEIGHT is set, but the head's predictions have no initial_boxes"
             )
         start = StagePredictions(boxes.new_zeros(*boxes.shape[:2], 0)[None], boxes[None])
-        losses = self.start(start, targets, divisor=divisor)
-        return {name.replace("loss_", "loss_start_", 1): loss for name, loss in losses.items()}
+        sums = self.start.sums(start, matched.targets).of_stages
+        return {name.replace("loss_", "loss_start_", 1): loss[0] for name, loss in sums.items()}
 
 
 def start_criterion(weight: float, *, l1_weight: float, giou_weight: float) -> SetCriterion | None:
@@ -206,16 +240,6 @@ def _assignment_scalars(assignment: Assignment, targets: BatchedTargets) -> dict
     if assignment.residual is not None:
         scalars["dla/sinkhorn_residual"] = assignment.residual.max()
     return scalars
-
-
-def _name_by_stage(losses: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Splits (S,) losses into scalars named as in the public Sparse R-CNN: the last stage has no suffix."""
-    named: dict[str, Tensor] = {}
-    for name, loss in losses.items():
-        *earlier, last = loss.unbind()
-        named[name] = last
-        named.update({f"{name}_{stage}": value for stage, value in enumerate(earlier)})
-    return named
 
 
 def build_criterion(cfg: CfgNode) -> nn.Module:
