@@ -4,7 +4,7 @@
 # make test   all tests, those that need a GPU where there is one; ARGS="-m chaos -n0 -s" kills trainings
 # make lint   ruff and mypy
 # make docs   the documentation, in build/site
-# make bench  how fast the demo's detector trains and infers; BENCH="--workload r50 --precision float16" for a GPU
+# make bench  how fast the slim R50 of configs/shapes trains and infers; BENCH="--workload r50 --precision float16" for a GPU
 # make gpu-report  all that waits for a GPU, in ten minutes; GPU_REPORT="--data coco:train.json:images" trains on it too
 # make clean  remove build products, caches and what demo and bench wrote; make distclean removes .venv too
 

@@ -20,7 +20,7 @@ COMMANDS = (
     *("export", "convert", "convert-data", "analyze", "install-detectron2"),
 )
 
-_DESCRIPTION = """Sparse R-CNN and Dynamic Sparse R-CNN. dsrcnn COMMAND --help tells more.
+_DESCRIPTION = """Sparse R-CNN and Dynamic Sparse R-CNN. See dsrcnn COMMAND --help.
   dsrcnn train --data coco:train.json:images --output output/mine
   dsrcnn predict photos/ --weights output/mine
 """

@@ -20,7 +20,9 @@ def add_parser(subparsers: Subparsers) -> None:
     parser = add_command(subparsers, "analyze", "CONFIG [OPTION ..] [KEY VALUE ..]", _DESCRIPTION)
     parser.add_argument("config_file", help=argparse.SUPPRESS)
     parser.add_argument("--size", type=int, nargs=2, default=[800, 1216], metavar=("H", "W"), help="default 800 1216")
-    parser.add_argument("--depth", type=int, default=2, metavar="N", help="0: the whole model alone; default 2")
+    parser.add_argument(
+        "--depth", type=int, default=2, metavar="N", help="levels of parts; 0: only the total; default 2"
+    )
     add_opts(parser)
     parser.set_defaults(run=run)
 

@@ -14,7 +14,7 @@ _DESCRIPTION = """Convert a checkpoint.
 From names of other projects to ours, or from one kind of file to another.
 FROM is a file, a URL or a run; TO ends with .safetensors or .pth. Optimizers
 and hooks are left out: TO is for inference, or to start a training from.
-(MODEL.WEIGHTS can name what this can convert: it is converted when loaded.)"""
+(Not needed before loading: MODEL.WEIGHTS accepts the same files.)"""
 
 # What a detector says of itself, beside its weights.
 _KEPT = ("class_names", "category_ids")
@@ -31,7 +31,7 @@ def add_parser(subparsers: Subparsers) -> None:
     parser.add_argument("source", help=argparse.SUPPRESS)
     parser.add_argument("target", type=path_of, help=argparse.SUPPRESS)
     parser.add_argument("--config-file", metavar="FILE", help="default: config.yaml beside FROM")
-    parser.add_argument("--half", action="store_true", help="in half precision")
+    parser.add_argument("--half", action="store_true", help="store the weights in half precision")
     add_trust_option(parser)
     parser.set_defaults(run=run)
 

@@ -23,7 +23,7 @@ def add_parser(subparsers: Subparsers) -> None:
         "--output", type=path_of, default=Path("output/samples.png"), metavar="FILE", help="default: output/samples.png"
     )
     parser.add_argument(
-        "--opts", nargs=argparse.REMAINDER, default=[], metavar="KEY VALUE ..", help="changes of the config"
+        "--opts", nargs=argparse.REMAINDER, default=[], metavar="KEY VALUE ..", help="config changes; must come last"
     )
     parser.set_defaults(run=run)
 

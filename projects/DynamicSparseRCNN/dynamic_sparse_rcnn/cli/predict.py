@@ -31,10 +31,10 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "--output", type=path_of, default=Path("output/predictions"), metavar="DIR", help="default: output/predictions"
     )
     parser.add_argument("--score-threshold", type=float, metavar="S", help="default: the exported file's, or 0.5")
-    parser.add_argument("--tiles", type=int, metavar="PIXELS", help="look at large images in tiles too")
+    parser.add_argument("--tiles", type=int, metavar="PIXELS", help="also run on tiles of large images")
     parser.add_argument("--track", action="store_true", help="follow objects through videos")
-    parser.add_argument("--no-draw", action="store_true", help="detections.json alone")
-    parser.add_argument("--max-frames", type=int, metavar="N", help="most frames of each input")
+    parser.add_argument("--no-draw", action="store_true", help="write only detections.json")
+    parser.add_argument("--max-frames", type=int, metavar="N", help="maximum number of frames per source")
     parser.add_argument("--batch-size", type=int, default=1, metavar="N", help="images at once; default 1")
     parser.add_argument("--precision", metavar="P", help="float16 or bfloat16; default float32")
     parser.add_argument("--device", metavar="D", help="cpu, cuda, cuda:1, ..")

@@ -17,11 +17,11 @@ logger = logging.getLogger(__name__)
 DEFAULT_CONFIG = "small/dynamic_sparse_rcnn_lite0_FPN_30pro_160px.yaml"
 DEFAULT_MINUTES = 10.0
 _DESCRIPTION = """Train a detector.
-Without a config, data, machine and time decide the settings; the log says why.
-A folder stands for its splits. Without --val, and without a split for it, a
-fifth of the data is kept to choose the best checkpoint with.
+Without --config-file, settings are chosen from the data, the machine and the
+time limit; the log explains each. A folder stands for its splits. If there is
+no validation data, a fifth of the data is held out (not with --config-file).
 Checkpoints, config.yaml, log.txt and TensorBoard's scalars go to --output.
-The last line is "bbox AP .. AP50 .. AP75 ..".
+If the run is evaluated, the last line is "bbox AP .. AP50 .. AP75 ..".
 KEY VALUE pairs change the config (of a lazy config: KEY=VALUE)."""
 
 
@@ -29,13 +29,15 @@ def add_parser(subparsers: Subparsers) -> None:
     """Adds the sub-command."""
     parser = add_command(subparsers, "train", "--data NAME --output DIR [OPTION ..] [KEY VALUE ..]", _DESCRIPTION)
     parser.add_argument("--data", action="append", default=[], metavar="NAME", help=DATA_HELP)
-    parser.add_argument("--val", action="append", default=[], metavar="NAME", help="to evaluate on, likewise")
+    parser.add_argument(
+        "--val", action="append", default=[], metavar="NAME", help="data set to evaluate on, as for --data"
+    )
     parser.add_argument("--output", required=True, metavar="DIR", help="folder of the run")
     length = parser.add_mutually_exclusive_group()
     length.add_argument(
         "--minutes", type=positive, metavar="N", help="time limit in minutes; default without a config: 10"
     )
-    length.add_argument("--epochs", type=positive, metavar="N", help="how often each image is learned")
+    length.add_argument("--epochs", type=positive, metavar="N", help="length in passes over the training images")
     parser.add_argument("--weights", metavar="RUN_OR_FILE", help="a run or checkpoint to start from")
     parser.add_argument("--resume", action="store_true", help="continue the run in --output")
     add_run_options(parser)

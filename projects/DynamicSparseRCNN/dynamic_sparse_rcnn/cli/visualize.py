@@ -26,7 +26,7 @@ WHAT is one of
   detections: what is found, beside the ground truth.
 RUN_OR_FILE is a run's folder, a checkpoint, or a name in the model zoo.
 KEY VALUE pairs change the config."""
-_USAGE = "WHAT RUN_OR_FILE --data NAME [OPTION ..]"
+_USAGE = "WHAT RUN_OR_FILE --data NAME [OPTION ..] [KEY VALUE ..]"
 #: How many images are drawn where none is named.
 DEFAULT_IMAGES = {"assignment": 1, "proposals": 3, "stages": 1, "detections": 8}
 
