@@ -17,7 +17,7 @@ ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 # What makes the README's training one of seconds.
 SMALL = ["--config-file", "shapes/dynamic_sparse_rcnn_slim_R_50_FPN_20pro.yaml"]
-SHORT = [*("SOLVER.MAX_ITER", "2", "SOLVER.IMS_PER_BATCH", "2"), *("MODEL.SparseRCNN.NUM_HEADS", "1", "MODEL.DEVICE", "cpu")]
+SHORT = ["SOLVER.MAX_ITER", "2", "SOLVER.IMS_PER_BATCH", "2", "MODEL.DEVICE", "cpu", "MODEL.SparseRCNN.NUM_HEADS", "1"]
 
 
 def blocks(language: str) -> list[str]:
