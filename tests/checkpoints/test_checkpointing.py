@@ -11,6 +11,7 @@ import torch
 from detectron2.config import CfgNode
 from detectron2.modeling import build_model
 
+from dynamic_sparse_rcnn.checkpoints import classes
 from dynamic_sparse_rcnn.checkpoints.classes import DetectorClasses
 from dynamic_sparse_rcnn.checkpoints.loading import Checkpointer, load_for_evaluation
 
@@ -151,3 +152,11 @@ def test_a_checkpoint_that_cannot_be_downloaded_is_named(tiny_cfg, tmp_path, mon
     url = "http://127.0.0.1:9/model.pth"  # nothing listens there
     with pytest.raises(OSError, match=f"checkpoint {url} cannot be downloaded: .*refused.*Correct its URL"):
         Checkpointer(build_model(tiny_cfg)).load(url)
+
+
+def test_data_out_of_reach_have_no_class_names(monkeypatch):
+    def out_of_reach(name: str) -> None:
+        raise PermissionError(name)
+
+    monkeypatch.setattr(classes, "register_dataset", out_of_reach)
+    assert DetectorClasses.from_datasets(["coco:https://example.com/train.json"]) is None

@@ -16,7 +16,7 @@ from detectron2.evaluation import COCOEvaluator, DatasetEvaluators, PascalVOCDet
 from detectron2.structures import Boxes, Instances
 from written_datasets import CONTENT, Box, coco_content, detect, evaluate, registered, write_coco, write_voc
 
-from dynamic_sparse_rcnn.engine.evaluation import build_evaluator, inference_folder, voc_year
+from dynamic_sparse_rcnn.engine.evaluation import build_evaluator, inference_folder, voc_year, with_diagnostics
 from dynamic_sparse_rcnn.engine.voc_evaluator import VOCEvaluator
 
 BCCD = Path(os.environ.get("BCCD_FOLDER", "-"))
@@ -166,3 +166,10 @@ def test_both_formats_of_real_annotations_have_the_same_metrics() -> None:
     results = [evaluate(VOCEvaluator(registered(name), 2012), detect(name)) for name in names]
     assert results[0] == results[1]
     assert 20 < results[0]["voc2012"]["AP50"] < 95
+
+
+def test_a_detector_with_precomputed_proposals_has_none_to_evaluate() -> None:
+    detector: Any = torch.nn.Module()
+    detector.proposal_generator = None  # as detectron2's PrecomputedProposals gives it
+    evaluator = DatasetEvaluators([])
+    assert with_diagnostics(evaluator, detector) is evaluator
