@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
-import tempfile
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -18,10 +18,6 @@ import numpy.typing as npt
 _PARTIAL = ".partial"
 # In characters; file systems allow names of 255 bytes.
 _LONGEST_PREFIX = 40
-
-# Read once: reading it sets it for a moment, and other threads may create files then.
-_UMASK = os.umask(0)
-os.umask(_UMASK)
 
 # What a disk answers that takes nothing more.
 _DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
@@ -82,9 +78,8 @@ def whole_file(path: str | Path, *, sync: bool = True) -> Iterator[IO[bytes]]:
 @contextmanager
 def _partial_file(path: Path) -> Iterator[IO[bytes]]:
     """A file beside ``path``, which takes its place or, after an error, is removed."""
-    prefix = f".{path.name[:_LONGEST_PREFIX]}."
-    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=prefix, suffix=_PARTIAL, delete=False) as file:
-        partial = Path(file.name)
+    partial = path.parent / f".{path.name[:_LONGEST_PREFIX]}.{uuid.uuid4().hex[:8]}{_PARTIAL}"
+    with partial.open("x+b") as file:
         try:
             yield file
         except BaseException:
@@ -92,8 +87,6 @@ def _partial_file(path: Path) -> Iterator[IO[bytes]]:
                 file.close()
             partial.unlink()
             raise
-    # Temporary files are for their owner alone: this one gets what an ordinary file would have.
-    partial.chmod(0o666 & ~_UMASK)
     partial.replace(path)
 
 

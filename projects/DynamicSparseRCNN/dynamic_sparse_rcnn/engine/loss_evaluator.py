@@ -12,7 +12,7 @@ from torch import nn
 
 from ..data.records import Record
 from ..modeling.losses.criterion import LossSums
-from ..modeling.structures import BatchedTargets, StagePredictions
+from ..modeling.structures import StagePredictions
 from .hooks import LOSS_TASK
 
 
@@ -57,7 +57,7 @@ class LossEvaluator(DatasetEvaluator):
                 "them, as DetectionMapper does. Set it to False."
             )
         instances = [one["instances"] for one in inputs]
-        targets = BatchedTargets.from_instances(instances, self._predictions.boxes.device)
+        targets = self._detector.targets_class.from_instances(instances, self._predictions.boxes.device)
         sums = self._detector.criterion.sums(self._predictions, targets)
         losses = {name: loss.double().cpu() for name, loss in sums.of_stages.items()}
         of_start = {name: loss.double().cpu() for name, loss in sums.of_start.items()}
