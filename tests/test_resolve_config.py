@@ -27,28 +27,17 @@ MATCHERS = {"SparseRCNN": "HungarianMatcher", "DynamicSparseRCNN": "OptimalTrans
 
 # Errors, by the keys that they name.
 NORMALIZER = "DLA.NORMALIZER and MATCHER"
-CRITERION = "CRITERION and MATCHER"
 NMS = "NMS_THRESHOLD and MATCHER"
 
-# Normalizer and NMS threshold in use: by the matcher in use and whether the criterion is DLACriterion, then by the
-# threshold of the config, and at last for its normalizers None, num_gt and positives.
-OUTCOMES: dict[tuple[str, bool], dict[float | None, tuple]] = {
-    ("HungarianMatcher", False): {
+# Normalizer and NMS threshold in use: by the matcher in use, then by the threshold of the config, and at last for its
+# normalizers None, num_gt and positives.
+OUTCOMES: dict[str, dict[float | None, tuple]] = {
+    "HungarianMatcher": {
         None: ((None, 1.0), NORMALIZER, NORMALIZER),
         0.7: ((None, 0.7), NORMALIZER, NORMALIZER),
         1.0: ((None, 1.0), NORMALIZER, NORMALIZER),
     },
-    ("HungarianMatcher", True): {
-        None: (CRITERION, CRITERION, CRITERION),
-        0.7: (CRITERION, CRITERION, CRITERION),
-        1.0: (CRITERION, CRITERION, CRITERION),
-    },
-    ("OptimalTransportMatcher", False): {
-        None: (("positives", 0.7), ("num_gt", 0.7), ("positives", 0.7)),
-        0.7: (("positives", 0.7), ("num_gt", 0.7), ("positives", 0.7)),
-        1.0: (NMS, NMS, NMS),
-    },
-    ("OptimalTransportMatcher", True): {
+    "OptimalTransportMatcher": {
         None: (("positives", 0.7), ("num_gt", 0.7), ("positives", 0.7)),
         0.7: (("positives", 0.7), ("num_gt", 0.7), ("positives", 0.7)),
         1.0: (NMS, NMS, NMS),
@@ -58,22 +47,21 @@ COMBINATIONS = list(
     itertools.product(
         MATCHERS,
         (None, "HungarianMatcher", "OptimalTransportMatcher"),
-        (None, "SetCriterion", "DLACriterion"),
         (None, 0.7, 1.0),
         (None, "num_gt", "positives"),
     )
 )
 
 
-@pytest.mark.parametrize(("architecture", "matcher", "criterion", "nms", "normalizer"), COMBINATIONS)
+@pytest.mark.parametrize(("architecture", "matcher", "nms", "normalizer"), COMBINATIONS)
 def test_every_combination_is_resolved_or_refused_by_both_keys(
-    tiny_dynamic_cfg, architecture, matcher, criterion, nms, normalizer
+    tiny_dynamic_cfg, architecture, matcher, nms, normalizer
 ):
     cfg, node = tiny_dynamic_cfg, tiny_dynamic_cfg.MODEL.SparseRCNN
     cfg.MODEL.META_ARCHITECTURE = architecture
-    node.MATCHER, node.CRITERION, node.NMS_THRESHOLD, node.DLA.NORMALIZER = matcher, criterion, nms, normalizer
+    node.MATCHER, node.NMS_THRESHOLD, node.DLA.NORMALIZER = matcher, nms, normalizer
     in_use = matcher or MATCHERS[architecture]
-    outcomes = OUTCOMES[in_use, criterion == "DLACriterion"][nms]
+    outcomes = OUTCOMES[in_use][nms]
     outcome = outcomes[(None, "num_gt", "positives").index(normalizer)]
     if isinstance(outcome, str):
         with pytest.raises(ValueError, match=r"MODEL\.SparseRCNN\.MATCHER") as error:
@@ -82,7 +70,7 @@ def test_every_combination_is_resolved_or_refused_by_both_keys(
         return
     resolve_config(cfg)
     assert outcome == (node.DLA.NORMALIZER, node.NMS_THRESHOLD)
-    assert (in_use, "SetCriterion") == (node.MATCHER, node.CRITERION)
+    assert in_use == node.MATCHER
     assert GENERATORS[architecture] == cfg.MODEL.PROPOSAL_GENERATOR.NAME
     resolved = cfg.dump()
     resolve_config(cfg)

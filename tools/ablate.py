@@ -4,8 +4,9 @@
 A plan is one yaml file or several, merged (see benchmarks/ablations): a config, seeds, options common to all runs,
 variants, and evaluations, the last three as lists of KEY VALUE, in which {data} stands for the folder of the data.
 With TEST.EVAL_PERIOD a run keeps its learning curve (metrics.json), and the table tells after how many iterations each
-variant reaches the final AP of the plan's reference variant. Finished runs are not repeated. With --jobs several runs
-share the cores: small models learn faster in two runs of one thread each than one after the other.
+variant reaches the final AP of the plan's reference variant. Finished runs are not repeated, and keep no checkpoints,
+which would fill a disk in a day. With --jobs several runs share the cores: small models learn faster in two runs of one
+thread each than one after the other.
 
     python tools/ablate.py benchmarks/ablations/dla_shapes.yaml --output output/dla_shapes --jobs 2
     python tools/ablate.py benchmarks/ablations/{fruit,matching}.yaml --data datasets --output output/fruit_matching
@@ -132,7 +133,7 @@ def run_all(plan: Plan, output: Path, data: str, jobs: int) -> Results:
 
 
 def run_variant(plan: Plan, variant: str, seed: int, output: Path, data: str) -> Result:
-    """Trains one variant with one seed, unless that is done, and evaluates it.
+    """Trains one variant with one seed, unless that is done, evaluates it, and deletes its checkpoints.
 
     Raises:
         ValueError: it has been done with other settings.
@@ -156,6 +157,8 @@ def run_variant(plan: Plan, variant: str, seed: int, output: Path, data: str) ->
             metrics[name] = read_metrics(folder / name)
         curve, minutes = read_curve(folder)
         write_json({"settings": settings, "metrics": metrics, "curve": curve, "minutes": minutes}, done)
+        for checkpoint in folder.glob("*.pth"):
+            checkpoint.unlink()
     content = json.loads(done.read_text())
     curve = [(iteration, ap) for iteration, ap in content["curve"]]
     return Result(content["metrics"], curve, content["minutes"])

@@ -33,7 +33,10 @@ if "RetinaNet" not in arguments:
 print("copypaste: Task: bbox")
 print("copypaste: AP,AP50,AP75")
 print(f"copypaste: {ap},{ap + 1},{ap + 2}")
-if "--eval-only" not in arguments:
+if "--eval-only" in arguments:
+    open(value["MODEL.WEIGHTS"])
+else:
+    open(value["OUTPUT_DIR"] + "/model_final.pth", "w")
     factor = 1 if "MODEL.KEY" in arguments else 0.5
     with open(value["OUTPUT_DIR"] + "/metrics.json", "a") as file:
         file.write('{"iteration": 99, "total_loss": 1.0, "time": 1.8}\\n')
@@ -98,6 +101,12 @@ def test_finished_runs_are_not_repeated_and_those_of_other_settings_are_refused(
     with pytest.raises(SystemExit):
         run_plan([1, 2], common=("SOLVER.MAX_ITER", 5))
     assert "evaluations.json is of other settings" in capsys.readouterr().err
+
+
+def test_finished_runs_keep_no_checkpoints(run_plan, tmp_path):
+    run_plan([1, 2])
+    left = {path.name for path in (tmp_path / "out/plain, seed 1").iterdir()}
+    assert left == {"metrics.json", "evaluations.json", "stdout.txt", "NMS", "no NMS"}
 
 
 def test_a_run_that_fails_ends_it_and_names_its_output(run_plan, tmp_path, capsys):

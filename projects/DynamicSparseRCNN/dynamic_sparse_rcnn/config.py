@@ -92,8 +92,8 @@ def _add_model(node: CfgNode) -> None:
 def _add_learning(node: CfgNode) -> None:
     # Name in MATCHER_REGISTRY; None: follows from MODEL.META_ARCHITECTURE.
     node.MATCHER = None
-    # Name in CRITERION_REGISTRY; None: SetCriterion.
-    node.CRITERION = None
+    # Name in CRITERION_REGISTRY.
+    node.CRITERION = "SetCriterion"
     # Names in COST_REGISTRY: the terms of the matching cost.
     node.COSTS = ["ClassCost", "L1Cost", "GIoUCost"]
     # Names in LOSS_REGISTRY: the losses of SetCriterion.

@@ -68,7 +68,6 @@ def _resolve(cfg: CfgNode) -> None:
     if node.MATCHER is None:
         return
     one_to_many = _is_one_to_many(node.MATCHER)
-    node.CRITERION = _choose_criterion(node.MATCHER, one_to_many, node.CRITERION)
     node.DLA.NORMALIZER = choose_normalizer(node.MATCHER, one_to_many, node.DLA.NORMALIZER)
     node.NMS_THRESHOLD = choose_nms_threshold(node.MATCHER, one_to_many, node.NMS_THRESHOLD)
 
@@ -114,17 +113,6 @@ def _is_one_to_many(matcher: str) -> bool:
 
     one_to_many: bool = find_registered(MATCHER_REGISTRY, matcher, "MODEL.SparseRCNN.MATCHER").one_to_many
     return one_to_many
-
-
-def _choose_criterion(matcher: str, one_to_many: bool, chosen: str | None) -> str:
-    if chosen == "DLACriterion":  # in older files: SetCriterion with a one-to-many matcher
-        if not one_to_many:
-            raise ValueError(
-                f"MODEL.SparseRCNN.CRITERION DLACriterion needs a one-to-many matcher, but MODEL.SparseRCNN.MATCHER is "
-                f"{matcher}, which is one-to-one: set MATCHER to OptimalTransportMatcher, or remove CRITERION"
-            )
-        return "SetCriterion"
-    return chosen or "SetCriterion"
 
 
 def choose_normalizer(matcher: str, one_to_many: bool, chosen: str | None) -> str | None:

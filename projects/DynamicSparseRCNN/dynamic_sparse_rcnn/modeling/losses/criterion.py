@@ -249,6 +249,6 @@ def build_criterion(cfg: CfgNode) -> nn.Module:
         ValueError: the config contradicts itself, or names a criterion that is not registered.
     """
     cfg = resolved_copy(cfg)
-    name = cfg.MODEL.SparseRCNN.CRITERION or "SetCriterion"
+    name = cfg.MODEL.SparseRCNN.CRITERION
     criterion: nn.Module = find_registered(CRITERION_REGISTRY, name, "MODEL.SparseRCNN.CRITERION")(cfg)
     return criterion
