@@ -100,7 +100,7 @@ def test_resuming_and_starting_from_weights_are_told_apart(run, tmp_path):
     run("SOLVER.MAX_ITER", "1")
     folder, log = tmp_path / "run", tmp_path / "run/log.txt"
     weights = str(folder / "model_final.pth")
-    assert "A new run starts at iteration 0, from random weights" in log.read_text()
+    assert "A new run starts at iteration 0, from no checkpoint" in log.read_text()
     run("--resume", "MODEL.WEIGHTS", "never_read.pth", "SOLVER.MAX_ITER", "2")
     assert f"Resuming the run in {folder} from {weights}; MODEL.WEIGHTS is not read" in log.read_text()
     run("MODEL.WEIGHTS", weights, "SOLVER.MAX_ITER", "1")

@@ -44,7 +44,7 @@ class RunSettings:
 
     Attributes:
         output_dir: where it writes.
-        weights: what a new run starts from; empty: random weights.
+        weights: what a new run starts from; empty: no checkpoint.
         max_iter: number of iterations.
         seed: negative: one is drawn.
         checkpoint_period: number of iterations from one checkpoint to the next.
@@ -275,7 +275,7 @@ def _tell_start(settings: RunSettings, resume: bool, last_checkpoint: str) -> No
     if resume and last_checkpoint:
         logger.info(f"Resuming the run in {folder} from {last_checkpoint}; MODEL.WEIGHTS is not read")
         return
-    source = f"the weights of {settings.weights}" if settings.weights else "random weights"
+    source = f"the weights of {settings.weights}" if settings.weights else "no checkpoint"
     if resume:
         logger.warning(f"--resume finds no checkpoint in {folder}: this run starts at iteration 0, from {source}")
         return
