@@ -9,7 +9,7 @@ which would fill a disk in a day. With --jobs several runs share the cores: smal
 thread each than one after the other.
 
     python tools/ablate.py benchmarks/ablations/dla_shapes.yaml --output output/dla_shapes --jobs 2
-    python tools/ablate.py benchmarks/ablations/{fruit,matching}.yaml --data datasets --output output/fruit_matching
+    python tools/ablate.py benchmarks/ablations/{fruit,photographs}.yaml --data datasets --output output/fruit
 """
 
 from __future__ import annotations
