@@ -46,6 +46,19 @@ def test_the_router_has_its_own_learning_rate(tiny_dynamic_cfg):
     assert rates[id(model.proposal_generator.expert_proposal_boxes.weight)] == pytest.approx(1e-3)
 
 
+@pytest.mark.parametrize("architecture", ["SparseRCNN", "DynamicSparseRCNN"])
+def test_the_initial_boxes_have_their_own_learning_rate(tiny_dynamic_cfg, architecture):
+    tiny_dynamic_cfg.MODEL.META_ARCHITECTURE = architecture
+    solver = tiny_dynamic_cfg.SOLVER
+    solver.BASE_LR, solver.INIT_BOXES_MULTIPLIER = 1e-3, 10.0
+    model = build_model(tiny_dynamic_cfg)
+    groups = build_optimizer(tiny_dynamic_cfg, model).param_groups
+    fast = {id(p) for group in groups if group["lr"] == pytest.approx(1e-2) for p in group["params"]}
+    (boxes,) = {name for name, parameter in model.named_parameters() if id(parameter) in fast}
+    assert boxes.endswith("_proposal_boxes.weight")
+    assert len(model.get_parameter(boxes)) % tiny_dynamic_cfg.MODEL.SparseRCNN.NUM_PROPOSALS == 0
+
+
 def test_what_a_backbone_calls_router_learns_as_the_backbone(tiny_cfg):
     tiny_cfg.SOLVER.BASE_LR, tiny_cfg.SOLVER.BACKBONE_MULTIPLIER, tiny_cfg.SOLVER.ROUTER_MULTIPLIER = 1e-3, 0.1, 10.0
     experts = torch.nn.ModuleDict({"backbone": torch.nn.ModuleDict({"router": torch.nn.Linear(2, 2)})})

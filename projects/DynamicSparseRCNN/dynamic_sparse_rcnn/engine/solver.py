@@ -55,11 +55,11 @@ def _parameter_groups(cfg: CfgNode, model: nn.Module) -> list[dict[str, Any]]:
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue
-        in_backbone, in_router = "backbone" in name.split("."), "router" in name.split(".")
-        if in_backbone:  # which may have routers of its own
+        in_backbone = "backbone" in name.split(".")
+        if in_backbone:
             factor = cfg.SOLVER.BACKBONE_MULTIPLIER * scales.get(name, 1.0)
         else:
-            factor = cfg.SOLVER.ROUTER_MULTIPLIER if in_router else 1.0
+            factor = _factor_of_proposals(cfg, name)
         rate = cfg.SOLVER.BASE_LR * factor
         decay = 0.0 if name in exempt else cfg.SOLVER.WEIGHT_DECAY
         groups.setdefault((in_backbone, rate, decay), []).append(parameter)
@@ -67,6 +67,13 @@ def _parameter_groups(cfg: CfgNode, model: nn.Module) -> list[dict[str, Any]]:
         {"params": groups[key], "lr": key[1], "weight_decay": key[2]}
         for key in sorted(groups, key=lambda key: (key[0], -key[1], -key[2]))
     ]
+
+
+def _factor_of_proposals(cfg: CfgNode, name: str) -> float:
+    """The factor of the learning rate of a parameter outside the backbone, which may have routers of its own."""
+    if "router" in name.split("."):
+        return cfg.SOLVER.ROUTER_MULTIPLIER
+    return cfg.SOLVER.INIT_BOXES_MULTIPLIER if name.endswith("_proposal_boxes.weight") else 1.0
 
 
 def _layer_scales(decay: float, model: nn.Module) -> dict[str, float]:
