@@ -17,8 +17,10 @@ ROOT = Path(__file__).parents[2]
 FILES = {path.stem: path for path in sorted(ROOT.glob("benchmarks/ablations/*.yaml"))}
 CONTENT = {name: yaml.safe_load(path.read_text()) for name, path in FILES.items()}
 WHOLE = [name for name, content in CONTENT.items() if {"config", "variants"} <= content.keys()]
-DATA = [name for name, content in CONTENT.items() if "variants" not in content]
-QUESTIONS = [name for name, content in CONTENT.items() if "config" not in content]
+DATA = [name for name, content in CONTENT.items() if "config" in content and "variants" not in content]
+QUESTIONS = [name for name, content in CONTENT.items() if "variants" in content and "config" not in content]
+# Change the settings of any question, after the data set.
+CHANGES = [name for name in FILES if name not in {*WHOLE, *DATA, *QUESTIONS}]
 RUNS = [
     *((name, variant) for name in WHOLE for variant in CONTENT[name]["variants"]),
     *((f"fruit+{name}", variant) for name in QUESTIONS for variant in CONTENT[name]["variants"]),
@@ -52,6 +54,15 @@ def test_every_variant_can_be_built(names, variant):
         use_slim_resnet_50(cfg)
     generator = getattr(build_model(cfg), "proposal_generator", None)
     assert expected_generator(variant, plan) == (None if generator is None else type(generator).__name__)
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_every_change_has_the_last_word(change):
+    plan = read(f"fruit+photographs+{change}")
+    options = [str(part) for part in plan.common]
+    changed = [str(part) for part in CONTENT[change]["common"]]
+    assert changed
+    assert read_config(str(ROOT / plan.config), options) == read_config(str(ROOT / plan.config), [*options, *changed])
 
 
 @pytest.mark.parametrize("data", DATA)
