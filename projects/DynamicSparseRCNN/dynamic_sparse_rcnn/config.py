@@ -216,7 +216,7 @@ def _add_solver(node: CfgNode) -> None:
     # channels learns more slowly: 10 suits one with a few dozen instead of 1500.
     node.ROUTER_MULTIPLIER = 1.0
     # Learning rate of the initial boxes, static or dynamic, as a multiple of SOLVER.BASE_LR. ADAMW moves a coordinate,
-    # a share of the image's width or height, by about the learning rate in an iteration: few take a box nowhere.
+    # a share of the image's width or height, by about the learning rate: a short training leaves them near their start.
     node.INIT_BOXES_MULTIPLIER = 1.0
     # Batch size for which learning rate, warm-up, steps, length and periods are written. They are scaled when
     # SOLVER.IMS_PER_BATCH differs; 0: never.
