@@ -99,7 +99,7 @@ def test_an_evaluation_logs_nothing_of_a_training_and_leaves_the_head_as_it_was(
 
 
 def test_a_model_without_a_criterion_is_an_error():
-    with pytest.raises(ValueError, match=r"TEST\.LOSS .*Linear has none\. Set it to False"):
+    with pytest.raises(ValueError, match=r"TEST\.LOSS .*Linear lacks one of them\. Set it to False"):
         LossEvaluator(torch.nn.Linear(1, 1))
 
 

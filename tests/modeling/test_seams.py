@@ -8,6 +8,7 @@ import pytest
 import torch
 import toy_masks
 from detectron2.config import CfgNode
+from detectron2.evaluation import inference_on_dataset
 from detectron2.modeling import build_model
 from detectron2.structures import BitMasks, Instances
 from torch import Tensor
@@ -23,6 +24,7 @@ from dynamic_sparse_rcnn import (
     Pairs,
     build_criterion,
 )
+from dynamic_sparse_rcnn.engine.loss_evaluator import LossEvaluator
 from dynamic_sparse_rcnn.engine.solver import build_optimizer
 
 
@@ -134,6 +136,18 @@ def test_a_mask_branch_adds_its_loss_and_its_masks_and_changes_nothing_else(mask
     (found, _), (without, _) = model.eval()(inputs), plain.eval()(inputs)
     torch.testing.assert_close(found["instances"].scores, without["instances"].scores)
     assert found["instances"].pred_masks.shape == (len(found["instances"]), 64, 96)  # pasted by detectron2
+
+
+def test_an_evaluation_has_the_losses_of_the_detectors_own_targets(mask_cfg, make_inputs):
+    inputs = with_masks(make_inputs([3, 1]))
+    model = build_model(mask_cfg).eval()
+    targets = toy_masks.MaskTargets.from_instances([one["instances"] for one in inputs], model.device)
+    with torch.no_grad():
+        losses = model.criterion(model.predict(model.preprocess_image(inputs)), targets)
+    expected = {name: loss.item() for name, loss in losses.items()}
+    found = inference_on_dataset(model, [inputs], LossEvaluator(model))["validation"]
+    assert found["loss_mask"] > 0
+    assert {name: found[name] for name in expected} == pytest.approx(expected, rel=1e-4)
 
 
 def test_each_detection_has_the_mask_of_its_proposal_at_the_last_stage(mask_cfg, make_inputs):

@@ -26,15 +26,16 @@ class LossEvaluator(DatasetEvaluator):
     def __init__(self, detector: nn.Module) -> None:
         """
         Args:
-            detector: with ``head`` and ``criterion``, as :class:`.SparseRCNN`; not distributed.
+            detector: with ``head``, ``criterion`` and ``targets_class``, as :class:`.SparseRCNN`; not distributed.
 
         Raises:
             ValueError: the model has no such parts.
         """
-        if not hasattr(getattr(detector, "criterion", None), "sums") or not hasattr(detector, "head"):
+        has_sums = hasattr(getattr(detector, "criterion", None), "sums")
+        if not (has_sums and hasattr(detector, "head") and hasattr(detector, "targets_class")):
             raise ValueError(
-                "TEST.LOSS (of a lazy config train.test_loss) needs a model with a head and a criterion with sums, "
-                f"as SparseRCNN has; {type(detector).__name__} has none. Set it to False."
+                "TEST.LOSS (of a lazy config train.test_loss) needs a model with a head, a criterion with sums and a "
+                f"targets_class, as SparseRCNN has; {type(detector).__name__} lacks one of them. Set it to False."
             )
         self._detector: Any = detector
         self._hook: torch.utils.hooks.RemovableHandle | None = None

@@ -21,7 +21,7 @@ _TOKENS = ("cls_token", "reg_token", "dist_token")
 
 
 def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
-    """AdamW or SGD, with the backbone's own learning rate and the configured gradient clipping.
+    """AdamW or SGD with the configured gradient clipping; backbone, router and initial boxes have rates of their own.
 
     All parameters have ``SOLVER.WEIGHT_DECAY``, as published, but those of ``SOLVER.NO_WEIGHT_DECAY``:
     ``WEIGHT_DECAY_NORM``, ``WEIGHT_DECAY_BIAS``, ``BIAS_LR_FACTOR`` and ``NESTEROV`` are not read.
@@ -56,10 +56,10 @@ def _parameter_groups(cfg: CfgNode, model: nn.Module) -> list[dict[str, Any]]:
         if not parameter.requires_grad:
             continue
         in_backbone = "backbone" in name.split(".")
-        if in_backbone:
+        if in_backbone:  # which may have routers of its own
             factor = cfg.SOLVER.BACKBONE_MULTIPLIER * scales.get(name, 1.0)
         else:
-            factor = _factor_of_proposals(cfg, name)
+            factor = _factor_outside_backbone(cfg, name)
         rate = cfg.SOLVER.BASE_LR * factor
         decay = 0.0 if name in exempt else cfg.SOLVER.WEIGHT_DECAY
         groups.setdefault((in_backbone, rate, decay), []).append(parameter)
@@ -69,8 +69,8 @@ def _parameter_groups(cfg: CfgNode, model: nn.Module) -> list[dict[str, Any]]:
     ]
 
 
-def _factor_of_proposals(cfg: CfgNode, name: str) -> float:
-    """The factor of the learning rate of a parameter outside the backbone, which may have routers of its own."""
+def _factor_outside_backbone(cfg: CfgNode, name: str) -> float:
+    """The factor of the learning rate of a parameter of the proposal generator or the head, by its name."""
     if "router" in name.split("."):
         return cfg.SOLVER.ROUTER_MULTIPLIER
     return cfg.SOLVER.INIT_BOXES_MULTIPLIER if name.endswith("_proposal_boxes.weight") else 1.0
