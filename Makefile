@@ -42,7 +42,8 @@ demo: env
 	$(BIN)/dsrcnn train --data "$$data" --minutes $(MINUTES) --output output/demo
 	$(BIN)/dsrcnn visualize detections output/demo --data "$$data" --output output/demo/detections.png
 	$(BIN)/dsrcnn visualize stages output/demo --data "$$data" --output output/demo/stages.png
-	$(BIN)/dsrcnn eval output/demo --data "$$data"
+	# The training has evaluated images of one's own, which need not have a test split.
+	$(if $(DATA),,$(BIN)/dsrcnn eval output/demo --data "$$data")
 
 # One thread in the commands that tests start, too: test processes share the cores. There is one more of these than cores,
 # since some wait for the commands that they start.

@@ -14,6 +14,7 @@ import torch
 from ranks import run_ranks
 from small_trainings import Line, make_training, train
 
+from dynamic_sparse_rcnn.checkpoints.runs import find_checkpoint
 from dynamic_sparse_rcnn.engine.hooks import find_metric
 from dynamic_sparse_rcnn.engine.run import RunSettings
 
@@ -168,10 +169,14 @@ def test_another_metric_starts_anew_when_a_run_is_resumed(tmp_path):
 def test_a_new_run_is_not_taken_for_the_earlier_one_of_its_folder(tmp_path):
     settings: dict[str, Any] = {"eval_period": 1, "best_metric": "bbox/AP"}
     train(make_training(tmp_path, scores=dict.fromkeys(range(1, 7), 1.0), **settings))
-    assert (tmp_path / "model_best.pth").is_file()
+    (tmp_path / "inference").mkdir()
+    (tmp_path / "inference/coco_instances_results.json").write_text("[]")
+    assert find_checkpoint(tmp_path) == str(tmp_path / "model_best.pth")
     with pytest.raises(Killed):
         train(make_training(tmp_path, checkpoint_period=3), after_step=lambda training: kill_after(2, training))
-    assert not (tmp_path / "model_best.pth").exists() and not (tmp_path / "last_checkpoint").exists()
+    with pytest.raises(FileNotFoundError, match="has no checkpoint"):
+        find_checkpoint(tmp_path)
+    assert not (tmp_path / "inference").exists()
 
 
 @pytest.mark.parametrize(("patience", "last"), [(1, 4), (2, 5), (3, 6), (4, 10)])

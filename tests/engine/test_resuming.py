@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import time
@@ -60,6 +61,34 @@ def test_resuming_goes_on_after_the_last_checkpoint(run, tmp_path):
         for name in ("model_0000001.pth", "model_final.pth")
     ]
     assert steps == [2, 4]
+
+
+def test_a_resumed_run_has_the_learning_rate_and_weight_decay_of_its_config(run, tmp_path):
+    constant = ("SOLVER.WARMUP_ITERS", "1", "SOLVER.CLIP_GRADIENTS.ENABLED", "False")
+    run(*constant, "SOLVER.MAX_ITER", "2", "SOLVER.BASE_LR", "0.0004")
+    changed = ("SOLVER.BASE_LR", "0.0001", "SOLVER.WEIGHT_DECAY", "0.03", "SOLVER.STEPS", "(3,)")
+    run("--resume", *constant, *changed, "SOLVER.MAX_ITER", "4")
+    saved = torch.load(tmp_path / "run/model_final.pth")["trainer"]
+    group = max(saved["_trainer"]["optimizer"]["param_groups"], key=lambda group: group["weight_decay"])
+    assert group["weight_decay"] == 0.03
+    rates = [row["lr"] for row in read_metrics(tmp_path / "run") if "lr" in row]
+    assert rates[-1] == pytest.approx(0.0001 * 0.1)  # the rate of the fourth iteration, after the step
+
+
+def test_a_start_that_fails_leaves_the_earlier_run_as_it_was(run, shapes, tmp_path):
+    run("SOLVER.MAX_ITER", "1")
+    before = {path: path.read_bytes() for path in (tmp_path / "run").iterdir() if path.suffix in (".pth", ".yaml")}
+    content = json.loads(Path(shapes.split(":")[1]).read_text())
+    content["images"][0]["file_name"] = "missing.png"
+    (tmp_path / "missing.json").write_text(json.dumps(content))
+    incomplete = f"('coco:{tmp_path / 'missing.json'}:{shapes.split(':')[2]}',)"
+    for key in ("DATASETS.TRAIN", "DATASETS.TEST"):
+        with pytest.raises(FileNotFoundError, match=r"missing\.png"):
+            run(key, incomplete, "SOLVER.MAX_ITER", "3")
+    with pytest.raises(FileNotFoundError):
+        run("MODEL.WEIGHTS", str(tmp_path / "no.pth"), "SOLVER.MAX_ITER", "3")
+    assert {path: path.read_bytes() for path in before} == before
+    assert {path.name for path in before} == {"model_best.pth", "model_final.pth", "config.yaml"}
 
 
 def test_a_run_keeps_the_seed_that_was_drawn_for_it(run, tmp_path):

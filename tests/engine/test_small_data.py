@@ -81,6 +81,20 @@ def test_the_batch_follows_from_device_and_data(device, images, batch):
     assert small_data.choose_batch(summary_of(num_images=images), device).value == batch
 
 
+@pytest.mark.parametrize("processes", [1, 2, 3, 4, 6])
+def test_processes_share_batch_cores_and_memory(monkeypatch, data, processes):
+    name = f"coco:{data}/data.json:{data}/images"
+    monkeypatch.setattr(small_data.os, "sched_getaffinity", lambda pid: range(16), raising=False)
+    shares = []
+    cache = small_data.Choice("DATALOADER.CACHE_MEGABYTES", 0, "")
+    monkeypatch.setattr(small_data, "choose_cache", lambda records, side, workers: shares.append(workers) or cache)
+    chosen = values(small_data.choose_settings([name], [], "cpu", processes=processes))
+    batch, workers = chosen["SOLVER.IMS_PER_BATCH"], chosen["DATALOADER.NUM_WORKERS"]
+    assert batch % processes == 0 and 8 <= batch < 8 + processes
+    assert 2 * workers * processes <= 16 and (workers == 4 or 2 * (workers + 1) * processes > 16)
+    assert shares == [workers * processes]
+
+
 @pytest.mark.parametrize(
     ("size", "free", "megabytes"),
     [

@@ -27,7 +27,7 @@ from ..data.seeding import seed_of_run
 from .evaluation import evaluate, with_diagnostics
 from .parallel import usable_device
 from .precision import autocast_dtype
-from .process import begin, is_kept, set_up_logging
+from .process import begin, holds_run, set_up_logging
 from .run import Results, RunParts, RunSettings
 from .solver import ScheduleKeys, clip_full_model, scale_to_batch_size
 from .step import check_parts
@@ -97,7 +97,8 @@ def setup(args: argparse.Namespace) -> DictConfig:
         settings_of(cfg)
     benchmark = cfg.train.cudnn_benchmark and not args.eval_only
     begin(args, OmegaConf.to_yaml(cfg), cfg.train.seed, benchmark)
-    if comm.is_main_process() and not is_kept(args, cfg.train.output_dir):
+    # A training writes its config once its data and checkpoint are known to be usable.
+    if args.eval_only and comm.is_main_process() and not holds_run(cfg.train.output_dir):
         save_config(cfg)
     return cfg
 

@@ -24,7 +24,7 @@ from ..file_io import whole_file
 from .evaluation import voc_year
 from .parallel import usable_device
 from .precision import autocast_dtype
-from .process import begin, is_kept, set_up_logging
+from .process import begin, holds_run, set_up_logging
 from .run import RunParts, RunSettings
 from .solver import ScheduleKeys, scale_to_batch_size
 from .step import check_parts
@@ -59,7 +59,8 @@ def setup(args: argparse.Namespace) -> CfgNode:
     cfg.SEED = seed_of_run(cfg.SEED, cfg.OUTPUT_DIR, getattr(args, "resume", False))
     cfg.freeze()
     begin(args, cfg.dump(), cfg.SEED, cfg.CUDNN_BENCHMARK and not args.eval_only)
-    if comm.is_main_process() and not is_kept(args, cfg.OUTPUT_DIR):
+    # A training writes its config once its data and checkpoint are known to be usable.
+    if args.eval_only and comm.is_main_process() and not holds_run(cfg.OUTPUT_DIR):
         save_config(cfg)
     for name in cfg.DATASETS.TEST:
         voc_year(cfg.TEST.VOC_METRIC, name)  # an error in it is better known now than at the evaluation

@@ -41,12 +41,7 @@ def begin(args: argparse.Namespace, config: str, seed: int, benchmark: bool = Fa
     torch.backends.cudnn.benchmark = benchmark
 
 
-def is_kept(args: argparse.Namespace, output_dir: str) -> bool:
-    """Whether the ``config.yaml`` of the output folder stays what it is for now.
-
-    An evaluation is not the run; and whether a run can be resumed with another config shows when its checkpoint has
-    been loaded.
-    """
+def holds_run(output_dir: str) -> bool:
+    """Whether the output folder is that of a run, whose ``config.yaml`` an evaluation leaves alone."""
     folder = Path(output_dir)
-    others = args.eval_only or getattr(args, "resume", False)
-    return bool(others and (folder / "last_checkpoint").is_file() and (folder / "config.yaml").is_file())
+    return (folder / "last_checkpoint").is_file() and (folder / "config.yaml").is_file()

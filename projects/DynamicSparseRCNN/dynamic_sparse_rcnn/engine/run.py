@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import logging
+import shutil
 import weakref
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -13,6 +14,7 @@ from typing import Any
 
 import torch
 from detectron2.engine import DefaultTrainer, HookBase, TrainerBase, hooks
+from detectron2.solver import LRMultiplier
 from detectron2.utils import comm
 from detectron2.utils.events import EventWriter
 from fvcore.nn.precise_bn import get_bn_modules
@@ -20,7 +22,7 @@ from torch import nn
 
 from ..checkpoints.classes import DetectorClasses
 from ..checkpoints.loading import Checkpointer
-from ..checkpoints.runs import BEST, LAST
+from ..checkpoints.runs import BEST, FINAL, LAST
 from ..data.loader import TrainLoader
 from ..data.seeding import shared_seed
 from ..errors import describe
@@ -114,7 +116,7 @@ class RunParts:
         evaluate: evaluates a model; all processes call it, and the main one gets the results.
         classes: what the detector finds; saved with its weights.
         config: what trackers of experiments show.
-        save_config: writes the config of the run; called by the main process when a run is resumed.
+        save_config: writes the config of the run; called by the main process when data and checkpoint have been read.
     """
 
     settings: RunSettings
@@ -218,8 +220,11 @@ class TrainingRun(DefaultTrainer):
             logger.info(f"All {self.max_iter} iterations are done: evaluating once more. {_LONGER}")
         if isinstance(self.data_loader, TrainLoader):
             self.data_loader.start_iter = self.start_iter
+        comm.synchronize()  # other processes may still read what is removed
         if comm.is_main_process():
-            self.parts.save_config() if resume else _forget_earlier_run(settings.output_dir)
+            if not resume:
+                _forget_earlier_run(settings.output_dir)
+            self.parts.save_config()
 
     def train(self) -> Results:
         """Runs the training, and gives the results of the last evaluation (in the main process)."""
@@ -239,7 +244,7 @@ class TrainingRun(DefaultTrainer):
         return TrainerBase.state_dict(self) | {"_trainer": self._trainer.state_dict()}
 
     def load_state_dict(self, state_dict: State) -> None:
-        """The reverse of :meth:`state_dict`.
+        """The reverse of :meth:`state_dict`. Learning rates and weight decays stay those of the config.
 
         Raises:
             ValueError: the run had an average of its weights, and has none now.
@@ -249,15 +254,24 @@ class TrainingRun(DefaultTrainer):
                 "The run has been trained with a moving average of its weights: resume it with SOLVER.EMA.ENABLED True "
                 "(of a lazy config train.ema.enabled=True)"
             )
+        optimizer, scheduler = self.parts.optimizer, self.scheduler
+        configured = [{k: v for k, v in group.items() if k != "params"} for group in optimizer.param_groups]
+        base_lrs = scheduler.base_lrs
         TrainerBase.load_state_dict(self, state_dict)  # DefaultTrainer's, on detectron2's main branch, does both
         self._trainer.load_state_dict(state_dict["_trainer"])
+        # Other schedulers compute a rate from the one before; a run beyond its length is refused.
+        if isinstance(scheduler, LRMultiplier) and scheduler.last_epoch <= self.max_iter:
+            scheduler.base_lrs = base_lrs
+            for group, options, lr in zip(optimizer.param_groups, configured, scheduler.get_lr(), strict=True):
+                group.update(options, lr=lr)
 
 
 def _forget_earlier_run(output_dir: str) -> None:
     """Removes what would be taken for the new run's: until it has checkpoints, it has none."""
     forget_tracked_runs(output_dir)
-    for name in (LAST, BEST):
+    for name in (LAST, BEST, FINAL):
         (Path(output_dir) / name).unlink(missing_ok=True)
+    shutil.rmtree(Path(output_dir) / "inference", ignore_errors=True)
 
 
 def _report(output_dir: str) -> None:

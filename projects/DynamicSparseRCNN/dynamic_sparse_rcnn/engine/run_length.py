@@ -65,7 +65,7 @@ def choose_training(
         OSError, ValueError: see there.
     """
     start, device = time.perf_counter(), usable_device(read([]).MODEL.DEVICE)
-    settings = choose_settings(train, val, device)
+    settings = choose_settings(train, val, device, processes=processes)
     if minutes is None:
         return [*settings, *choose_length(read(as_options(settings)), epochs=epochs, iterations=iterations)]
 
@@ -82,7 +82,7 @@ def choose_training(
         logger.info(
             f"With images of {side} pixels {minutes:g} minutes are only {iterations} iterations: trying {smaller}"
         )
-        settings = choose_settings(train, val, device, smaller)
+        settings = choose_settings(train, val, device, smaller, processes)
         schedule = fitting(settings)
     return [*settings, *schedule]
 

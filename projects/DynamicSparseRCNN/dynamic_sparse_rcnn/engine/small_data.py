@@ -101,7 +101,7 @@ class DataSummary:
 
 
 def choose_settings(
-    train: Sequence[str], val: Sequence[str], device: str, highest_side: int = HIGHEST_SIDE
+    train: Sequence[str], val: Sequence[str], device: str, highest_side: int = HIGHEST_SIDE, processes: int = 1
 ) -> list[Choice]:
     """All that follows from the data and the machine, but not the length of the training.
 
@@ -111,6 +111,7 @@ def choose_settings(
             where it can be divided.
         device: that trains, as ``MODEL.DEVICE`` names it.
         highest_side: limit of the short side of images, in pixels.
+        processes: that share a batch and, on one machine, cores and memory.
 
     Raises:
         OSError, ValueError: a data set cannot be read, or has no boxes.
@@ -118,16 +119,16 @@ def choose_settings(
     read = {name: read_records(name) for name in train}
     choices = [] if val else hold_out({name: len(images) for name, images in read.items()})
     records = [record for name in train for record in read[name]]
-    summary, workers = DataSummary.of(records), choose_workers()
+    summary, workers = DataSummary.of(records), choose_workers(processes)
     sizes = choose_image_size(summary, highest_side)
     largest = next(max(choice.value) for choice in sizes if choice.key == "INPUT.MIN_SIZE_TRAIN")
     return [
         *choices,
         choose_proposals(summary),
         *sizes,
-        choose_batch(summary, device),
+        choose_batch(summary, device, processes),
         workers,
-        choose_cache(records, largest, max(1, workers.value)),
+        choose_cache(records, largest, processes * max(1, workers.value)),
         *choose_precision(device),
     ]
 
@@ -206,17 +207,17 @@ def choose_image_size(summary: DataSummary, highest: int = HIGHEST_SIDE) -> list
     ]
 
 
-def choose_batch(summary: DataSummary, device: str) -> Choice:
-    """8 images, on a GPU 16 where there are enough of them."""
+def choose_batch(summary: DataSummary, device: str, processes: int = 1) -> Choice:
+    """8 images, on a GPU 16 where there are enough of them; more, if the processes could not share them equally."""
     enough = device.startswith("cuda") and summary.num_images >= 4 * _GPU_BATCH
-    reason = f"{summary.num_images} images, on {device}"
-    return Choice("SOLVER.IMS_PER_BATCH", _GPU_BATCH if enough else _CPU_BATCH, reason)
+    batch = processes * math.ceil((_GPU_BATCH if enough else _CPU_BATCH) / processes)
+    return Choice("SOLVER.IMS_PER_BATCH", batch, f"{summary.num_images} images, {processes} x {device}")
 
 
-def choose_workers() -> Choice:
-    """Half of the cores, at most 4."""
+def choose_workers(processes: int = 1) -> Choice:
+    """Half of a process's share of the cores, at most 4."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return Choice("DATALOADER.NUM_WORKERS", min(cores // 2, _MOST_WORKERS), f"{cores} cores")
+    return Choice("DATALOADER.NUM_WORKERS", min(cores // (2 * processes), _MOST_WORKERS), f"{cores} cores")
 
 
 def choose_cache(records: Sequence[Record], short_side: int, workers: int) -> Choice:
@@ -225,7 +226,7 @@ def choose_cache(records: Sequence[Record], short_side: int, workers: int) -> Ch
     Args:
         records: of the images.
         short_side: the largest of ``INPUT.MIN_SIZE_TRAIN``; images are kept at twice that size at least.
-        workers: each of which has a cache of its own.
+        workers: of all processes; each has a cache of its own.
     """
     sizes = np.array([(record["width"], record["height"]) for record in records], dtype=np.float64)
     factors = np.maximum(1, sizes.min(axis=1) // (2 * short_side))
