@@ -125,10 +125,10 @@ def test_other_images_or_classes_in_the_folder_are_not_overwritten(tmp_path: Pat
         target = file.relative_to(tmp_path).parts[0]
         file.parent.mkdir(exist_ok=True)
         file.write_bytes(b"other")
+        before = contents(tmp_path / target)
         with pytest.raises(FileExistsError, match=rf"{file} is another image than .*a/images/b\.jpg"):
-            convert_dataset(
-                original, file.relative_to(tmp_path).parts[0], tmp_path / file.relative_to(tmp_path).parts[0], "val"
-            )
+            convert_dataset(original, target, tmp_path / target, "val")
+        assert contents(tmp_path / target) == before
     content = coco_content(CONTENT)
     content["categories"][0]["name"] = "other"
     write_images(tmp_path / "b/images", CONTENT)
@@ -163,8 +163,9 @@ def test_labels_of_another_image_with_the_same_stem_are_not_overwritten(tmp_path
 def test_a_split_of_the_same_name_is_not_overwritten(tmp_path: Path, target: str, file: str) -> None:
     convert_dataset(write(tmp_path / "a", "coco"), target, tmp_path / "new", "train")
     before = contents(tmp_path / "new")
-    write_images(tmp_path / "b/images", CONTENT)
-    other = write_coco(tmp_path / "b", coco_content(CONTENT | {"a": CONTENT["b"]}))
+    write_images(tmp_path / "b/images", ["0", *CONTENT])
+    content = {"0": [], "a": CONTENT["b"]} | ({"b": [], "c": []} if target == "yolo" else {})
+    other = write_coco(tmp_path / "b", coco_content(content))
     with pytest.raises(FileExistsError, match=rf"{tmp_path}/new/{file} is there already, with other content"):
         convert_dataset(other, target, tmp_path / "new", "train")
     assert contents(tmp_path / "new") == before
@@ -217,6 +218,15 @@ def test_folders_called_images_or_labels_keep_their_boxes(tmp_path: Path, target
     original = write_coco(tmp_path, coco)
     assert sum(map(len, table(registered(original)).values())) == 6
     assert_same(original, convert_dataset(original, target, tmp_path / "new", "train"))
+
+
+def test_images_that_would_share_a_label_file_of_yolo_are_an_error(tmp_path: Path) -> None:
+    coco = coco_content({"images/labels/a": CONTENT["a"], "labels/images/a": CONTENT["b"]})
+    for folder in ("images/labels", "labels/images"):
+        write_images(tmp_path / "images" / folder, ["a"])
+    with pytest.raises(ValueError, match=r"train/labels/labels/a\.txt would have the labels of several images"):
+        convert_dataset(write_coco(tmp_path, coco), "yolo", tmp_path / "new", "train")
+    assert not (tmp_path / "new").exists()
 
 
 @pytest.mark.parametrize("source", FORMATS)

@@ -99,10 +99,8 @@ def _write_coco(records: list[Record], classes: Classes, folder: Path, split: st
         image["file_name"] = path.as_posix()
     json_file = folder / "annotations" / f"{split}.json"
     text = json.dumps(content) + "\n"
-    _require_same(json_file, text)
-    for record, path in zip(records, paths, strict=True):
-        _copy(record["file_name"], folder / "images" / path)
-    _write_text(json_file, text)
+    copies = [(record["file_name"], folder / "images" / path) for record, path in zip(records, paths, strict=True)]
+    _write_all(copies, {json_file: text})
     return f"coco:{json_file}"
 
 
@@ -111,6 +109,7 @@ def _write_voc(records: list[Record], classes: Classes, folder: Path, split: str
     stems = [image.path.with_suffix("").as_posix() for image in images]
     list_file, lines = folder / "ImageSets/Main" / f"{split}.txt", "".join(f"{stem}\n" for stem in stems)
     _require_same(list_file, lines)
+    texts = {}
     for image in images:
         root = ElementTree.Element("annotation")
         ElementTree.SubElement(root, "filename").text = image.path.name
@@ -122,9 +121,9 @@ def _write_voc(records: list[Record], classes: Classes, folder: Path, split: str
             _add(element, "bndbox", {"xmin": x1 + 1, "ymin": y1 + 1, "xmax": x2, "ymax": y2})
         ElementTree.indent(root)
         file = (folder / "Annotations" / image.path).with_suffix(".xml")
-        text = ElementTree.tostring(root, encoding="unicode")
-        _write_labeled(image, folder / "JPEGImages" / image.path, file, text)
-    _write_text(list_file, lines)
+        texts[file] = ElementTree.tostring(root, encoding="unicode")
+    copies = [(image.record["file_name"], folder / "JPEGImages" / image.path) for image in images]
+    _write_all(copies, texts | {list_file: lines})
     return f"voc:{folder}:{split}"
 
 
@@ -147,9 +146,11 @@ def _write_yolo(records: list[Record], classes: Classes, folder: Path, split: st
         description = old
     if description.setdefault(split, place) != place:
         raise FileExistsError(f"{file} has another value for {split!r} than {place}. {_OTHER_PLACE}")
-    _require_no_others(folder / place, images)
+    copies = [(image.record["file_name"], folder / place / image.path) for image in images]
+    _require_no_others(folder / place, {target for _, target in copies})
+    texts: dict[Path, str] = {}
     clipped = 0
-    for image in images:
+    for image, (_, target) in zip(images, copies, strict=True):
         sides = np.array([image.record["width"], image.record["height"]])
         lines = []
         for obj in image.objects:
@@ -157,8 +158,10 @@ def _write_yolo(records: list[Record], classes: Classes, folder: Path, split: st
             clipped += not np.allclose(corners * sides, np.array(obj.box).reshape(2, 2))
             numbers = np.concatenate([corners.mean(0), corners[1] - corners[0]]).tolist()
             lines.append(" ".join([str(obj.number), *map(repr, numbers)]) + "\n")
-        target = folder / place / image.path
-        _write_labeled(image, target, usual_label_file(target), "".join(lines))
+        label_file, text = usual_label_file(target), "".join(lines)
+        if texts.setdefault(label_file, text) != text:
+            raise ValueError(f"{label_file} would have the labels of several images. Rename folders called labels.")
+    _write_all(copies, texts)
     _warn(clipped, "boxes reach beyond their image and are clipped, as YOLO demands")
     _write_text(file, yaml.safe_dump(description, allow_unicode=True, sort_keys=False))
     return f"yolo:{file}:{split}"
@@ -199,16 +202,28 @@ def _relative_paths(records: Sequence[Record]) -> list[Path]:
     return [Path(os.path.relpath(file, common)) for file in files]
 
 
-def _write_labeled(image: _Image, target: Path, label_file: Path, text: str) -> None:
-    """Copies an image and writes its labels, unless the folder has other labels under that name."""
-    _require_same(label_file, text)
-    _copy(image.record["file_name"], target)
-    _write_text(label_file, text)
+def _write_all(copies: Sequence[tuple[str, Path]], texts: dict[Path, str]) -> None:
+    """Copies images and then writes texts; nothing if the folder has others under one of their names.
+
+    Args:
+        copies: each image's source and target.
+        texts: by file.
+    """
+    for file, text in texts.items():
+        _require_same(file, text)
+    for source, target in copies:
+        if target.exists() and not filecmp.cmp(source, target, shallow=False):
+            raise FileExistsError(f"{target} is another image than {source}. Name another folder.")
+    for source, target in copies:
+        if not target.exists():
+            with open(source, "rb") as original, whole_file(target, sync=False) as copy:
+                shutil.copyfileobj(original, copy)
+    for file, text in texts.items():
+        _write_text(file, text)
 
 
-def _require_no_others(folder: Path, images: Sequence[_Image]) -> None:
+def _require_no_others(folder: Path, own: set[Path]) -> None:
     """Raises ``FileExistsError`` if the folder has images of another set; an interrupted conversion leaves its own."""
-    own = {folder / image.path for image in images}
     others = {file for file in folder.rglob("*") if file.suffix.lower() in IMAGE_SUFFIXES} - own
     if others:
         raise FileExistsError(
@@ -219,14 +234,6 @@ def _require_no_others(folder: Path, images: Sequence[_Image]) -> None:
 def _require_same(file: Path, text: str) -> None:
     if file.exists() and file.read_bytes() != text.encode():
         raise FileExistsError(f"{file} is there already, with other content. {_OTHER_PLACE}")
-
-
-def _copy(source: str, target: Path) -> None:
-    if not target.exists():
-        with open(source, "rb") as original, whole_file(target, sync=False) as copy:
-            shutil.copyfileobj(original, copy)
-    elif not filecmp.cmp(source, target, shallow=False):
-        raise FileExistsError(f"{target} is another image than {source}. Name another folder.")
 
 
 def _write_text(file: Path, text: str) -> None:
