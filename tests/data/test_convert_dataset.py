@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import logging
 import os
@@ -11,7 +12,9 @@ import numpy as np
 import pytest
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from PIL import Image
+from pycocotools.coco import COCO
 from small_disks import mounted, remount
+from torchvision.datasets import CocoDetection
 from written_datasets import (
     CONTENT,
     HEIGHT,
@@ -27,6 +30,7 @@ from written_datasets import (
     write_split,
     write_voc,
     write_yolo,
+    xyxy,
 )
 
 from dynamic_sparse_rcnn.data.convert import convert_dataset
@@ -121,12 +125,13 @@ def test_other_images_or_classes_in_the_folder_are_not_overwritten(tmp_path: Pat
         target = file.relative_to(tmp_path).parts[0]
         file.parent.mkdir(exist_ok=True)
         file.write_bytes(b"other")
+        before = contents(tmp_path / target)
         with pytest.raises(FileExistsError, match=rf"{file} is another image than .*a/images/b\.jpg"):
-            convert_dataset(
-                original, file.relative_to(tmp_path).parts[0], tmp_path / file.relative_to(tmp_path).parts[0], "val"
-            )
+            convert_dataset(original, target, tmp_path / target, "val")
+        assert contents(tmp_path / target) == before
     content = coco_content(CONTENT)
     content["categories"][0]["name"] = "other"
+    write_images(tmp_path / "b/images", CONTENT)
     with pytest.raises(FileExistsError, match=r"data\.yaml has other classes than ant, other, bee"):
         convert_dataset(write_coco(tmp_path / "b", content), "yolo", tmp_path / "yolo", "test")
 
@@ -145,8 +150,8 @@ def test_labels_of_another_image_with_the_same_stem_are_not_overwritten(tmp_path
     convert_dataset(write_coco(tmp_path / "train", train), target, tmp_path / "new", "train")
     before = contents(tmp_path / "new")
     split = "val" if target == "voc" else "train"  # a split of YOLO has a folder of its own
-    file = tmp_path / ("new/Annotations/a.xml" if target == "voc" else "new/labels/train/a.txt")
-    with pytest.raises(FileExistsError, match=rf"{file} is there already, with other content"):
+    found = "Annotations/a.xml is there already" if target == "voc" else "images/train has 1 images of another data set"
+    with pytest.raises(FileExistsError, match=f"{tmp_path}/new/{found}"):
         convert_dataset(write_coco(tmp_path / "val", val), target, tmp_path / "new", split)
     assert contents(tmp_path / "new") == before
 
@@ -158,11 +163,112 @@ def test_labels_of_another_image_with_the_same_stem_are_not_overwritten(tmp_path
 def test_a_split_of_the_same_name_is_not_overwritten(tmp_path: Path, target: str, file: str) -> None:
     convert_dataset(write(tmp_path / "a", "coco"), target, tmp_path / "new", "train")
     before = contents(tmp_path / "new")
-    write_images(tmp_path / "b/images", ["a"])
-    other = write_coco(tmp_path / "b", coco_content({"a": CONTENT["b"]}))
+    write_images(tmp_path / "b/images", ["0", *CONTENT])
+    content = {"0": [], "a": CONTENT["b"]} | ({"b": [], "c": []} if target == "yolo" else {})
+    other = write_coco(tmp_path / "b", coco_content(content))
     with pytest.raises(FileExistsError, match=rf"{tmp_path}/new/{file} is there already, with other content"):
         convert_dataset(other, target, tmp_path / "new", "train")
     assert contents(tmp_path / "new") == before
+
+
+def test_a_second_set_with_other_images_is_not_merged_into_a_split_of_yolo(tmp_path: Path) -> None:
+    first, second = (write_coco(tmp_path / stem, coco_content({stem: CONTENT["a"]})) for stem in "de")
+    for stem in "de":
+        write_images(tmp_path / stem / "images", [stem])
+    convert_dataset(first, "yolo", tmp_path / "new", "train")
+    before = contents(tmp_path / "new")
+    with pytest.raises(FileExistsError, match=rf"{tmp_path}/new/images/train has 1 images .*/d\.jpg.*\(--split\)"):
+        convert_dataset(second, "yolo", tmp_path / "new", "train")
+    assert contents(tmp_path / "new") == before
+    convert_dataset(second, "yolo", tmp_path / "new", "val")
+    assert_same(first, f"yolo:{tmp_path}/new/data.yaml:train")
+    assert_same(second, f"yolo:{tmp_path}/new/data.yaml:val")
+
+
+def test_an_interrupted_conversion_is_completed_by_the_next(tmp_path: Path) -> None:
+    original = write(tmp_path / "a", "coco")
+    for target in FORMATS:
+        convert_dataset(original, target, tmp_path / target, "train")
+        whole = contents(tmp_path / target)
+        for name in ("b.jpg", "c.jpg", "c.txt", "c.xml", "data.yaml", "train.txt", "train.json"):
+            for file in (tmp_path / target).rglob(name):
+                file.unlink()
+        assert contents(tmp_path / target).keys() < whole.keys()
+        convert_dataset(original, target, tmp_path / target, "train")
+        assert contents(tmp_path / target) == whole
+
+
+@pytest.mark.parametrize("split", ["names", "train"])
+def test_keys_of_a_data_yaml_are_not_overwritten(tmp_path: Path, split: str) -> None:
+    (tmp_path / "new").mkdir()
+    text = "names: {0: ant, 1: cell, 2: bee}\ntrain: elsewhere\n"
+    (tmp_path / "new/data.yaml").write_text(text)
+    with pytest.raises(FileExistsError, match=rf"{tmp_path}/new/data\.yaml has .* for '{split}'.*\(--split\)"):
+        convert_dataset(write(tmp_path / "a", "coco"), "yolo", tmp_path / "new", split)
+    assert contents(tmp_path / "new") == {tmp_path / "new/data.yaml": text.encode()}
+
+
+@pytest.mark.parametrize("target", FORMATS)
+def test_folders_called_images_or_labels_keep_their_boxes(tmp_path: Path, target: str) -> None:
+    coco = coco_content({str(i): CONTENT["a"][i:] for i in range(3)})
+    folders = ("siteA/images", "siteA/labels", "images/siteB/images")
+    for folder, image in zip(folders, coco["images"], strict=True):
+        write_images(tmp_path / "images" / folder, [Path(image["file_name"]).stem])
+        image["file_name"] = f"{folder}/{image['file_name']}"
+    original = write_coco(tmp_path, coco)
+    assert sum(map(len, table(registered(original)).values())) == 6
+    assert_same(original, convert_dataset(original, target, tmp_path / "new", "train"))
+
+
+def test_images_that_would_share_a_label_file_of_yolo_are_an_error(tmp_path: Path) -> None:
+    coco = coco_content({"images/labels/a": CONTENT["a"], "labels/images/a": CONTENT["b"]})
+    for folder in ("images/labels", "labels/images"):
+        write_images(tmp_path / "images" / folder, ["a"])
+    with pytest.raises(ValueError, match=r"train/labels/labels/a\.txt would have the labels of several images"):
+        convert_dataset(write_coco(tmp_path, coco), "yolo", tmp_path / "new", "train")
+    assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize("source", FORMATS)
+def test_an_image_that_cannot_be_used_is_named_before_anything_is_written(tmp_path: Path, source: str) -> None:
+    original = write(tmp_path / "a", source)
+    file = Path(DatasetCatalog.get(registered(original))[1]["file_name"])
+    file.write_bytes(file.read_bytes()[:20])
+    for target in FORMATS:
+        with pytest.raises(ValueError, match=rf"1 of 3 images of .*, first: {file} cannot be read .*: replace it"):
+            convert_dataset(original, target, tmp_path / "new", "train")
+    file.unlink()
+    if source != "yolo":  # whose images are those that are there
+        with pytest.raises(FileNotFoundError, match=f"1 of 3 images of .* do not exist, first: {file}"):
+            convert_dataset(original, "coco", tmp_path / "new", "train")
+    assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize("source", FORMATS)
+def test_other_readers_find_images_and_boxes_in_a_coco_file(tmp_path: Path, source: str) -> None:
+    original = registered(write(tmp_path / "a", source))
+    convert_dataset(original, "coco", tmp_path / "new", "val")
+    file = str(tmp_path / "new/annotations/val.json")
+    with contextlib.redirect_stdout(None):
+        images, coco = CocoDetection(str(tmp_path / "new/images"), file), COCO(file)
+    assert sorted(coco.getImgIds()) == images.ids == [1, 2, 3]
+    for identity, (image, objects), record in zip(images.ids, images, DatasetCatalog.get(original), strict=True):
+        assert image.size == (WIDTH, HEIGHT)
+        assert coco.loadImgs(identity)[0]["file_name"] == Path(record["file_name"]).name
+        assert coco.loadAnns(coco.getAnnIds(imgIds=identity)) == objects
+        corners = sorted([x, y, x + width, y + height] for x, y, width, height in (obj["bbox"] for obj in objects))
+        assert corners == [pytest.approx(box) for box in sorted(xyxy(o).tolist() for o in record["annotations"])]
+
+
+def test_ids_that_are_integers_are_kept_in_a_coco_file(tmp_path: Path) -> None:
+    content = coco_content(CONTENT)
+    for image in content["images"]:
+        image["id"] *= 10
+    for annotation in content["annotations"]:
+        annotation["image_id"] *= 10
+    write_images(tmp_path / "images", CONTENT)
+    name = registered(convert_dataset(write_coco(tmp_path, content), "coco", tmp_path / "new", "train"))
+    assert [record["image_id"] for record in DatasetCatalog.get(name)] == [10, 20, 30]
 
 
 def test_a_set_without_images_is_named(tmp_path: Path) -> None:

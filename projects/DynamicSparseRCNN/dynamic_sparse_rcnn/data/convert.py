@@ -18,14 +18,18 @@ import yaml
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from ..file_io import whole_file
+from .checks import require_usable_images
 from .datasets import register_dataset
 from .formats import Classes
 from .formats.reading import read_text
+from .formats.yolo import usual_label_file
 from .ground_truth import coco_content
 from .images import IMAGE_SUFFIXES
 from .records import BoxProblem, BoxTable, Record
 
 logger = logging.getLogger(__name__)
+
+_OTHER_PLACE = "Name another folder or another split (--split)."
 
 
 @dataclass(frozen=True)
@@ -51,7 +55,8 @@ def convert_dataset(name: str, prefix: str, folder: str | Path, split: str) -> s
     """Writes a data set in another format. Splits of one data set can go to one folder, one after the other.
 
     Unusable boxes, and crowds in VOC and YOLO, are dropped with a warning that counts them. Only COCO files keep areas
-    that differ from the boxes'. VOC sorts classes by name, and has only those with objects.
+    that differ from the boxes'. VOC sorts classes by name, and has only those with objects. A conversion that was
+    interrupted can be repeated.
 
     Args:
         name: the data set's.
@@ -65,8 +70,8 @@ def convert_dataset(name: str, prefix: str, folder: str | Path, split: str) -> s
     Raises:
         FileExistsError: if the folder has a different image of the same name, other labels of an image, another split
             of the same name, or other classes.
-        OSError, KeyError, ValueError: if the data set cannot be read or has no images, or the format is unknown; or if
-            VOC or YOLO cannot tell two images apart, whose names differ only in the suffix.
+        OSError, KeyError, ValueError: if the data set or any of its images cannot be read, or it has no images, or the
+            format is unknown; or if VOC or YOLO cannot tell two images apart, whose names differ only in the suffix.
     """
     if prefix not in _WRITERS:
         raise ValueError(f"Data sets can be converted to {', '.join(_WRITERS)}, not to {prefix!r}.")
@@ -74,6 +79,7 @@ def convert_dataset(name: str, prefix: str, folder: str | Path, split: str) -> s
     records: list[Record] = DatasetCatalog.get(name)
     if not records:
         raise ValueError(f"{name} has no images to convert. Name another data set, or a larger part of it.")
+    require_usable_images(records, name)
     metadata = MetadataCatalog.get(name)
     names = tuple(metadata.thing_classes)
     ids = metadata.get("thing_dataset_id_to_contiguous_id") or range(len(names))
@@ -82,6 +88,8 @@ def convert_dataset(name: str, prefix: str, folder: str | Path, split: str) -> s
 
 def _write_coco(records: list[Record], classes: Classes, folder: Path, split: str) -> str:
     paths = _relative_paths(records)
+    if not all(isinstance(record["image_id"], int) for record in records):  # pycocotools takes strings for lists
+        records = [record | {"image_id": i} for i, record in enumerate(records, start=1)]
     content = coco_content(records, classes)
     _warn(
         sum(len(record["annotations"]) for record in records) - len(content["annotations"]),
@@ -91,10 +99,8 @@ def _write_coco(records: list[Record], classes: Classes, folder: Path, split: st
         image["file_name"] = path.as_posix()
     json_file = folder / "annotations" / f"{split}.json"
     text = json.dumps(content) + "\n"
-    _require_same(json_file, text)
-    for record, path in zip(records, paths, strict=True):
-        _copy(record["file_name"], folder / "images" / path)
-    _write_text(json_file, text)
+    copies = [(record["file_name"], folder / "images" / path) for record, path in zip(records, paths, strict=True)]
+    _write_all(copies, {json_file: text})
     return f"coco:{json_file}"
 
 
@@ -103,6 +109,7 @@ def _write_voc(records: list[Record], classes: Classes, folder: Path, split: str
     stems = [image.path.with_suffix("").as_posix() for image in images]
     list_file, lines = folder / "ImageSets/Main" / f"{split}.txt", "".join(f"{stem}\n" for stem in stems)
     _require_same(list_file, lines)
+    texts = {}
     for image in images:
         root = ElementTree.Element("annotation")
         ElementTree.SubElement(root, "filename").text = image.path.name
@@ -114,9 +121,9 @@ def _write_voc(records: list[Record], classes: Classes, folder: Path, split: str
             _add(element, "bndbox", {"xmin": x1 + 1, "ymin": y1 + 1, "xmax": x2, "ymax": y2})
         ElementTree.indent(root)
         file = (folder / "Annotations" / image.path).with_suffix(".xml")
-        text = ElementTree.tostring(root, encoding="unicode")
-        _write_labeled(image, folder / "JPEGImages" / image.path, file, text)
-    _write_text(list_file, lines)
+        texts[file] = ElementTree.tostring(root, encoding="unicode")
+    copies = [(image.record["file_name"], folder / "JPEGImages" / image.path) for image in images]
+    _write_all(copies, texts | {list_file: lines})
     return f"voc:{folder}:{split}"
 
 
@@ -130,15 +137,20 @@ def _add(parent: ElementTree.Element, tag: str, values: dict[str, str | float]) 
 
 def _write_yolo(records: list[Record], classes: Classes, folder: Path, split: str) -> str:
     images = _without_crowds(records, classes)
-    file = folder / "data.yaml"
+    file, place = folder / "data.yaml", f"images/{split}"
     description: dict[str, object] = {"names": dict(enumerate(classes.names))}
     if file.is_file():
         old = yaml.safe_load(read_text(str(file)))
         if not isinstance(old, dict) or old.get("names") != description["names"]:
             raise FileExistsError(f"{file} has other classes than {', '.join(classes.names)}. Name another folder.")
         description = old
+    if description.setdefault(split, place) != place:
+        raise FileExistsError(f"{file} has another value for {split!r} than {place}. {_OTHER_PLACE}")
+    copies = [(image.record["file_name"], folder / place / image.path) for image in images]
+    _require_no_others(folder / place, {target for _, target in copies})
+    texts: dict[Path, str] = {}
     clipped = 0
-    for image in images:
+    for image, (_, target) in zip(images, copies, strict=True):
         sides = np.array([image.record["width"], image.record["height"]])
         lines = []
         for obj in image.objects:
@@ -146,10 +158,11 @@ def _write_yolo(records: list[Record], classes: Classes, folder: Path, split: st
             clipped += not np.allclose(corners * sides, np.array(obj.box).reshape(2, 2))
             numbers = np.concatenate([corners.mean(0), corners[1] - corners[0]]).tolist()
             lines.append(" ".join([str(obj.number), *map(repr, numbers)]) + "\n")
-        label_file = (folder / "labels" / split / image.path).with_suffix(".txt")
-        _write_labeled(image, folder / "images" / split / image.path, label_file, "".join(lines))
+        label_file, text = usual_label_file(target), "".join(lines)
+        if texts.setdefault(label_file, text) != text:
+            raise ValueError(f"{label_file} would have the labels of several images. Rename folders called labels.")
+    _write_all(copies, texts)
     _warn(clipped, "boxes reach beyond their image and are clipped, as YOLO demands")
-    description[split] = f"images/{split}"
     _write_text(file, yaml.safe_dump(description, allow_unicode=True, sort_keys=False))
     return f"yolo:{file}:{split}"
 
@@ -189,24 +202,38 @@ def _relative_paths(records: Sequence[Record]) -> list[Path]:
     return [Path(os.path.relpath(file, common)) for file in files]
 
 
-def _write_labeled(image: _Image, target: Path, label_file: Path, text: str) -> None:
-    """Copies an image and writes its labels, unless the folder has other labels under that name."""
-    _require_same(label_file, text)
-    _copy(image.record["file_name"], target)
-    _write_text(label_file, text)
+def _write_all(copies: Sequence[tuple[str, Path]], texts: dict[Path, str]) -> None:
+    """Copies images and then writes texts; nothing if the folder has others under one of their names.
+
+    Args:
+        copies: each image's source and target.
+        texts: by file.
+    """
+    for file, text in texts.items():
+        _require_same(file, text)
+    for source, target in copies:
+        if target.exists() and not filecmp.cmp(source, target, shallow=False):
+            raise FileExistsError(f"{target} is another image than {source}. Name another folder.")
+    for source, target in copies:
+        if not target.exists():
+            with open(source, "rb") as original, whole_file(target, sync=False) as copy:
+                shutil.copyfileobj(original, copy)
+    for file, text in texts.items():
+        _write_text(file, text)
+
+
+def _require_no_others(folder: Path, own: set[Path]) -> None:
+    """Raises ``FileExistsError`` if the folder has images of another set; an interrupted conversion leaves its own."""
+    others = {file for file in folder.rglob("*") if file.suffix.lower() in IMAGE_SUFFIXES} - own
+    if others:
+        raise FileExistsError(
+            f"{folder} has {len(others)} images of another data set, first: {min(others)}. {_OTHER_PLACE}"
+        )
 
 
 def _require_same(file: Path, text: str) -> None:
     if file.exists() and file.read_bytes() != text.encode():
-        raise FileExistsError(f"{file} is there already, with other content. Name another folder or another split.")
-
-
-def _copy(source: str, target: Path) -> None:
-    if not target.exists():
-        with open(source, "rb") as original, whole_file(target, sync=False) as copy:
-            shutil.copyfileobj(original, copy)
-    elif not filecmp.cmp(source, target, shallow=False):
-        raise FileExistsError(f"{target} is another image than {source}. Name another folder.")
+        raise FileExistsError(f"{file} is there already, with other content. {_OTHER_PLACE}")
 
 
 def _write_text(file: Path, text: str) -> None:

@@ -7,6 +7,7 @@ from .inspection import (
     report_dataset,
     report_training_sets,
     require_boxes,
+    require_usable_images,
 )
 
 __all__ = [
@@ -16,4 +17,5 @@ __all__ = [
     "report_dataset",
     "report_training_sets",
     "require_boxes",
+    "require_usable_images",
 ]

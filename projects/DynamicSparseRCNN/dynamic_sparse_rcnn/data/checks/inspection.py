@@ -18,7 +18,7 @@ from ..formats import known_forms, parse_dataset_name
 from ..formats.reading import is_url
 from ..mapper import Resize
 from ..records import BoxProblem, BoxTable, Record
-from .images import check_images
+from .images import ImageReport, check_images
 from .report import DatasetReport
 
 logger = logging.getLogger(__name__)
@@ -70,10 +70,8 @@ def inspect_dataset(
     """
     records = _load(name)
     usable, images = check_images(records, resize)
-    if images.unusable and not (is_train and usable):
-        raise ValueError(
-            f"{len(images.unusable)} of {len(records)} images of {name} cannot be used, {images.first_unusable()}"
-        )
+    if not (is_train and usable):
+        _require_usable(images, records, name)
     cleaned, report = _check(usable, name, num_classes)
     warnings = [*report.warnings(num_proposals), *images.warnings()]
     text = "\n".join([report.summary(num_proposals), *(f"  WARNING: {warning}" for warning in warnings)])
@@ -200,6 +198,28 @@ def check_records(
     names = tuple(class_names[:num_classes]) or tuple(f"class {i}" for i in range(num_classes))
     report = DatasetReport.of(table, problems, name, files, names)
     return _without(records, table.image, problems != BoxProblem.NONE), report
+
+
+def require_usable_images(records: Sequence[Record], name: str) -> None:
+    """Checks that every image of a data set can be used.
+
+    Args:
+        records: the data set's.
+        name: its name, for errors.
+
+    Raises:
+        FileNotFoundError: if images are missing.
+        ValueError: if images cannot be read, or have another size than annotated.
+    """
+    _require_images([record["file_name"] for record in records], name)
+    _require_usable(check_images(records)[1], records, name)
+
+
+def _require_usable(images: ImageReport, records: Sequence[Record], name: str) -> None:
+    if images.unusable:
+        raise ValueError(
+            f"{len(images.unusable)} of {len(records)} images of {name} cannot be used, {images.first_unusable()}"
+        )
 
 
 def _require_images(files: Sequence[str], name: str) -> None:

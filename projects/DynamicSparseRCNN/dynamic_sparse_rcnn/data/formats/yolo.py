@@ -184,14 +184,18 @@ def _images_of(place: str, roots: Sequence[str]) -> list[str]:
     return found
 
 
-def _label_file(image: str) -> str:
-    """In ``labels`` in place of the last ``images`` of the path; or beside the image, if it is only there."""
-    beside = Path(image).with_suffix(".txt")
-    parts = list(beside.parts)
+def usual_label_file(image: Path) -> Path:
+    """The label file of an image: in ``labels`` in place of the last ``images`` of the path."""
+    parts = list(image.with_suffix(".txt").parts)
     positions = [i for i, part in enumerate(parts[:-1]) if part == "images"]
     if positions:
         parts[positions[-1]] = "labels"
-    usual = Path(*parts)
+    return Path(*parts)
+
+
+def _label_file(image: str) -> str:
+    """The usual one; or that beside the image, if it is only there."""
+    usual, beside = usual_label_file(Path(image)), Path(image).with_suffix(".txt")
     return str(beside if beside.is_file() and not usual.is_file() else usual)
 
 
