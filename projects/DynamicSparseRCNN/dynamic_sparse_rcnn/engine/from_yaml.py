@@ -58,7 +58,7 @@ def setup(args: argparse.Namespace) -> CfgNode:
     prepare_config(cfg, is_train=not args.eval_only)
     cfg.SEED = seed_of_run(cfg.SEED, cfg.OUTPUT_DIR, getattr(args, "resume", False))
     cfg.freeze()
-    begin(args, cfg.dump(), cfg.SEED, cfg.CUDNN_BENCHMARK and not args.eval_only)
+    begin(args, cfg.dump(), cfg.DATASETS.TEST, cfg.SEED, cfg.CUDNN_BENCHMARK and not args.eval_only)
     if comm.is_main_process() and not is_kept(args, cfg.OUTPUT_DIR):
         save_config(cfg)
     for name in cfg.DATASETS.TEST:
