@@ -8,7 +8,9 @@ from pathlib import Path
 import pytest
 import yaml
 from small_runs import CONFIG
+from small_runs import TINY as TINY_RUN
 
+from dynamic_sparse_rcnn import Predictor
 from dynamic_sparse_rcnn.cli import main
 
 # Makes the default detector tiny; the length and the batch stay open.
@@ -16,6 +18,16 @@ TINY = [
     *("MODEL.TIMM.NAME", "test_efficientnet", "MODEL.TIMM.CHECKPOINT", "", "MODEL.DEVICE", "cpu"),
     *("MODEL.FPN.OUT_CHANNELS", "32", "MODEL.SparseRCNN.HIDDEN_DIM", "32", "MODEL.SparseRCNN.DIM_DYNAMIC", "8"),
     *("MODEL.SparseRCNN.DPG.HIDDEN_DIM", "16", "DATALOADER.NUM_WORKERS", "0", "INPUT.MIN_SIZE_TRAIN", "(64,)"),
+]
+
+LAZY = "lazy/sparse_rcnn_R_50_FPN_300pro_3x.py"
+TINY_LAZY = [
+    *("train.device=cpu", "train.init_checkpoint=''", "train.max_iter=2", "dataloader.train.total_batch_size=2"),
+    *("train.reference_batch_size=0", "train.eval_period=1", "model.proposal_generator.num_proposals=5"),
+    *("model.head.stages.num_stages=2", "model.head.stages.num_classes=5", "model.head.stages.feedforward_channels=64"),
+    *("dataloader.train.num_workers=0", "dataloader.train.mapper.augmentations.0.prob=0"),
+    "dataloader.train.mapper.augmentations.1.short_edge_length=[64]",
+    *("dataloader.test.num_workers=0", "dataloader.test.mapper.augmentations.0.short_edge_length=64"),
 ]
 
 
@@ -59,6 +71,22 @@ def test_epochs_are_all_that_a_training_needs_and_a_resumed_one_keeps_what_was_c
     assert f"settings in {tmp_path / 'config.yaml'}; not read: --data, --epochs" in caplog.text
 
 
+@pytest.mark.parametrize(
+    ("config", "options"), [(CONFIG, [*TINY_RUN, "TEST.EVAL_PERIOD", "2"]), (LAZY, TINY_LAZY)], ids=["yaml", "lazy"]
+)
+def test_a_run_without_validation_data_is_not_evaluated_until_it_is_asked_for(
+    config, options, shapes, tmp_path, capsys
+):
+    main(["train", "--data", shapes, "--output", str(tmp_path), "--config-file", config, *options])
+    assert "bbox AP" not in capsys.readouterr().out
+    assert (tmp_path / "last_checkpoint").read_text() == "model_final.pth"
+    assert (tmp_path / "report.html").is_file() and not (tmp_path / "inference").exists()
+    assert (tmp_path / "log.txt").read_text().count("There is no test set: nothing is evaluated") == 1
+    assert Predictor(weights=str(tmp_path), device="cpu").classes.names[0] == "circle"
+    main(["eval", str(tmp_path), "--data", shapes])
+    assert capsys.readouterr().out.splitlines()[-1].startswith("bbox AP ")
+
+
 def test_minutes_set_the_length_of_a_config_too(shapes, tmp_path, monkeypatch):
     from dynamic_sparse_rcnn.engine import run_length
 
@@ -91,7 +119,7 @@ def test_ten_minutes_are_the_default_without_a_config_alone(shapes, tmp_path, mo
         (["--minutes", "1", "--epochs", "1"], "not allowed with argument"),
         (["--minutes", "1", "SOLVER.MAX_ITER", "9"], "--minutes and --epochs set SOLVER.MAX_ITER: leave out one"),
         (["--epochs", "1", "SOLVER.MAX_ITER", "9"], "--minutes and --epochs set SOLVER.MAX_ITER: leave out one"),
-        (["--minutes", "1", "--config-file", "lazy/sparse_rcnn_R_50_FPN_300pro_3x.py"], "are for yaml configs"),
+        (["--minutes", "1", "--config-file", LAZY], "are for yaml configs"),
     ],
 )
 def test_what_contradicts_itself_is_one_line(tmp_path, capsys, arguments, message):

@@ -8,11 +8,18 @@ import numpy as np
 import pytest
 import torch
 from detectron2.config import LazyConfig, instantiate
+from detectron2.layers import ShapeSpec
 from detectron2.modeling import build_model
 from ranks import run_ranks
 from train_net import argument_parser
 
-from dynamic_sparse_rcnn import DynamicHead, Predictor, model_zoo
+from dynamic_sparse_rcnn import (
+    DynamicHead,
+    DynamicProposalGenerator,
+    Predictor,
+    TemperatureSchedule,
+    model_zoo,
+)
 from dynamic_sparse_rcnn.config_reading import ConfigError
 from dynamic_sparse_rcnn.data.mapper import build_augmentations
 from dynamic_sparse_rcnn.data.shapes import ShapesConfig, generate_shapes
@@ -218,10 +225,32 @@ def test_a_batch_of_another_size_scales_the_schedule_as_in_yaml_configs():
     )
     assert lazy.optimizer.lr == solver.BASE_LR == 1.25e-5
     assert train.reference_batch_size == 8
-    assert lazy.model.proposal_generator.temperature.num_iters == 146600
     factor = instantiate(lazy.lr_multiplier)
     for iteration, rate in {0: 0.01, solver.WARMUP_ITERS: 1.0, solver.STEPS[0]: 0.1, solver.STEPS[1]: 0.01}.items():
         assert factor(iteration / solver.MAX_ITER) == pytest.approx(rate, rel=1e-3), iteration
+
+
+@pytest.mark.parametrize(
+    ("max_iter", "batch", "given", "expected"),
+    [(263880, 16, 0, 73300), (10000, 16, 0, 2778), (10000, 8, 0, 5556), (10000, 16, 500, 500), (10000, 8, 500, 1000)],
+)
+def test_the_temperature_follows_the_length_of_the_training_as_in_yaml_configs(max_iter, batch, given, expected):
+    temperature = "model.proposal_generator.temperature.num_iters"
+    options = {"train.max_iter": max_iter, "dataloader.train.total_batch_size": batch, temperature: given}
+    lazy = small_lazy_cfg(NAMES[1], **options)
+    scale_to_batch_size(lazy, from_lazy.SCHEDULE)
+    cfg = model_zoo.get_config(f"coco/{NAMES[1]}.yaml")
+    cfg.SOLVER.MAX_ITER, cfg.SOLVER.IMS_PER_BATCH, cfg.MODEL.SparseRCNN.DPG.TEMPERATURE_ITERS = max_iter, batch, given
+    scale_to_batch_size(cfg, from_yaml.SCHEDULE)
+    levels = {f"p{level}": ShapeSpec(channels=256, stride=2**level) for level in range(2, 6)}
+    of_yaml = DynamicProposalGenerator.from_config(cfg, levels)["temperature"]
+    assert instantiate(lazy.model.proposal_generator.temperature) == of_yaml == TemperatureSchedule(30, 1, expected)
+
+
+def test_empty_lists_of_test_sets_and_evaluators_are_no_evaluation():
+    cfg = small_lazy_cfg(NAMES[0])
+    cfg.dataloader.test, cfg.dataloader.evaluator = [], []
+    assert from_lazy.test(cfg, torch.nn.Identity()) == {}
 
 
 def test_parts_that_do_not_fit_are_named(tmp_path):

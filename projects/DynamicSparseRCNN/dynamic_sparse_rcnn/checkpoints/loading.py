@@ -184,8 +184,8 @@ class StrictCheckpointer(SafeCheckpointer):
             remedy = "A backbone is no detector: name the checkpoint of a whole one."
         else:
             remedy = (
-                "Take the config.yaml of the run that wrote it, or set MODEL.SparseRCNN.NUM_CLASSES and the other keys "
-                "as there."
+                "Take the config.yaml of the run that wrote it, or set MODEL.SparseRCNN.NUM_CLASSES (of a lazy config "
+                "model.head.stages.num_classes) and the other keys as there."
             )
         _require_whole(incompatible, (), remedy)
         super()._log_incompatible_keys(incompatible)

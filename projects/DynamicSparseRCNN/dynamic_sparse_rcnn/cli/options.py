@@ -113,14 +113,12 @@ def run_options(
     if not is_lazy_config(config_file):
         keys = {"OUTPUT_DIR": output, "DATASETS.TRAIN": train, "DATASETS.TEST": test, "MODEL.WEIGHTS": weights}
         return _pairs({key: value for key, value in keys.items() if value is not None})
-    lazy: dict[str, object] = {"train.output_dir": output}
+    lazy: dict[str, str | None] = {"train.output_dir": output}
     for kind, names in (("train", train), ("test", test)):
         if names and len(names) > 1:
             raise ValueError(f"A lazy config takes one data set to {kind} on, not {len(names)} ({', '.join(names)})")
-        if names:
-            lazy[f"dataloader.{kind}.dataset.name"] = names[0]
-    if test is not None and not test:
-        lazy["train.eval_period"] = 0
+        if names is not None:
+            lazy[f"dataloader.{kind}.dataset.name"] = names[0] if names else None
     if weights is not None:
         lazy["train.init_checkpoint"] = weights
     return [f"{key}={_quoted(value)}" for key, value in lazy.items()]
@@ -133,10 +131,10 @@ def _pairs(values: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def _quoted(value: object) -> str:
+def _quoted(value: str | None) -> str:
     """A value in the grammar of a lazy config's overrides."""
-    if not isinstance(value, str):
-        return repr(value)
+    if value is None:
+        return "null"
     # Of backslashes, those before a quotation mark alone escape something.
     escaped = re.sub(r"(\\*)('|$)", lambda match: 2 * match[1] + ("\\'" if match[2] else ""), value)
     return f"'{escaped}'"

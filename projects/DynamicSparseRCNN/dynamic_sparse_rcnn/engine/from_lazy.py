@@ -1,6 +1,7 @@
 """The parts of a run, from a lazy config, with the fields that detectron2's own have and those of ``_DEFAULTS``.
 
-``dataloader.test`` and ``dataloader.evaluator`` may be lists, of one element a test set.
+``dataloader.test`` and ``dataloader.evaluator`` may be lists, of one element a test set. Where they are empty, or
+``dataloader.test.dataset.name`` is null, nothing is evaluated.
 """
 
 from __future__ import annotations
@@ -96,7 +97,7 @@ def setup(args: argparse.Namespace) -> DictConfig:
             check_parts(images_of_a_process(batch), cfg.train.accumulate_steps)
         settings_of(cfg)
     benchmark = cfg.train.cudnn_benchmark and not args.eval_only
-    begin(args, OmegaConf.to_yaml(cfg), cfg.train.seed, benchmark)
+    begin(args, OmegaConf.to_yaml(cfg), tested_on, cfg.train.seed, benchmark)
     # A training writes its config once its data and checkpoint are known to be usable.
     if args.eval_only and comm.is_main_process() and not holds_run(cfg.train.output_dir):
         save_config(cfg)
@@ -145,7 +146,7 @@ def build_parts(cfg: DictConfig) -> RunParts:
     kept = copy.deepcopy(cfg)  # without the model
     model = build_model(cfg)
     # Before the training: what is wrong with a test set is better known now than at the evaluation.
-    test_loaders = _as_list(_instantiate(cfg, "dataloader.test"))
+    test_loaders = _build_for_test_sets(cfg, "dataloader.test")
     cfg.optimizer.params.model = model
     optimizer = _instantiate(cfg, "optimizer")
     if cfg.train.max_gradient_norm:
@@ -168,12 +169,12 @@ def build_parts(cfg: DictConfig) -> RunParts:
 
 def test(cfg: DictConfig, model: nn.Module) -> Results:
     """Evaluates a model on the test sets; see :func:`.evaluation.evaluate`."""
-    return _evaluate(cfg, model, _as_list(_instantiate(cfg, "dataloader.test")))
+    return _evaluate(cfg, model, _build_for_test_sets(cfg, "dataloader.test"))
 
 
 def _evaluate(cfg: DictConfig, model: nn.Module, loaders: Sequence[Any]) -> Results:
     names = dataset_names(cfg.dataloader.test)
-    evaluators = _as_list(_instantiate(cfg, "dataloader.evaluator"))
+    evaluators = _build_for_test_sets(cfg, "dataloader.evaluator")
     if not len(names) == len(loaders) == len(evaluators):
         raise ConfigError(
             f"dataloader.test has {len(loaders)} loaders of {len(names)} data sets, dataloader.evaluator "
@@ -185,6 +186,14 @@ def _evaluate(cfg: DictConfig, model: nn.Module, loaders: Sequence[Any]) -> Resu
         for name, loader, inner in zip(names, loaders, evaluators, strict=True)
     )
     return evaluate(model, test_sets, _dtype(cfg, "evaluation"))
+
+
+def _build_for_test_sets(cfg: DictConfig, key: str) -> list[Any]:
+    """Builds the loader or evaluator of each test set; a loader whose ``dataset.name`` is null is of none."""
+    test_sets = _as_list(cfg.dataloader.test)
+    if all(OmegaConf.select(loader, "dataset.name", default="") is None for loader in test_sets):
+        return []
+    return _as_list(_instantiate(cfg, key))
 
 
 def dataset_names(loaders: DictConfig | ListConfig) -> list[str]:

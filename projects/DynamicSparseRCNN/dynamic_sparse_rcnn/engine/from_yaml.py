@@ -58,7 +58,7 @@ def setup(args: argparse.Namespace) -> CfgNode:
     prepare_config(cfg, is_train=not args.eval_only)
     cfg.SEED = seed_of_run(cfg.SEED, cfg.OUTPUT_DIR, getattr(args, "resume", False))
     cfg.freeze()
-    begin(args, cfg.dump(), cfg.SEED, cfg.CUDNN_BENCHMARK and not args.eval_only)
+    begin(args, cfg.dump(), cfg.DATASETS.TEST, cfg.SEED, cfg.CUDNN_BENCHMARK and not args.eval_only)
     # A training writes its config once its data and checkpoint are known to be usable.
     if args.eval_only and comm.is_main_process() and not holds_run(cfg.OUTPUT_DIR):
         save_config(cfg)

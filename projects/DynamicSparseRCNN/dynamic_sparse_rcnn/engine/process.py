@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -24,12 +25,13 @@ def set_up_logging(output_dir: str) -> None:
         setup_logger(output_dir, distributed_rank=comm.get_rank(), name=name)
 
 
-def begin(args: argparse.Namespace, config: str, seed: int, benchmark: bool = False) -> None:
+def begin(args: argparse.Namespace, config: str, test_sets: Sequence[str], seed: int, benchmark: bool = False) -> None:
     """Logs what was asked for and where it runs, and seeds all random numbers, other ones in each process.
 
     Args:
         args: of the command line.
         config: all of it, to be logged.
+        test_sets: names of the data sets that are evaluated on.
         seed: of the run.
         benchmark: whether cuDNN looks for its fastest convolutions.
     """
@@ -37,6 +39,8 @@ def begin(args: argparse.Namespace, config: str, seed: int, benchmark: bool = Fa
     logger.info(f"Environment:\n{collect_env_info()}")
     logger.info(f"Command line: {args}")
     logger.info(f"Config:\n{config}")
+    if not test_sets:
+        logger.info("There is no test set: nothing is evaluated")
     seed_all_rng(seed + comm.get_rank())
     torch.backends.cudnn.benchmark = benchmark
 

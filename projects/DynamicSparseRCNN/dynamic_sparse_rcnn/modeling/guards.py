@@ -57,7 +57,8 @@ def check_classes(batched_inputs: Sequence[ModelInput], num_classes: int) -> Non
         if classes.device.type == "cpu" and ((classes < 0) | (classes >= num_classes)).any():
             raise ValueError(
                 f"image {_name(inputs, i)} has ground truths of the classes {classes.unique().tolist()}, but "
-                f"MODEL.SparseRCNN.NUM_CLASSES is {num_classes}: correct one of them"
+                f"MODEL.SparseRCNN.NUM_CLASSES (of a lazy config model.head.stages.num_classes) is {num_classes}: "
+                "correct one of them"
             )
 
 

@@ -24,6 +24,7 @@ from ..checkpoints.runs import find_run
 from ..config_reading import read_config
 from ..data.mapper import DetectionMapper, Resize
 from ..deploy.metadata import is_exported
+from ..engine.from_lazy import dataset_names
 from ..engine.parallel import usable_device
 from ..engine.precision import autocast_dtype
 
@@ -89,7 +90,7 @@ def load_detector(
             device or usable_device(OmegaConf.select(cfg, "train.device", default="cuda"))
         )
         mapper = instantiate(cfg.dataloader.test.mapper)
-        datasets = [cfg.dataloader.test.dataset.name]
+        datasets = dataset_names(cfg.dataloader.test)
     if mapper.image_format not in ("RGB", "BGR"):
         raise ValueError(f"INPUT.FORMAT is {mapper.image_format}: predictions need RGB or BGR")
     rest = StrictCheckpointer(model, trust=trust).load(weights)

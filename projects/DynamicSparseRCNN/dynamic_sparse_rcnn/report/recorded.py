@@ -124,7 +124,7 @@ def _leaves(node: Any, key: str = "") -> Iterator[tuple[str, Any]]:
 def _names(config: Mapping[str, Any], keys: re.Pattern[str]) -> tuple[str, ...]:
     """The data sets that these keys name."""
     values = [value for key, value in config.items() if keys.fullmatch(key)]
-    return tuple(name for value in values for name in ([value] if isinstance(value, str) else value))
+    return tuple(name for value in values for name in ([value] if isinstance(value, str) else value or ()))
 
 
 def _read_curves(file: Path) -> tuple[dict[str, Curve], int]:

@@ -235,7 +235,10 @@ def _require_images(files: Sequence[str], name: str) -> None:
 def _require_class_ids(
     table: BoxTable, files: Sequence[str], name: str, class_names: Sequence[str], num_classes: int
 ) -> None:
-    remedy = "set MODEL.SparseRCNN.NUM_CLASSES to that number or to 0, or correct the annotations."
+    remedy = (
+        "set MODEL.SparseRCNN.NUM_CLASSES to that number or to 0 (of a lazy config model.head.stages.num_classes to "
+        "that number), or correct the annotations."
+    )
     if class_names and num_classes > len(class_names):
         # COCOEvaluator would fail, after the training, at the first detection of a class without a name.
         raise ValueError(

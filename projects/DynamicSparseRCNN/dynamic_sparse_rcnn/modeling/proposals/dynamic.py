@@ -45,6 +45,11 @@ class TemperatureSchedule:
                 f"got {self.start}, {self.end}, {self.num_iters}"
             )
 
+    @classmethod
+    def of_training(cls, start: float, end: float, num_iters: int, max_iter: int) -> TemperatureSchedule:
+        """The schedule of a training of ``max_iter`` iterations; ``num_iters`` 0 stands for 10/36 of them."""
+        return cls(start, end, num_iters or round(_ANNEALED_SHARE * max_iter))
+
     def __call__(self, iteration: int) -> float:
         """Returns the temperature at an iteration, counted from 0."""
         done = min(1.0, iteration / self.num_iters) if self.num_iters else 1.0
@@ -122,7 +127,6 @@ class DynamicProposalGenerator(nn.Module):
     def from_config(cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> dict[str, object]:
         node, dpg = cfg.MODEL.SparseRCNN, cfg.MODEL.SparseRCNN.DPG
         names = _router_levels(cfg, input_shape)
-        num_iters = dpg.TEMPERATURE_ITERS or round(_ANNEALED_SHARE * cfg.SOLVER.MAX_ITER)
         return {
             "num_proposals": node.NUM_PROPOSALS,
             "channels": node.HIDDEN_DIM,
@@ -133,7 +137,9 @@ class DynamicProposalGenerator(nn.Module):
             "levels": {name: input_shape[name] for name in names},
             "hidden_channels": dpg.HIDDEN_DIM,
             "pool_size": dpg.POOL_SIZE,
-            "temperature": TemperatureSchedule(dpg.TEMPERATURE, dpg.TEMPERATURE_END, num_iters),
+            "temperature": TemperatureSchedule.of_training(
+                dpg.TEMPERATURE, dpg.TEMPERATURE_END, dpg.TEMPERATURE_ITERS, cfg.SOLVER.MAX_ITER
+            ),
         }
 
     @property
