@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import importlib
 import re
 import sys
 import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 #: What wrong input, a missing file or a full disk can raise. Anything else is a fault of the program.
 EXPECTED_ERRORS = (OSError, ValueError, KeyError, ImportError, RuntimeError, FloatingPointError)
@@ -56,6 +58,18 @@ def describe(error: BaseException) -> str:
     if not raised_in:
         raised_in = [frame.filename for frame in traceback.extract_tb(error.__traceback__)]
     return line if _is_for_users(error, raised_in) else f"{line} (--traceback shows where)"
+
+
+def import_extra(name: str, extra: str) -> Any:
+    """Imports a package that only some uses need.
+
+    Raises:
+        ImportError: it is not installed; says which extra brings it.
+    """
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        raise ImportError(f"{name} is needed: pip install 'dynamic-sparse-rcnn[{extra}]'") from error
 
 
 def _without_trace(message: str) -> tuple[str, list[str]]:

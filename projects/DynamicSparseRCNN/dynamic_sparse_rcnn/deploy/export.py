@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch._dynamo.exc import UserError
 
-from ..extras import import_extra
+from ..errors import import_extra
 from ..file_io import whole_file
 from .exportable import INPUT_NAMES, OUTPUT_NAMES, ExportableDetector
 from .metadata import ExportMetadata
