@@ -69,14 +69,3 @@ def test_boxes_are_drawn_where_they_are():
         lit = np.argwhere(panel.max(2) > 100)
         assert lit[:, 0].max() == pytest.approx(y2, abs=3) and lit[:, 1].max() == pytest.approx(x2, abs=3)
         assert panel[int(y1), int(x1 + x2) // 2].max() > 100 and panel[int(y1 + y2) // 2, int(x1)].max() > 100
-
-
-@pytest.mark.parametrize(
-    ("mixed", "weights", "message"),
-    [((3, 4), (4, 2), "mixed_boxes"), ((4, 4), (2, 4), "expert_weights must be \\(4, 2\\)")],
-)
-def test_shapes_that_do_not_fit_are_refused(mixed, weights, message):
-    with pytest.raises(ValueError, match=message):
-        draw_expert_proposals(
-            np.zeros((64, 64, 3), np.uint8), torch.zeros(2, 4, 4), torch.zeros(mixed), torch.zeros(weights)
-        )
