@@ -87,12 +87,12 @@ def read_checkpoint(path: str | Path, *, trust: bool = False) -> Checkpoint:
         return _read_safetensors(file)
     if file.suffix not in SUFFIXES:
         raise ValueError(f"{path} is no checkpoint: its suffix is none of {', '.join(SUFFIXES)}")
-    safe, trusting = (_read_torch, _read_torch_trusting) if file.suffix in _TORCH else (_read_pickle, _trusting_pickle)
+    read = _read_torch if file.suffix in _TORCH else _read_pickle
     try:
-        content = safe(file)
+        content = read(file, False)
     except _DAMAGED as error:
         if trust:
-            return _with_model(_trusted(trusting, file), file)
+            return _with_model(_trusted(read, file), file)
         raise UntrustedCheckpointError(
             f"{path} is damaged, or holds objects other than tensors and plain containers ({_first_line(error)}), "
             "which could run code. Save only the state dict"
@@ -123,30 +123,22 @@ def _read_safetensors(file: Path) -> dict[str, Any]:
         raise ValueError(f"{file} is damaged, or is not a safetensors file: {_first_line(error)}") from error
 
 
-def _read_torch(file: Path) -> Any:
+def _read_torch(file: Path, trust: bool) -> Any:
     # Files of MAE, and of others whose scripts follow it, hold the arguments of their runs besides the weights.
     # (PyTorch 2.4 can only add for good.)
     torch.serialization.add_safe_globals([argparse.Namespace])
-    return torch.load(file, map_location="cpu", weights_only=True)
+    return torch.load(file, map_location="cpu", weights_only=not trust)
 
 
-def _read_torch_trusting(file: Path) -> Any:
-    return torch.load(file, map_location="cpu", weights_only=False)
-
-
-def _read_pickle(file: Path) -> Any:
+def _read_pickle(file: Path, trust: bool) -> Any:
+    kind = pickle.Unpickler if trust else _ArrayUnpickler
     with file.open("rb") as opened:
-        return _ArrayUnpickler(opened, encoding="latin1").load()
+        return kind(opened, encoding="latin1").load()
 
 
-def _trusting_pickle(file: Path) -> Any:
-    with file.open("rb") as opened:
-        return pickle.load(opened, encoding="latin1")
-
-
-def _trusted(read: Callable[[Path], Any], file: Path) -> Any:
+def _trusted(read: Callable[[Path, bool], Any], file: Path) -> Any:
     try:
-        return read(file)
+        return read(file, True)
     except ImportError as error:
         raise ValueError(
             f"{file} holds objects of a library that is not installed ({error}): install it, or save only "
