@@ -18,10 +18,6 @@ EXPECTED_ERRORS = (OSError, ValueError, KeyError, ImportError, RuntimeError, Flo
 TRUST_REMEDY = "if you trust where the file comes from, use --trust-checkpoint"
 
 
-class ReportedError(SystemExit):
-    """The end of a process whose error has been printed."""
-
-
 def add_traceback_option(parser: argparse.ArgumentParser) -> None:
     """Adds ``--traceback``, which :func:`one_line_errors` is given."""
     parser.add_argument("--traceback", action="store_true", help="show where in the code an error was raised")
@@ -35,7 +31,7 @@ def one_line_errors(show_traceback: bool) -> Iterator[None]:
         show_traceback: whether the stack trace precedes the line; that of an unexpected error always does.
 
     Raises:
-        ReportedError: in place of any other exception.
+        SystemExit: in place of any other exception.
     """
     try:
         yield
@@ -43,7 +39,7 @@ def one_line_errors(show_traceback: bool) -> Iterator[None]:
         if show_traceback or not isinstance(error, EXPECTED_ERRORS):
             traceback.print_exc()
         print(f"error: {describe(error)}", file=sys.stderr, flush=True)
-        raise ReportedError(1) from error
+        raise SystemExit(1) from error
 
 
 def describe(error: BaseException) -> str:
@@ -58,6 +54,11 @@ def describe(error: BaseException) -> str:
     if not raised_in:
         raised_in = [frame.filename for frame in traceback.extract_tb(error.__traceback__)]
     return line if _is_for_users(error, raised_in) else f"{line} (--traceback shows where)"
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's message, or its type if it has none."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def import_extra(name: str, extra: str) -> Any:

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..errors import TRUST_REMEDY
+from ..errors import TRUST_REMEDY, first_line
 from ..file_io import whole_file
 
 #: The content of a checkpoint file: the weights under ``model``, beside them whatever its writer kept.
@@ -94,7 +94,7 @@ def read_checkpoint(path: str | Path, *, trust: bool = False) -> Checkpoint:
         if trust:
             return _with_model(_trusted(read, file), file)
         raise UntrustedCheckpointError(
-            f"{path} is damaged, or holds objects other than tensors and plain containers ({_first_line(error)}), "
+            f"{path} is damaged, or holds objects other than tensors and plain containers ({first_line(error)}), "
             "which could run code. Save only the state dict"
         ) from error
     return _with_model(content, file)
@@ -120,7 +120,7 @@ def _read_safetensors(file: Path) -> dict[str, Any]:
             extras = json.loads((opened.metadata() or {}).get(_EXTRAS, "{}"))
             return {"model": {name: opened.get_tensor(name) for name in opened.keys()}, **extras}  # noqa: SIM118
     except (SafetensorError, json.JSONDecodeError) as error:
-        raise ValueError(f"{file} is damaged, or is not a safetensors file: {_first_line(error)}") from error
+        raise ValueError(f"{file} is damaged, or is not a safetensors file: {first_line(error)}") from error
 
 
 def _read_torch(file: Path, trust: bool) -> Any:
@@ -145,11 +145,7 @@ def _trusted(read: Callable[[Path, bool], Any], file: Path) -> Any:
             "the state dict on a machine that has it"
         ) from error
     except _DAMAGED as error:
-        raise ValueError(f"{file} is damaged: {_first_line(error)}") from error
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
+        raise ValueError(f"{file} is damaged: {first_line(error)}") from error
 
 
 def write_checkpoint(path: str | Path, content: Checkpoint) -> None:
