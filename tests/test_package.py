@@ -136,8 +136,8 @@ def test_a_wheel_has_the_package_and_all_configs(wheel):
     assert f"dynamic_sparse_rcnn-{dynamic_sparse_rcnn.__version__}" in wheel.name
     assert {f"dynamic_sparse_rcnn/{config}" for config in CONFIGS} <= names
     package = Path(dynamic_sparse_rcnn.__file__).parent
-    assert {f"dynamic_sparse_rcnn/{file.relative_to(package)}" for file in package.rglob("*.py")} <= names
-    assert {"dynamic_sparse_rcnn/py.typed", "dynamic_sparse_rcnn/report/page.html"} <= names
+    files = [*package.rglob("*.py"), *package.glob("released/*"), package / "py.typed", package / "report/page.html"]
+    assert {f"dynamic_sparse_rcnn/{file.relative_to(package)}" for file in files} <= names
     assert not [name for name in names if name.startswith(("tests", "tools", "configs"))]
 
 
