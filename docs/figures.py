@@ -27,7 +27,6 @@ from detectron2.structures import Boxes, BoxMode, Instances
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
-from torchvision.ops import box_convert
 
 from dynamic_sparse_rcnn import (
     BACKGROUND,
@@ -48,8 +47,9 @@ from dynamic_sparse_rcnn.data.datasets import register_dataset
 from dynamic_sparse_rcnn.data.mapper import DetectionMapper
 from dynamic_sparse_rcnn.data.shapes import ShapesConfig, generate_shapes
 from dynamic_sparse_rcnn.modeling.assignment.sinkhorn import sinkhorn
-from dynamic_sparse_rcnn.visualization.cascade import draw_assignment, draw_expert_proposals, draw_proposal_stages
+from dynamic_sparse_rcnn.visualization.cascade import draw_proposal_stages
 from dynamic_sparse_rcnn.visualization.figures import Image, image_grid
+from dynamic_sparse_rcnn.visualization.method import visualize_assignment, visualize_proposals
 
 SHAPES_CONFIG = "shapes/dynamic_sparse_rcnn_slim_R_50_FPN_20pro.yaml"
 SHAPES_FOLDER = Path("output/shapes")
@@ -117,17 +117,6 @@ def draw_cascade(cfg: CfgNode, scene: Scene) -> Image:
     boxes = torch.cat([scene.proposals.proposal_boxes.tensor[None], scene.predictions.boxes[:, 0]])
     followed = HungarianMatcher(cfg)(scene.costs).positive[-1, 0].nonzero()[:, 0]
     return draw_proposal_stages(scene.image, boxes, scores, followed.tolist())
-
-
-def draw_assignments(cfg: CfgNode, scene: Scene) -> Image:
-    """What the proposals of each stage learn, by Hungarian matching and by optimal transport."""
-    matchers = {"Hungarian": HungarianMatcher(cfg), "DLA": OptimalTransportMatcher(cfg)}
-    boxes, gt_boxes = scene.predictions.boxes[:, 0], scene.targets.boxes[0]
-    rows = [
-        draw_assignment(scene.image, gt_boxes, boxes, matcher(scene.costs).gt_index[:, 0], caption)
-        for caption, matcher in matchers.items()
-    ]
-    return image_grid(rows, columns=1)
 
 
 def plot_transport_plan(cfg: CfgNode, scene: Scene) -> Figure:
@@ -203,23 +192,6 @@ def plot_expert_weights(scenes: Sequence[Scene]) -> Figure:
     return figure
 
 
-def draw_experts(generator: DynamicProposalGenerator, scenes: Sequence[Scene]) -> Image:
-    """Each expert's boxes and what is mixed of them, an image a row; the proposals whose weights vary most."""
-    weights = torch.stack([scene.proposals.expert_weights for scene in scenes])
-    spread = weights.var(0, unbiased=False).mean(1)
-    drawn = spread.topk(min(NUM_EXPERT_PROPOSALS, len(spread))).indices.sort().values
-    experts = box_convert(generator.expert_boxes.detach(), "cxcywh", "xyxy")[:, drawn]
-    rows = []
-    for number, scene in enumerate(scenes, 1):
-        height, width = scene.proposals.image_size
-        mixed = scene.proposals.proposal_boxes.tensor[drawn]
-        pixels = experts.new_tensor([width, height, width, height])
-        rows.append(
-            draw_expert_proposals(scene.image, experts * pixels, mixed, weights[number - 1][drawn], f"image {number}")
-        )
-    return image_grid(rows, columns=1)
-
-
 def _plot_heat_map(figure: Figure, axes: Axes, values: Tensor, label: str) -> None:
     image = axes.imshow(values.numpy(), cmap="Blues", vmin=0, vmax=1, aspect="auto")
     axes.set_xticks([])
@@ -239,18 +211,20 @@ def main(arguments: Sequence[str] | None = None) -> None:
     register_dataset(data)
     records = {Path(record["file_name"]).name: record for record in DatasetCatalog.get(data)}
     names = MetadataCatalog.get(data).thing_classes
-    scenes = [look(cfg, detector, records[image], names) for image in args.images]
+    chosen = [records[image] for image in args.images]
+    scenes = [look(cfg, detector, record, names) for record in chosen]
     args.output.mkdir(parents=True, exist_ok=True)
-    write(draw_detections(predictor, [records[image] for image in args.images]), args.output / "detections.jpg")
+    write(draw_detections(predictor, chosen), args.output / "detections.jpg")
     write(draw_cascade(cfg, scenes[0]), args.output / "cascade.jpg")
-    write(draw_assignments(cfg, scenes[0]), args.output / "assignment.jpg")
+    write(visualize_assignment(cfg, detector, chosen[0]), args.output / "assignment.jpg")
     # Text as text, and the same file from the same detector.
     with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "docs", "font.size": 9}):
         plot_transport_plan(cfg, scenes[0]).savefig(args.output / "transport_plan.svg", **FORMAT)
         plot_units().savefig(args.output / "units.svg", **FORMAT)
         if isinstance(detector.proposal_generator, DynamicProposalGenerator):
             plot_expert_weights(scenes).savefig(args.output / "expert_weights.svg", **FORMAT)
-            write(draw_experts(detector.proposal_generator, scenes), args.output / "experts.jpg")
+            experts, _ = visualize_proposals(cfg, detector, chosen, NUM_EXPERT_PROPOSALS)
+            write(experts, args.output / "experts.jpg")
 
 
 def write(image: Image, path: Path) -> None:

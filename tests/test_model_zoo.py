@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import iopath.common.file_io
@@ -171,29 +169,3 @@ def test_the_command_that_makes_the_checkpoint_records_what_it_wrote(table, tmp_
     assert found["model"].keys() == trained.keys()
     for name, value in found["model"].items():
         assert torch.equal(value, trained[name].to(value.dtype)), name
-
-
-@pytest.mark.slow
-def test_an_installed_wheel_has_the_zoo(tmp_path):
-    command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation"]
-    files = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True)
-    if files.returncode:
-        pytest.skip("not a git checkout")
-    for name in files.stdout.splitlines():
-        target = tmp_path / "source" / name
-        target.parent.mkdir(parents=True, exist_ok=True)
-        target.write_bytes((ROOT / name).read_bytes())
-    subprocess.run([*command, "--wheel-dir", str(tmp_path), str(tmp_path / "source")], check=True)
-    (wheel,) = tmp_path.glob("*.whl")
-    site = tmp_path / "site"
-    subprocess.run([sys.executable, "-m", "zipfile", "-e", str(wheel), str(site)], check=True)
-    script = (
-        f"import sys; sys.path[:0] = [{str(site)!r}]; from dynamic_sparse_rcnn import model_zoo; "
-        "from dynamic_sparse_rcnn.checkpoints.released import released_checkpoints, local_checkpoint; "
-        "[local_checkpoint(x.file) for x in released_checkpoints()]; "
-        f"print(model_zoo.get_config_file({DEFAULT_CONFIG!r})); "
-        "print(model_zoo.get_config('coco/sparse_rcnn_R_50_FPN_100pro_3x.yaml').SOLVER.MAX_ITER)"
-    )
-    run = [sys.executable, "-c", script]
-    said = subprocess.run(run, cwd=tmp_path, capture_output=True, text=True, check=True).stdout.split()
-    assert said == [str(site / "dynamic_sparse_rcnn/configs" / DEFAULT_CONFIG), "270000"]

@@ -181,9 +181,7 @@ def test_exported_files_get_the_gpu_of_a_process_only_if_they_run_on_it(monkeypa
         raise Stop
 
     monkeypatch.setattr("dynamic_sparse_rcnn.prediction.predictor.Predictor", stop)
-    monkeypatch.setattr(
-        "dynamic_sparse_rcnn.prediction.distributed.processes_of_torchrun", lambda: nullcontext((0, "cuda:1"))
-    )
+    monkeypatch.setattr("dynamic_sparse_rcnn.engine.launch.processes_of_torchrun", lambda: nullcontext((0, "cuda:1")))
     parser = argparse.ArgumentParser()
     predict.add_parser(parser.add_subparsers())
     with pytest.raises(Stop):

@@ -111,6 +111,15 @@ def test_classes_without_objects_are_not_part_of_the_mean(tmp_path: Path) -> Non
     assert np.isnan(evaluate(VOCEvaluator(registered(empty), 2012), detect(empty))["voc2012"]["AP50"])
 
 
+def test_objects_that_no_detection_could_match_do_not_count(tmp_path: Path) -> None:
+    coco = coco_content(PLAIN)
+    plain = registered(write_coco(tmp_path / "plain", coco))
+    coco["annotations"].append(coco["annotations"][0] | {"id": 99, "bbox": [500, 500, 20, 20]})
+    more = registered(write_coco(tmp_path / "more", coco))
+    pairs = detect(plain)
+    assert evaluate(VOCEvaluator(more, 2012), pairs) == evaluate(VOCEvaluator(plain, 2012), pairs)
+
+
 def test_the_style_is_that_of_the_set_unless_the_config_says_otherwise(voc_folder: Path, tmp_path: Path) -> None:
     coco = registered(write_coco(tmp_path / "coco", coco_content(CONTENT)))
     assert voc_year("auto", f"voc:{voc_folder}:train") == 2012

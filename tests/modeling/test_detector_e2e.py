@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from detectron2.data import transforms as T
 from detectron2.modeling import build_model
 from detectron2.structures import Boxes, Instances
 from detectron2.utils.events import EventStorage
@@ -148,12 +149,14 @@ def test_minus_one_detections_an_image_means_all_of_them(tiny_dynamic_cfg, make_
     unlimited = build_model(tiny_dynamic_cfg).eval()
     unlimited.load_state_dict(model.state_dict())
     augmented = DetectorWithTTA(tiny_dynamic_cfg, unlimited)
+    augmented.tta_mapper = lambda image: [image | {"transforms": T.TransformList([])}] * 2
     with torch.no_grad():
         for found, expected in zip(unlimited(inputs), model(inputs), strict=True):
             assert len(found["instances"]) == len(expected["instances"])
             torch.testing.assert_close(found["instances"].scores, expected["instances"].scores)
         merged = Instances.cat([x["instances"] for x in model(inputs[:1])] * 2)
-    assert len(augmented._merge(merged)) == len(merged[keep_of(merged)])
+        (found,) = augmented(inputs[:1])
+    assert len(found["instances"]) == len(merged[keep_of(merged)])
 
 
 def keep_of(detections: Instances) -> torch.Tensor:

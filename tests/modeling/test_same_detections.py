@@ -96,12 +96,6 @@ def test_predictor(setting, expected, route):
 
 
 @pytest.mark.slow
-def test_detectron2s_default_predictor(setting, expected):
-    predictor = DefaultPredictor(setting["cfg"])
-    assert_same([detections(predictor(cv2.imread(file))["instances"]) for file in setting["images"]], expected)
-
-
-@pytest.mark.slow
 def test_evaluation_from_the_command_line(setting, expected):
     arguments = ["--config-file", str(setting["folder"] / "config.yaml"), "--eval-only"]
     engine_main.main(argument_parser().parse_args(arguments))

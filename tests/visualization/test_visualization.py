@@ -166,21 +166,6 @@ def test_seven_panels_of_six_stages_fill_two_rows():
     assert picture.shape == (2 * (400 + CAPTION + GAP) - GAP, 4 * (500 + GAP) - GAP, 3)
 
 
-@pytest.mark.parametrize(
-    ("boxes_shape", "scores_shape", "highlighted", "message"),
-    [
-        ((3, 5, 4), (3, 5), [], "stage_boxes"),
-        ((3, 5, 4), (2, 4), [], "stage_boxes"),
-        ((3, 5, 4), (5,), [], "stage_boxes"),
-        ((3, 5, 4), (2, 5), [5], "highlighted"),
-        ((3, 5, 4), (2, 5), [-1], "highlighted"),
-    ],
-)
-def test_stages_that_do_not_belong_together_are_an_error(boxes_shape, scores_shape, highlighted, message):
-    with pytest.raises(ValueError, match=message):
-        draw_proposal_stages(gray_image(), torch.zeros(boxes_shape), torch.zeros(scores_shape), highlighted)
-
-
 def test_grid_puts_images_in_reading_order_on_white():
     images = [np.full((10 + i, 20, 3), i, np.uint8) for i in range(3)]
     grid = image_grid(images, columns=2)
@@ -200,11 +185,6 @@ def test_an_assignment_has_a_row_of_stages_and_the_color_of_the_ground_truth():
     for panel in (first, second):
         assert tuple(panel[100, 150]) == tuple(panel[189, 100])  # ground truth 0 and its proposal
         assert tuple(panel[275, 300]) != tuple(panel[389, 400])  # ground truth 1, which has none
-
-
-def test_an_assignment_of_wrong_shapes_is_refused():
-    with pytest.raises(ValueError, match=r"gt_boxes must be \(G,4\)"):
-        draw_assignment(gray_image(), torch.zeros(1, 4), torch.zeros(2, 3, 4), torch.zeros(2, 4), "any")
 
 
 def test_grid_is_no_wider_than_its_images():

@@ -21,7 +21,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from .config import add_dynamic_sparse_rcnn_config
-from .errors import TRUST_REMEDY
+from .errors import TRUST_REMEDY, first_line
 
 _ABSENT = object()
 _PYTHON_TAG = "tag:yaml.org,2002:python/"
@@ -201,19 +201,19 @@ def _read_lazy_config(file: str, options: Sequence[str]) -> Any:
     try:
         cfg = LazyConfig.load(file) if file.endswith(".py") else _load_lazy_yaml(file)
     except Exception as error:  # it is a program
-        raise ConfigError(f"{file} cannot be read: {type(error).__name__}: {_first_line(error)}") from error
+        raise ConfigError(f"{file} cannot be read: {type(error).__name__}: {first_line(error)}") from error
     for option in options:
         try:
             (override,) = OverridesParser.create().parse_overrides([option])
         except HydraException as error:
-            raise ConfigError(f"{option!r} is not of the form key=value: {_first_line(error)}") from error
+            raise ConfigError(f"{option!r} is not of the form key=value: {first_line(error)}") from error
         if override.is_delete():
             raise ConfigError(f"{option!r}: keys cannot be deleted; set it to null")
         _override(cfg, override.key_or_group, override.value(), is_new=override.is_add())
     try:
         OmegaConf.to_container(cfg, resolve=True)
     except OmegaConfBaseException as error:
-        raise ConfigError(f"{file} with {list(options)}: {_first_line(error)}") from error
+        raise ConfigError(f"{file} with {list(options)}: {first_line(error)}") from error
     _expand_home(cfg)
     return cfg
 
@@ -241,7 +241,7 @@ def _override(cfg: DictConfig, key: str, value: Any, is_new: bool) -> None:
     try:
         OmegaConf.update(cfg, key, value, merge=True)
     except OmegaConfBaseException as error:
-        raise ConfigError(f"{key}={value!r} cannot be set: {_first_line(error)}") from error
+        raise ConfigError(f"{key}={value!r} cannot be set: {first_line(error)}") from error
 
 
 def _lazy_items(node: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -267,7 +267,3 @@ def _fits(old: Any, value: Any) -> bool:
     if isinstance(old, (int, float)):
         return isinstance(value, (int, float, list)) and not isinstance(value, bool)
     return isinstance(value, dict) if isinstance(old, DictConfig) else True
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]

@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 import argparse
+import importlib
 import re
 import sys
 import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 #: What wrong input, a missing file or a full disk can raise. Anything else is a fault of the program.
 EXPECTED_ERRORS = (OSError, ValueError, KeyError, ImportError, RuntimeError, FloatingPointError)
 #: What to do about a file that could run code, where the command has this option.
 TRUST_REMEDY = "if you trust where the file comes from, use --trust-checkpoint"
-
-
-class ReportedError(SystemExit):
-    """The end of a process whose error has been printed."""
 
 
 def add_traceback_option(parser: argparse.ArgumentParser) -> None:
@@ -33,7 +31,7 @@ def one_line_errors(show_traceback: bool) -> Iterator[None]:
         show_traceback: whether the stack trace precedes the line; that of an unexpected error always does.
 
     Raises:
-        ReportedError: in place of any other exception.
+        SystemExit: in place of any other exception.
     """
     try:
         yield
@@ -41,7 +39,7 @@ def one_line_errors(show_traceback: bool) -> Iterator[None]:
         if show_traceback or not isinstance(error, EXPECTED_ERRORS):
             traceback.print_exc()
         print(f"error: {describe(error)}", file=sys.stderr, flush=True)
-        raise ReportedError(1) from error
+        raise SystemExit(1) from error
 
 
 def describe(error: BaseException) -> str:
@@ -56,6 +54,23 @@ def describe(error: BaseException) -> str:
     if not raised_in:
         raised_in = [frame.filename for frame in traceback.extract_tb(error.__traceback__)]
     return line if _is_for_users(error, raised_in) else f"{line} (--traceback shows where)"
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's message, or its type if it has none."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def import_extra(name: str, extra: str) -> Any:
+    """Imports a package that only some uses need.
+
+    Raises:
+        ImportError: it is not installed; says which extra brings it.
+    """
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        raise ImportError(f"{name} is needed: pip install 'dynamic-sparse-rcnn[{extra}]'") from error
 
 
 def _without_trace(message: str) -> tuple[str, list[str]]:

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from dynamic_sparse_rcnn.data.checks import load_checked_dataset, report_dataset, require_boxes
 from dynamic_sparse_rcnn.data.checks.inspection import check_records
-from dynamic_sparse_rcnn.data.records import BoxProblem, find_box_problems
+from dynamic_sparse_rcnn.data.records import BoxProblem, BoxTable
 
 BCCD = Path(os.environ.get("BCCD_FOLDER", "-"))
 CLASSES = ("ant", "bee", "cell")
@@ -162,9 +162,9 @@ COORDINATE = st.one_of(st.integers(-3, 12).map(float), st.floats(width=64))
 @settings(deadline=None)
 @given(st.lists(st.tuples(*[COORDINATE] * 4, st.integers(1, 9), st.integers(1, 9)), min_size=1, max_size=20))
 def test_problems_of_any_boxes_are_those_of_the_plain_rule(rows: list[tuple[float, ...]]) -> None:
-    table = np.array(rows, dtype=np.float64)
-    found = find_box_problems(table[:, :4], table[:, 4:])
-    assert found.tolist() == [problem_of(row[:4], row[4], row[5]) for row in rows]
+    numbers, nothing = np.array(rows, dtype=np.float64), np.zeros(len(rows), np.int64)
+    table = BoxTable(nothing, numbers[:, :4], nothing, nothing.astype(bool), image_sizes=numbers[:, 4:])
+    assert table.find_problems().tolist() == [problem_of(row[:4], row[4], row[5]) for row in rows]
 
 
 def test_missing_images_are_counted_and_the_first_five_named(folder: Path) -> None:

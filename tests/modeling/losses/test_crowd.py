@@ -9,7 +9,7 @@ from detectron2.structures import Boxes, Instances
 from detectron2.utils.events import EventStorage
 
 from dynamic_sparse_rcnn import BatchedTargets, SetCriterion, StagePredictions
-from dynamic_sparse_rcnn.modeling.losses.crowd import inside_crowd
+from dynamic_sparse_rcnn.modeling.losses.terms import inside_crowd
 
 CPU = torch.device("cpu")
 

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..errors import TRUST_REMEDY
+from ..errors import TRUST_REMEDY, first_line
 from ..file_io import whole_file
 
 #: The content of a checkpoint file: the weights under ``model``, beside them whatever its writer kept.
@@ -87,14 +87,14 @@ def read_checkpoint(path: str | Path, *, trust: bool = False) -> Checkpoint:
         return _read_safetensors(file)
     if file.suffix not in SUFFIXES:
         raise ValueError(f"{path} is no checkpoint: its suffix is none of {', '.join(SUFFIXES)}")
-    safe, trusting = (_read_torch, _read_torch_trusting) if file.suffix in _TORCH else (_read_pickle, _trusting_pickle)
+    read = _read_torch if file.suffix in _TORCH else _read_pickle
     try:
-        content = safe(file)
+        content = read(file, False)
     except _DAMAGED as error:
         if trust:
-            return _with_model(_trusted(trusting, file), file)
+            return _with_model(_trusted(read, file), file)
         raise UntrustedCheckpointError(
-            f"{path} is damaged, or holds objects other than tensors and plain containers ({_first_line(error)}), "
+            f"{path} is damaged, or holds objects other than tensors and plain containers ({first_line(error)}), "
             "which could run code. Save only the state dict"
         ) from error
     return _with_model(content, file)
@@ -120,44 +120,32 @@ def _read_safetensors(file: Path) -> dict[str, Any]:
             extras = json.loads((opened.metadata() or {}).get(_EXTRAS, "{}"))
             return {"model": {name: opened.get_tensor(name) for name in opened.keys()}, **extras}  # noqa: SIM118
     except (SafetensorError, json.JSONDecodeError) as error:
-        raise ValueError(f"{file} is damaged, or is not a safetensors file: {_first_line(error)}") from error
+        raise ValueError(f"{file} is damaged, or is not a safetensors file: {first_line(error)}") from error
 
 
-def _read_torch(file: Path) -> Any:
+def _read_torch(file: Path, trust: bool) -> Any:
     # Files of MAE, and of others whose scripts follow it, hold the arguments of their runs besides the weights.
     # (PyTorch 2.4 can only add for good.)
     torch.serialization.add_safe_globals([argparse.Namespace])
-    return torch.load(file, map_location="cpu", weights_only=True)
+    return torch.load(file, map_location="cpu", weights_only=not trust)
 
 
-def _read_torch_trusting(file: Path) -> Any:
-    return torch.load(file, map_location="cpu", weights_only=False)
-
-
-def _read_pickle(file: Path) -> Any:
+def _read_pickle(file: Path, trust: bool) -> Any:
+    kind = pickle.Unpickler if trust else _ArrayUnpickler
     with file.open("rb") as opened:
-        return _ArrayUnpickler(opened, encoding="latin1").load()
+        return kind(opened, encoding="latin1").load()
 
 
-def _trusting_pickle(file: Path) -> Any:
-    with file.open("rb") as opened:
-        return pickle.load(opened, encoding="latin1")
-
-
-def _trusted(read: Callable[[Path], Any], file: Path) -> Any:
+def _trusted(read: Callable[[Path, bool], Any], file: Path) -> Any:
     try:
-        return read(file)
+        return read(file, True)
     except ImportError as error:
         raise ValueError(
             f"{file} holds objects of a library that is not installed ({error}): install it, or save only "
             "the state dict on a machine that has it"
         ) from error
     except _DAMAGED as error:
-        raise ValueError(f"{file} is damaged: {_first_line(error)}") from error
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
+        raise ValueError(f"{file} is damaged: {first_line(error)}") from error
 
 
 def write_checkpoint(path: str | Path, content: Checkpoint) -> None:

@@ -16,7 +16,7 @@ from typing import IO, Any
 from detectron2.utils.file_io import PathHandler, PathManager
 from iopath.common.file_io import get_cache_dir
 
-from ..file_io import whole_file
+from ..file_io import write_json
 from .files import as_tensor, read_checkpoint, write_checkpoint
 
 PREFIX = "dynamic-sparse-rcnn://"
@@ -67,8 +67,7 @@ def record_checkpoint(checkpoint: ReleasedCheckpoint, folder: Path | None = None
     folder = folder or FOLDER
     others = [entry for entry in released_checkpoints(folder) if entry.config != checkpoint.config]
     entries = sorted([*others, checkpoint], key=lambda entry: entry.config)
-    with whole_file(folder / _TABLE) as file:
-        file.write((json.dumps([asdict(entry) for entry in entries], indent=2) + "\n").encode())
+    write_json([asdict(entry) for entry in entries], folder / _TABLE, indent=2)
 
 
 def sha256_of(path: str | Path) -> str:

@@ -38,7 +38,7 @@ def run(args: argparse.Namespace) -> None:
     import tempfile
 
     from ..data.formats import expand_folders
-    from ..extras import import_extra
+    from ..errors import import_extra
     from ..prediction.predictor import Predictor
 
     # Before Gradio is imported, which reads them then.

@@ -50,7 +50,7 @@ def run(args: argparse.Namespace) -> None:
     """
     from detectron2.utils.logger import setup_logger
 
-    from ..prediction.distributed import processes_of_torchrun
+    from ..engine.launch import processes_of_torchrun
     from ..prediction.job import JobOptions, predict_to_files
     from ..prediction.predictor import Predictor
     from ..prediction.sources import open_source

@@ -7,7 +7,6 @@ import logging
 import os
 import re
 from collections.abc import Sequence
-from typing import TypedDict
 
 import numpy as np
 from detectron2.data import DatasetCatalog, MetadataCatalog
@@ -26,16 +25,7 @@ _LARGEST_AREA = 1e10
 _IMAGE_KEYS = ("file_name", "width", "height")
 
 
-class CocoJson(TypedDict):
-    """The content of a COCO annotation file."""
-
-    info: dict[str, str]
-    images: list[Record]
-    annotations: list[Record]
-    categories: list[Record]
-
-
-def coco_content(records: Sequence[Record], classes: Classes) -> CocoJson:
+def coco_content(records: Sequence[Record], classes: Classes) -> Record:
     """Turns records into the content of a COCO annotation file.
 
     Leaves out boxes that no detection could match: not finite, without area, or outside of the image. Single pixels

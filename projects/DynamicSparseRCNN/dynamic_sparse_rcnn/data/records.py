@@ -75,38 +75,30 @@ class BoxTable:
         )
 
     def find_problems(self, max_point_side: float = MAX_POINT_SIDE) -> npt.NDArray[np.int64]:
-        """See :func:`find_box_problems`."""
-        return find_box_problems(self.boxes, self.image_sizes, max_point_side)
+        """Finds the unusable boxes.
 
+        A box is degenerate if a side is zero or negative, or if its part in the image is a point: both sides at most
+        ``max_point_side``. Lines one pixel wide and boxes partly outside of the image are usable.
 
-def find_box_problems(
-    boxes: npt.NDArray[np.float64], image_sizes: npt.NDArray[np.float64], max_point_side: float = MAX_POINT_SIDE
-) -> npt.NDArray[np.int64]:
-    """Finds the unusable boxes.
+        Args:
+            max_point_side: in pixels.
 
-    A box is degenerate if a side is zero or negative, or if its part in the image is a point: both sides at most
-    ``max_point_side``. Lines one pixel wide and boxes partly outside of the image are usable.
-
-    Args:
-        boxes: (N, 4) float, absolute xyxy pixels.
-        image_sizes: (N, 2) float, width and height of each box's image; infinite where unknown.
-        max_point_side: in pixels.
-
-    Returns:
-        (N,) int64, values of ``BoxProblem``.
-    """
-    with np.errstate(invalid="ignore", over="ignore"):
-        sides = boxes[:, 2:] - boxes[:, :2]
-        visible_sides = np.minimum(boxes[:, 2:], image_sizes) - np.maximum(boxes[:, :2], 0)
-        non_finite = ~(np.isfinite(boxes).all(axis=1) & np.isfinite(sides).all(axis=1))
-        empty = (sides <= 0).any(axis=1)
-        outside = (visible_sides <= 0).any(axis=1)
-        point = (visible_sides <= max_point_side + _ROUNDING).all(axis=1)
-    return np.select(
-        [non_finite, empty, outside, point],
-        [BoxProblem.NON_FINITE, BoxProblem.DEGENERATE, BoxProblem.OUTSIDE, BoxProblem.DEGENERATE],
-        default=BoxProblem.NONE,
-    ).astype(np.int64)
+        Returns:
+            (N,) int64, values of ``BoxProblem``.
+        """
+        low, high = self.boxes[:, :2], self.boxes[:, 2:]
+        with np.errstate(invalid="ignore", over="ignore"):
+            sides = high - low
+            visible_sides = np.minimum(high, self.image_sizes) - np.maximum(low, 0)
+            non_finite = ~(np.isfinite(self.boxes).all(axis=1) & np.isfinite(sides).all(axis=1))
+            empty = (sides <= 0).any(axis=1)
+            outside = (visible_sides <= 0).any(axis=1)
+            point = (visible_sides <= max_point_side + _ROUNDING).all(axis=1)
+        return np.select(
+            [non_finite, empty, outside, point],
+            [BoxProblem.NON_FINITE, BoxProblem.DEGENERATE, BoxProblem.OUTSIDE, BoxProblem.DEGENERATE],
+            default=BoxProblem.NONE,
+        ).astype(np.int64)
 
 
 def _xyxy(annotations: Sequence[Record], where: Callable[[int], str]) -> npt.NDArray[np.float64]:

@@ -13,8 +13,6 @@ from ..file_io import write_image, write_json
 from .records import Record
 from .shape_images import SHAPE_CLASSES, ShapesConfig, ShapesImage, draw_image
 
-__all__ = ["SHAPE_CLASSES", "ShapesConfig", "ShapesPaths", "generate_shapes"]
-
 # Part of what decides whether an existing set is reused: raise it whenever the drawing changes.
 DRAWING_VERSION = 1
 _DESCRIPTION = "Generated shapes"

@@ -13,8 +13,7 @@ from detectron2.layers import batched_nms
 from detectron2.structures import Boxes, Instances
 from torch import Tensor, nn
 
-from ..errors import TRUST_REMEDY
-from ..extras import import_extra
+from ..errors import TRUST_REMEDY, import_extra
 from .exportable import INPUT_NAMES, NO_CLASS
 from .inputs import Feed, prepare
 from .metadata import ENTRIES, SUFFIXES, ExportMetadata

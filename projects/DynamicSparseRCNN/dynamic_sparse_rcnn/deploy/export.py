@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch._dynamo.exc import UserError
 
-from ..extras import import_extra
+from ..errors import first_line, import_extra
 from ..file_io import whole_file
 from .exportable import INPUT_NAMES, OUTPUT_NAMES, ExportableDetector
 from .metadata import ExportMetadata
@@ -125,7 +125,7 @@ def _names_backbone(exportable: ExportableDetector, size: tuple[int, int] | None
         remedy = (
             "give a fixed size (--size HxW), which some backbones need" if size is None else "take another backbone"
         )
-        reason = (str(error.__cause__ or error).strip().splitlines() or [type(error).__name__])[0]
+        reason = first_line(error.__cause__ or error)
         raise ValueError(
             f"PyTorch cannot export this detector, with the backbone {model}: {remedy} ({reason})"
         ) from error

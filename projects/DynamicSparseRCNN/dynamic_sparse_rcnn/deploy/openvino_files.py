@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from ..extras import import_extra
+from ..errors import import_extra
 from ..file_io import whole_file
 from .metadata import ExportMetadata
 

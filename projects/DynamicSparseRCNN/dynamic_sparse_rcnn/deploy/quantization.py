@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from ..data.images import read_image
-from ..extras import import_extra
+from ..errors import import_extra
 from .inputs import Feed, prepare
 from .metadata import ExportMetadata
 

@@ -38,11 +38,9 @@ class LossEvaluator(DatasetEvaluator):
                 f"targets_class, as SparseRCNN has; {type(detector).__name__} lacks one of them. Set it to False."
             )
         self._detector: Any = detector
-        self._hook: torch.utils.hooks.RemovableHandle | None = None
 
     def reset(self) -> None:
         """Forgets all images, and hooks into the head."""
-        self._stop()
         self._sums: list[LossSums] = []
         self._hook = self._detector.head.register_forward_hook(self._keep)
 
@@ -66,7 +64,7 @@ class LossEvaluator(DatasetEvaluator):
 
     def evaluate(self) -> dict[str, dict[str, float]] | None:
         """The losses of all processes' images in the main process, None in the others."""
-        self._stop()
+        self._hook.remove()
         gathered = [sums for own in comm.gather(self._sums) for sums in own]
         if not comm.is_main_process() or not gathered:
             return None
@@ -76,11 +74,6 @@ class LossEvaluator(DatasetEvaluator):
 
     def _keep(self, head: nn.Module, arguments: object, predictions: StagePredictions) -> None:
         self._predictions = predictions
-
-    def _stop(self) -> None:
-        if self._hook is not None:
-            self._hook.remove()
-            self._hook = None
 
 
 def _add(parts: Sequence[LossSums]) -> LossSums:

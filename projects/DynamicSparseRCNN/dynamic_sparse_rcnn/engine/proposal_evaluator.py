@@ -34,11 +34,9 @@ class ProposalEvaluator(DatasetEvaluator):
             proposal_generator: the evaluated model's, of detectron2's contract.
         """
         self._generator = proposal_generator
-        self._hook: torch.utils.hooks.RemovableHandle | None = None
 
     def reset(self) -> None:
         """Forgets all images, and hooks into the generator."""
-        self._stop()
         self._found: list[Tensor] = []
         self._weights: list[Tensor] = []
         self._proposals: Sequence[Instances] = ()
@@ -59,7 +57,7 @@ class ProposalEvaluator(DatasetEvaluator):
 
     def evaluate(self) -> dict[str, dict[str, float]] | None:
         """The metrics of all processes' images in the main process, None in the others."""
-        self._stop()
+        self._hook.remove()
         gathered = comm.gather((self._found, self._weights))
         if not comm.is_main_process():
             return None
@@ -74,11 +72,6 @@ class ProposalEvaluator(DatasetEvaluator):
 
     def _keep(self, generator: nn.Module, arguments: object, result: tuple[list[Instances], object]) -> None:
         self._proposals = result[0]
-
-    def _stop(self) -> None:
-        if self._hook is not None:
-            self._hook.remove()
-            self._hook = None
 
 
 def _find(truths: Instances, proposals: Instances) -> Tensor:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from ..data.records import Record
-from ..modeling.losses.normalizer import average_over_ranks
+from ..modeling.losses.criterion import average_over_ranks
 from .hooks import State
 from .precision import autocast
 

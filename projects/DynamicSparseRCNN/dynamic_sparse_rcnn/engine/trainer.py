@@ -80,19 +80,16 @@ class Trainer(TrainingRun):
             evaluators: one a test set; by default those of :meth:`build_evaluator`, with what only the inside of a
                 detector tells.
         """
-
-        if evaluators is not None:
-            evaluators = [evaluators] if isinstance(evaluators, DatasetEvaluator) else evaluators
-            if len(evaluators) != len(cfg.DATASETS.TEST):
-                raise ValueError(f"DATASETS.TEST has {len(cfg.DATASETS.TEST)} sets, but {len(evaluators)} evaluators")
-
-        def evaluator_of(position: int, name: str) -> DatasetEvaluator:
-            if evaluators is not None:
-                return evaluators[position]
-            return with_diagnostics(cls.build_evaluator(cfg, name), model, loss=cfg.TEST.LOSS)
-
+        names = cfg.DATASETS.TEST
+        given = [evaluators] if isinstance(evaluators, DatasetEvaluator) else evaluators
+        if given is not None and len(given) != len(names):
+            raise ValueError(f"DATASETS.TEST has {len(names)} sets, but {len(given)} evaluators")
         test_sets = (
-            (name, cls.build_test_loader(cfg, name), evaluator_of(position, name))
-            for position, name in enumerate(cfg.DATASETS.TEST)
+            (
+                name,
+                cls.build_test_loader(cfg, name),
+                given[i] if given else with_diagnostics(cls.build_evaluator(cfg, name), model, loss=cfg.TEST.LOSS),
+            )
+            for i, name in enumerate(names)
         )
         return evaluate(model, test_sets, from_yaml.evaluation_dtype(cfg))

@@ -13,12 +13,12 @@ import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.evaluation import DatasetEvaluator, PascalVOCDetectionEvaluator
 from detectron2.evaluation.pascal_voc_evaluation import parse_rec
-from detectron2.structures import BoxMode, Instances
+from detectron2.structures import Instances
 from detectron2.utils import comm
 
 from ..data.datasets import register_dataset
 from ..data.formats.voc import load_voc
-from ..data.records import BoxProblem, Record, find_box_problems
+from ..data.records import BoxProblem, BoxTable, Record
 
 logger = logging.getLogger(__name__)
 
@@ -89,15 +89,10 @@ def _ground_truth(dataset_name: str) -> list[Record]:
 
 def _counted(record: Record) -> list[Record]:
     """The objects of an image that some detection could match, as COCO's evaluation has them; boxes in xyxy."""
-    objects = record.get("annotations", [])
-    boxes = [BoxMode.convert(list(o["bbox"]), o["bbox_mode"], BoxMode.XYXY_ABS) for o in objects]
-    sizes = np.full((len(boxes), 2), [record["width"], record["height"]], dtype=np.float64)
-    problems = find_box_problems(np.array(boxes, dtype=np.float64).reshape(-1, 4), sizes, max_point_side=0.0)
-    return [
-        {**o, "bbox": box}
-        for o, box, problem in zip(objects, boxes, problems, strict=True)
-        if problem == BoxProblem.NONE
-    ]
+    table = BoxTable.from_records([record])
+    usable = table.find_problems(max_point_side=0.0) == BoxProblem.NONE
+    boxes = zip(record.get("annotations", ()), table.boxes.tolist(), usable, strict=True)
+    return [{**o, "bbox": box} for o, box, counts in boxes if counts]
 
 
 def _ignored(obj: Record) -> bool:

@@ -11,7 +11,7 @@ from detectron2.config import CfgNode, configurable
 from detectron2.layers import batched_nms
 from detectron2.modeling import DatasetMapperTTA
 from detectron2.structures import Boxes, Instances
-from torch import Tensor, nn
+from torch import nn
 
 from .structures import ModelInput
 
@@ -80,22 +80,15 @@ class DetectorWithTTA(nn.Module):
         inputs = {"height": height, "width": width} | inputs
         size = (inputs["height"], inputs["width"])
         versions = self.tta_mapper({**inputs, "image": inputs["image"].cpu()})
-        found = [
-            _mapped_back(output, version["transforms"], size)
-            for start in range(0, len(versions), self.batch_size)
-            for version, output in self._run(versions[start : start + self.batch_size])
-        ]
-        return self._merge(Instances.cat(found))
-
-    def _run(self, versions: list[ModelInput]) -> list[tuple[ModelInput, Instances]]:
-        """Returns each version with its detections, in pixels of that version."""
-        plain = [{"image": version["image"]} for version in versions]
-        return [(version, output["instances"]) for version, output in zip(versions, self.model(plain), strict=True)]
-
-    def _merge(self, detections: Instances) -> Instances:
-        boxes: Tensor = detections.pred_boxes.tensor
-        keep = batched_nms(boxes, detections.scores, detections.pred_classes, self.nms_threshold)
-        return detections[keep[: self.num_detections]]
+        found: list[Instances] = []
+        for start in range(0, len(versions), self.batch_size):
+            batch = versions[start : start + self.batch_size]
+            outputs = self.model([{"image": version["image"]} for version in batch])
+            for version, output in zip(batch, outputs, strict=True):
+                found.append(_mapped_back(output["instances"], version["transforms"], size))
+        merged = Instances.cat(found)
+        keep = batched_nms(merged.pred_boxes.tensor, merged.scores, merged.pred_classes, self.nms_threshold)
+        return merged[keep[: self.num_detections]]
 
 
 def _mapped_back(detections: Instances, transforms: Any, size: tuple[int, int]) -> Instances:

@@ -110,18 +110,16 @@ def predict_to_files(
 
 def _in_main_process(function: Any) -> Any:
     """What a function gives in the main process, in all of them; its error too."""
-    results = comm.all_gather(_attempt(function) if comm.is_main_process() else None)
-    result, error = results[0]
+    result, error = None, None
+    if comm.is_main_process():
+        try:
+            result = function()
+        except Exception as caught:
+            error = caught
+    result, error = comm.all_gather((result, error))[0]
     if error is not None:
         raise error
     return result
-
-
-def _attempt(function: Any) -> tuple[Any, Exception | None]:
-    try:
-        return function(), None
-    except Exception as error:
-        return None, error
 
 
 def _units(sources: Sequence[FrameSource], max_frames: int | None) -> dict[str, Video | None]:

@@ -81,11 +81,7 @@ class Predictor:
         self.score_threshold = loaded.score_threshold if score_threshold is None else score_threshold
         self.batch_size = batch_size
         self.tiles = tiles
-        self._device = loaded.device
-        self._dtype = loaded.autocast_dtype
-        self._augmentations = loaded.augmentations
-        self._resize = loaded.resize
-        self._image_format = loaded.image_format
+        self._loaded = loaded
 
     def __call__(self, image: str | Path | InMemory) -> Prediction:
         """The detections in one image.
@@ -124,7 +120,7 @@ class Predictor:
     def usable(self, source: FrameSource) -> Iterator[Frame]:
         """The images of a source, but for those that nothing is left of at the detector's size: it reports them."""
         for frame in source:
-            problem = self._resize.problem(*frame.pixels.shape[1::-1]) if self._resize else ""
+            problem = self._loaded.resize.problem(*frame.pixels.shape[1::-1]) if self._loaded.resize else ""
             if problem:
                 source.report(frame.name, f"it {problem}")
             else:
@@ -152,20 +148,20 @@ class Predictor:
         tiles = [tile for tile, _ in parts]
         found = [x for batch in batches(tiles, self.batch_size) for x in self._detect(batch, lowest)]
         height, width = tiles[-1].pixels.shape[:2]
-        return merge(found, parts, 1 / self._resize.scale(width, height) if self._resize else 1.0)
+        return merge(found, parts, 1 / self._loaded.resize.scale(width, height) if self._loaded.resize else 1.0)
 
     @torch.no_grad()
     def _detect(self, frames: Sequence[Frame], lowest: float) -> list[Instances]:
-        with autocast(self._dtype, self._device):
+        with autocast(self._loaded.autocast_dtype, self._loaded.device):
             outputs = self.model([self.to_input(frame) for frame in frames]) if frames else []
         found = [output["instances"].to("cpu") for output in outputs]
         return [instances[instances.scores >= lowest] for instances in found]
 
     def to_input(self, frame: Frame) -> dict[str, Any]:
         """What the detector is given for an image: detectron2's dict, with the image resized."""
-        pixels = frame.pixels if self._image_format == "RGB" else frame.pixels[..., ::-1]
+        pixels = frame.pixels if self._loaded.image_format == "RGB" else frame.pixels[..., ::-1]
         augmented = T.AugInput(pixels)
-        self._augmentations(augmented)
+        self._loaded.augmentations(augmented)
         image = torch.as_tensor(np.ascontiguousarray(augmented.image.transpose(2, 0, 1)))
         height, width = frame.pixels.shape[:2]
         return {"image": image, "height": height, "width": width, "file_name": frame.name}

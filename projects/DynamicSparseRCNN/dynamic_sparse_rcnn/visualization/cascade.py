@@ -27,11 +27,7 @@ def draw_proposal_stages(
 
     Returns:
         (H', W', 3) uint8.
-
-    Raises:
-        ValueError: the image or the tensors have other shapes, or an index is out of range.
     """
-    _check_stages(stage_boxes, stage_scores, highlighted)
     panels = [
         with_caption(
             draw_proposals(image_rgb, boxes, highlighted, stage_scores[stage - 1] if stage else None),
@@ -76,15 +72,7 @@ def draw_assignment(image_rgb: Image, gt_boxes: Tensor, stage_boxes: Tensor, gt_
 
     Returns:
         (H', W', 3) uint8, one row of S panels.
-
-    Raises:
-        ValueError: the image or the tensors have other shapes.
     """
-    if gt_boxes.shape[1:] != (4,) or stage_boxes.shape != (*gt_index.shape, 4):
-        raise ValueError(
-            f"gt_boxes must be (G,4), stage_boxes (S,P,4) and gt_index (S,P), "
-            f"got {tuple(gt_boxes.shape)}, {tuple(stage_boxes.shape)} and {tuple(gt_index.shape)}"
-        )
     panels = []
     for stage, (boxes, indices) in enumerate(zip(stage_boxes, gt_index, strict=True), 1):
         panel = draw_assigned(image_rgb, gt_boxes, boxes, indices)
@@ -130,19 +118,8 @@ def draw_expert_proposals(
 
     Returns:
         (H', W', 3) uint8, one row of E + 1 panels.
-
-    Raises:
-        ValueError: the image or the tensors have other shapes.
     """
-    experts, proposals = expert_boxes.shape[:2]
-    if expert_boxes.shape[2:] != (4,) or mixed_boxes.shape != (proposals, 4):
-        raise ValueError(
-            f"expert_boxes must be (E,P,4) and mixed_boxes (P,4), "
-            f"got {tuple(expert_boxes.shape)} and {tuple(mixed_boxes.shape)}"
-        )
-    if expert_weights.shape != (proposals, experts):
-        raise ValueError(f"expert_weights must be {(proposals, experts)}, got {tuple(expert_weights.shape)}")
-    colors = distinct_colors(proposals)
+    colors = distinct_colors(len(mixed_boxes))
     weights, strongest = expert_weights.max(1)
     labels = [f"{e + 1}: {w:.0%}" for e, w in zip(strongest.tolist(), weights.tolist(), strict=True)]
     panels = [
@@ -151,15 +128,3 @@ def draw_expert_proposals(
     ]
     panels.append(with_caption(draw_on(image_rgb, mixed_boxes, colors, labels), caption))
     return image_grid(panels, columns=len(panels))
-
-
-def _check_stages(stage_boxes: Tensor, stage_scores: Tensor, highlighted: Sequence[int]) -> None:
-    num_proposals = stage_scores.shape[-1]
-    if stage_scores.ndim != 2 or stage_boxes.shape != (len(stage_scores) + 1, num_proposals, 4):
-        raise ValueError(
-            f"stage_boxes must be (S+1,P,4) and stage_scores (S,P), "
-            f"got {tuple(stage_boxes.shape)} and {tuple(stage_scores.shape)}"
-        )
-    outside = [index for index in highlighted if not 0 <= index < num_proposals]
-    if outside:
-        raise ValueError(f"highlighted proposals {outside} are out of range: there are {num_proposals}")

@@ -6,6 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, reduce
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -64,32 +65,40 @@ class Pairs:
         return box_iou_and_giou(self.predictions.boxes[:, :, :, None], self.targets.boxes[None, :, None])
 
 
-class CostTerm(nn.Module, ABC):
-    """One term of the matching cost."""
+class WeightedTerm(nn.Module, ABC):
+    """A term of a weighted sum, of the matching cost or of the loss.
 
+    Attributes:
+        weight_key: the key in ``MODEL.SparseRCNN`` that ``weight`` is read from, if the term is built from a config.
+    """
+
+    weight_key: ClassVar[str]
+
+    @configurable
     def __init__(self, *, weight: float) -> None:
         """
         Args:
-            weight: factor that :class:`MatchCostModel` applies.
+            weight: factor that :class:`MatchCostModel` or the criterion applies.
         """
         super().__init__()
         self.weight = weight
 
-    @abstractmethod
-    def forward(self, pairs: Pairs) -> Tensor:
-        """Returns (S, B, P, G) float32 costs relative to background, without the weight. Gradients are disabled."""
+    @classmethod
+    def from_config(cls, cfg: CfgNode) -> dict[str, object]:
+        return {"weight": cfg.MODEL.SparseRCNN[cls.weight_key]}
 
 
-@COST_REGISTRY.register()
-class ClassCost(CostTerm):
-    """The focal loss of classifying a proposal as the ground truth's class, minus that of background."""
+class FocalTerm(WeightedTerm):
+    """A term that is computed from the focal loss (arXiv 1708.02002)."""
+
+    weight_key = "CLASS_WEIGHT"
 
     @configurable
     def __init__(self, *, weight: float, alpha: float, gamma: float) -> None:
         """
         Args:
-            weight: factor that :class:`MatchCostModel` applies.
-            alpha: alpha of the focal loss (arXiv 1708.02002).
+            weight: factor that :class:`MatchCostModel` or the criterion applies.
+            alpha: alpha of the focal loss.
             gamma: gamma of the focal loss.
         """
         super().__init__(weight=weight)
@@ -99,7 +108,20 @@ class ClassCost(CostTerm):
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, object]:
         node = cfg.MODEL.SparseRCNN
-        return {"weight": node.CLASS_WEIGHT, "alpha": node.ALPHA, "gamma": node.GAMMA}
+        return super().from_config(cfg) | {"alpha": node.ALPHA, "gamma": node.GAMMA}
+
+
+class CostTerm(WeightedTerm):
+    """One term of the matching cost."""
+
+    @abstractmethod
+    def forward(self, pairs: Pairs) -> Tensor:
+        """Returns (S, B, P, G) float32 costs relative to background, without the weight. Gradients are disabled."""
+
+
+@COST_REGISTRY.register()
+class ClassCost(FocalTerm, CostTerm):
+    """The focal loss of classifying a proposal as the ground truth's class, minus that of background."""
 
     def forward(self, pairs: Pairs) -> Tensor:
         stages, _, proposals, _ = pairs.predictions.logits.shape
@@ -115,13 +137,7 @@ class ClassCost(CostTerm):
 class L1Cost(CostTerm):
     """L1 distance of the four box coordinates, relative to image width and height."""
 
-    @configurable
-    def __init__(self, *, weight: float) -> None:
-        super().__init__(weight=weight)
-
-    @classmethod
-    def from_config(cls, cfg: CfgNode) -> dict[str, object]:
-        return {"weight": cfg.MODEL.SparseRCNN.L1_WEIGHT}
+    weight_key = "L1_WEIGHT"
 
     def forward(self, pairs: Pairs) -> Tensor:
         boxes, whwh = pairs.predictions.boxes, pairs.targets.image_whwh[:, None]
@@ -134,13 +150,7 @@ class L1Cost(CostTerm):
 class GIoUCost(CostTerm):
     """Minus the generalized IoU (arXiv 1902.09630)."""
 
-    @configurable
-    def __init__(self, *, weight: float) -> None:
-        super().__init__(weight=weight)
-
-    @classmethod
-    def from_config(cls, cfg: CfgNode) -> dict[str, object]:
-        return {"weight": cfg.MODEL.SparseRCNN.GIOU_WEIGHT}
+    weight_key = "GIOU_WEIGHT"
 
     def forward(self, pairs: Pairs) -> Tensor:
         return -pairs.iou_and_giou[1]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from detectron2.config import CfgNode
 from torch import Tensor, nn
@@ -81,7 +82,7 @@ def build_input_normalization(cfg: CfgNode, mean: Sequence[float], std: Sequence
         )
         return nn.Identity()
     ordered = [x[::-1] if reverse else x for x in given]
-    if not reverse and _close(ordered[0], wanted[0]) and _close(ordered[1], wanted[1]):
+    if not reverse and np.allclose(ordered, wanted, rtol=0, atol=_TOLERANCE):
         return nn.Identity()
     if choice == "config":
         _warn(cfg, wanted)
@@ -96,7 +97,3 @@ def _warn(cfg: CfgNode, wanted: tuple[list[float], list[float]]) -> None:
         f"INPUT.FORMAT {cfg.INPUT.FORMAT}, MODEL.PIXEL_MEAN {list(cfg.MODEL.PIXEL_MEAN)} and MODEL.PIXEL_STD "
         f"{list(cfg.MODEL.PIXEL_STD)} differ, and with MODEL.TIMM.NORMALIZATION config images are not converted"
     )
-
-
-def _close(values: Sequence[float], others: Sequence[float]) -> bool:
-    return all(abs(a - b) <= _TOLERANCE for a, b in zip(values, others, strict=True))

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import torch
 from detectron2.config import CfgNode, configurable
+from detectron2.utils import comm
 from detectron2.utils.registry import Registry
 from torch import Tensor, nn
 
@@ -15,7 +16,6 @@ from ..assignment.costs import GIoUCost, L1Cost, MatchCostModel
 from ..assignment.matchers import HungarianMatcher, Matcher, build_matcher
 from ..events import ScalarLog
 from ..structures import Assignment, BatchedTargets, StagePredictions
-from .normalizer import average_over_ranks
 from .terms import LOSS_REGISTRY, GIoULoss, L1Loss, LossTerm, Matched
 
 CRITERION_REGISTRY = Registry("CRITERION")
@@ -221,6 +221,21 @@ def start_criterion(weight: float, *, l1_weight: float, giou_weight: float) -> S
         losses=[L1Loss(weight=weight * l1_weight), GIoULoss(weight=weight * giou_weight)],
         deep_supervision=True,
     )
+
+
+def average_over_ranks(count: Tensor) -> Tensor:
+    """Averages ``count`` over all ranks, and clamps it to at least 1. Every rank must call this.
+
+    Args:
+        count: float32, any shape.
+
+    Returns:
+        A tensor of the same shape, equal on all ranks.
+    """
+    total = count.clone()
+    if comm.get_world_size() > 1:
+        torch.distributed.all_reduce(total)
+    return (total / comm.get_world_size()).clamp(min=1)
 
 
 def _assignment_scalars(assignment: Assignment, targets: BatchedTargets) -> dict[str, Tensor]:

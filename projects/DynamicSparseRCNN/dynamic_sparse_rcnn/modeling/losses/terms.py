@@ -2,26 +2,27 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from dataclasses import dataclass
 from functools import cached_property
 from typing import ClassVar
 
 import torch
-from detectron2.config import CfgNode, configurable
 from detectron2.utils.registry import Registry
 from fvcore.nn import sigmoid_focal_loss
-from torch import Tensor, nn
+from torch import Tensor
 
-from ..assignment.costs import box_iou_and_giou
+from ..assignment.costs import FocalTerm, WeightedTerm, box_iou_and_giou
 from ..structures import Assignment, BatchedTargets, StagePredictions
-from .crowd import inside_crowd
 
 LOSS_REGISTRY = Registry("LOSS")
 LOSS_REGISTRY.__doc__ = """
 Loss terms, selected by ``MODEL.SparseRCNN.LOSSES`` and built by ``LOSS_REGISTRY.get(name)(cfg)``.
 A loss is a :class:`LossTerm`.
 """
+
+# Minimum share of a box's area inside one crowd region; as in COCO's evaluation at its lowest IoU threshold.
+_MIN_CROWD_SHARE = 0.5
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,7 @@ class Matched:
         return self.gather(self.targets.boxes)
 
 
-class LossTerm(nn.Module, ABC):
+class LossTerm(WeightedTerm):
     """A loss that is summed over the images and proposals of each stage.
 
     Attributes:
@@ -61,41 +62,16 @@ class LossTerm(nn.Module, ABC):
 
     name: ClassVar[str]
 
-    def __init__(self, *, weight: float) -> None:
-        """
-        Args:
-            weight: factor that the criterion applies.
-        """
-        super().__init__()
-        self.weight = weight
-
     @abstractmethod
     def forward(self, matched: Matched) -> Tensor:
         """Returns (S,) float32 sums, without the weight. Autocast is disabled; logits may be in half precision."""
 
 
 @LOSS_REGISTRY.register()
-class ClassLoss(LossTerm):
+class ClassLoss(FocalTerm, LossTerm):
     """Focal loss (arXiv 1708.02002) of all classes of all proposals, except background proposals in crowd regions."""
 
     name = "loss_ce"
-
-    @configurable
-    def __init__(self, *, weight: float, alpha: float, gamma: float) -> None:
-        """
-        Args:
-            weight: factor that the criterion applies.
-            alpha: alpha of the focal loss.
-            gamma: gamma of the focal loss.
-        """
-        super().__init__(weight=weight)
-        self.alpha = alpha
-        self.gamma = gamma
-
-    @classmethod
-    def from_config(cls, cfg: CfgNode) -> dict[str, object]:
-        node = cfg.MODEL.SparseRCNN
-        return {"weight": node.CLASS_WEIGHT, "alpha": node.ALPHA, "gamma": node.GAMMA}
 
     def forward(self, matched: Matched) -> Tensor:
         logits, targets = matched.predictions.logits, matched.targets
@@ -113,14 +89,7 @@ class L1Loss(LossTerm):
     """L1 distance of the four box coordinates, relative to image width and height."""
 
     name = "loss_bbox"
-
-    @configurable
-    def __init__(self, *, weight: float) -> None:
-        super().__init__(weight=weight)
-
-    @classmethod
-    def from_config(cls, cfg: CfgNode) -> dict[str, object]:
-        return {"weight": cfg.MODEL.SparseRCNN.L1_WEIGHT}
+    weight_key = "L1_WEIGHT"
 
     def forward(self, matched: Matched) -> Tensor:
         difference = (matched.predictions.boxes - matched.boxes) / matched.targets.image_whwh[:, None]
@@ -132,15 +101,29 @@ class GIoULoss(LossTerm):
     """One minus the generalized IoU (arXiv 1902.09630)."""
 
     name = "loss_giou"
-
-    @configurable
-    def __init__(self, *, weight: float) -> None:
-        super().__init__(weight=weight)
-
-    @classmethod
-    def from_config(cls, cfg: CfgNode) -> dict[str, object]:
-        return {"weight": cfg.MODEL.SparseRCNN.GIOU_WEIGHT}
+    weight_key = "GIOU_WEIGHT"
 
     def forward(self, matched: Matched) -> Tensor:
         _, giou = box_iou_and_giou(matched.predictions.boxes, matched.boxes)
         return ((1 - giou) * matched.positive).sum((1, 2))
+
+
+@torch.no_grad()
+def inside_crowd(boxes: Tensor, targets: BatchedTargets) -> Tensor:
+    """Finds the boxes with at least half of their area inside one crowd region (COCO's ``iscrowd``) of their image.
+
+    Args:
+        boxes: (S, B, P, 4) absolute XYXY pixels.
+        targets: ``crowd`` marks which of its boxes are crowd regions; None: none is.
+
+    Returns:
+        (S, B, P) bool.
+    """
+    if targets.crowd is None:
+        return torch.zeros(boxes.shape[:3], dtype=torch.bool, device=boxes.device)
+    own, regions = boxes[..., None, :], targets.boxes[:, None]
+    sides = torch.minimum(own[..., 2:], regions[..., 2:]) - torch.maximum(own[..., :2], regions[..., :2])
+    shared = sides.clamp(min=0).prod(-1)
+    area = (boxes[..., 2:] - boxes[..., :2]).clamp(min=0).prod(-1)
+    inside = (shared >= _MIN_CROWD_SHARE * area[..., None]) & (shared > 0)
+    return (inside & targets.crowd[:, None]).any(-1)
