@@ -14,7 +14,6 @@ from typing import Any
 
 import torch
 from detectron2.engine import DefaultTrainer, HookBase, TrainerBase, hooks
-from detectron2.solver import LRMultiplier
 from detectron2.utils import comm
 from detectron2.utils.events import EventWriter
 from fvcore.nn.precise_bn import get_bn_modules
@@ -30,6 +29,7 @@ from ..file_io import naming_the_file
 from .hooks import Evaluation, IterationSeed, Results, State, StopTraining, WeightAverage
 from .loggers import build_writers, check_loggers, forget_tracked_runs
 from .parallel import distribute
+from .solver import keeping_options
 from .step import StepTrainer
 
 logger = logging.getLogger(__name__)
@@ -254,16 +254,9 @@ class TrainingRun(DefaultTrainer):
                 "The run has been trained with a moving average of its weights: resume it with SOLVER.EMA.ENABLED True "
                 "(of a lazy config train.ema.enabled=True)"
             )
-        optimizer, scheduler = self.parts.optimizer, self.scheduler
-        configured = [{k: v for k, v in group.items() if k != "params"} for group in optimizer.param_groups]
-        base_lrs = scheduler.base_lrs
-        TrainerBase.load_state_dict(self, state_dict)  # DefaultTrainer's, on detectron2's main branch, does both
-        self._trainer.load_state_dict(state_dict["_trainer"])
-        # Other schedulers compute a rate from the one before; a run beyond its length is refused.
-        if isinstance(scheduler, LRMultiplier) and scheduler.last_epoch <= self.max_iter:
-            scheduler.base_lrs = base_lrs
-            for group, options, lr in zip(optimizer.param_groups, configured, scheduler.get_lr(), strict=True):
-                group.update(options, lr=lr)
+        with keeping_options(self.parts.optimizer, self.scheduler):
+            TrainerBase.load_state_dict(self, state_dict)  # DefaultTrainer's, on detectron2's main branch, does both
+            self._trainer.load_state_dict(state_dict["_trainer"])
 
 
 def _forget_earlier_run(output_dir: str) -> None:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import itertools
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -191,3 +192,19 @@ def _get(cfg: Any, key: str) -> Any:
 def _set(cfg: Any, key: str, value: Any) -> None:
     section, _, name = key.rpartition(".")
     _get(cfg, section)[name] = value
+
+
+@contextmanager
+def keeping_options(
+    optimizer: torch.optim.Optimizer, scheduler: torch.optim.lr_scheduler.LRScheduler
+) -> Iterator[None]:
+    """What is loaded within brings the state of a run, but not its learning rates and other options of the optimizer.
+
+    The schedule goes on: the current rates are the loaded ones, in proportion to the base rates.
+    """
+    options = [{k: v for k, v in group.items() if k not in ("params", "lr")} for group in optimizer.param_groups]
+    base_lrs = scheduler.base_lrs
+    yield
+    for group, own, new, old in zip(optimizer.param_groups, options, base_lrs, scheduler.base_lrs, strict=True):
+        group.update(own, lr=group["lr"] * (new / old) if old else new)
+    scheduler.base_lrs = base_lrs
