@@ -77,7 +77,7 @@ def evaluate(cfg: CfgNode, file: Path, images: int) -> str:
     model = build_model(cfg)
     StrictCheckpointer(model).load(str(file))
     (numbers,) = summarize(Trainer.test(cfg, model))
-    return f"{numbers} on {images} held-out images, in half precision"
+    return f"{numbers} on {images} held-out images, weights stored in float16"
 
 
 def parse_args(arguments: Sequence[str] | None = None) -> argparse.Namespace:

@@ -27,8 +27,8 @@ model.proposal_generator = L(DynamicProposalGenerator)(
     levels=L(feature_levels)(names=["p2", "p3", "p4", "p5"], strides=[4, 8, 16, 32], channels=256),
     hidden_channels=1500,
     pool_size=30,
-    # num_iters 0: 10/36 of max_iter.
-    temperature=L(TemperatureSchedule.of_training)(start=30.0, end=1.0, num_iters=0, max_iter="${train.max_iter}"),
+    # num_iters 0: 10/36 of max_iter, which follows train.max_iter.
+    temperature=L(TemperatureSchedule.of_training)(start=30.0, end=1.0, num_iters=0, max_iter=train.max_iter),
 )
 model.criterion.matcher = L(OptimalTransportMatcher)(
     schedule=L(UnitSchedule)(fixed_k=0, top_q=8, unit_step=0.5, max_positive_ratio=0.8),

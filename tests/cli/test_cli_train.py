@@ -106,10 +106,12 @@ def test_ten_minutes_are_the_default_without_a_config_alone(shapes, tmp_path, mo
     monkeypatch.setattr(launch, "launch", lambda *args: None)
     monkeypatch.setattr(run_length, "choose_training", lambda *args, **length: lengths.append(length) or [])
     data = ["train", "--data", shapes, "--output", str(tmp_path)]
-    for options in ([], ["--minutes", "3"], ["SOLVER.MAX_ITER", "7"], ["--epochs", "2"], ["--config-file", CONFIG]):
+    cpu = ["--num-gpus", "0", "--epochs", "2"]
+    for options in ([], ["--minutes", "3"], ["SOLVER.MAX_ITER", "7"], cpu, ["--config-file", CONFIG]):
         main([*data, *options])
     assert [length["minutes"] for length in lengths] == [10, 3, None, None]
     assert [length.get("iterations") for length in lengths] == [None, None, 7, None]
+    assert [length["processes"] for length in lengths] == [1, 1, 1, 1]
 
 
 @pytest.mark.parametrize(

@@ -177,6 +177,15 @@ def test_a_new_run_is_not_taken_for_the_earlier_one_of_its_folder(tmp_path):
     with pytest.raises(FileNotFoundError, match="has no checkpoint"):
         find_checkpoint(tmp_path)
     assert not (tmp_path / "inference").exists()
+    assert sorted(path.name for path in (tmp_path / "earlier").iterdir()) == [
+        "inference",
+        "model_best.pth",
+        "model_final.pth",
+    ]
+    with pytest.raises(Killed):  # what was set aside stays
+        train(make_training(tmp_path, checkpoint_period=3), after_step=lambda training: kill_after(2, training))
+    assert (tmp_path / "earlier/inference/coco_instances_results.json").read_text() == "[]"
+    assert (tmp_path / "earlier/model_final.pth").is_file()
 
 
 @pytest.mark.parametrize(("patience", "last"), [(1, 4), (2, 5), (3, 6), (4, 10)])

@@ -238,7 +238,7 @@ def test_the_temperature_follows_the_length_of_the_training_as_in_yaml_configs(m
     temperature = "model.proposal_generator.temperature.num_iters"
     options = {"train.max_iter": max_iter, "dataloader.train.total_batch_size": batch, temperature: given}
     lazy = small_lazy_cfg(NAMES[1], **options)
-    scale_to_batch_size(lazy, from_lazy.SCHEDULE)
+    from_lazy.scale_schedule(lazy)
     cfg = model_zoo.get_config(f"coco/{NAMES[1]}.yaml")
     cfg.SOLVER.MAX_ITER, cfg.SOLVER.IMS_PER_BATCH, cfg.MODEL.SparseRCNN.DPG.TEMPERATURE_ITERS = max_iter, batch, given
     scale_to_batch_size(cfg, from_yaml.SCHEDULE)

@@ -1,16 +1,23 @@
-"""The optimiser's groups and clipping, and the scaling of the schedule to the batch."""
+"""The optimizer's groups and clipping, and the scaling of the schedule to the batch."""
 
 from __future__ import annotations
 
+import copy
 import logging
+import math
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
 from detectron2.modeling import build_model
+from detectron2.solver import LRMultiplier
+from fvcore.common.param_scheduler import CosineParamScheduler
 from omegaconf import OmegaConf
+from torch.optim.lr_scheduler import ConstantLR, LRScheduler, OneCycleLR, SequentialLR, StepLR
 
 from dynamic_sparse_rcnn.engine import from_yaml
-from dynamic_sparse_rcnn.engine.solver import ScheduleKeys, build_optimizer, scale_to_batch_size
+from dynamic_sparse_rcnn.engine.solver import ScheduleKeys, build_optimizer, keeping_rates, scale_to_batch_size
 
 
 def make_model() -> torch.nn.ModuleDict:
@@ -211,3 +218,51 @@ def test_a_schedule_that_cannot_be_scaled_is_refused(batch, rate):
     cfg = OmegaConf.create({"train": {"batch": batch, "reference": 16, "rate": rate, "length": 100}})
     with pytest.raises(ValueError, match=r"train\.batch is .* and train\.rate is .*train\.reference 0 keeps it"):
         scale_to_batch_size(cfg, keys)
+
+
+def stepped(rate: float, decay: float, scheduler: Callable[[torch.optim.Optimizer], LRScheduler]) -> tuple[Any, Any]:
+    """An optimizer with a group of its own rate, and its scheduler, after three steps."""
+    weights = [torch.nn.Parameter(torch.ones(2)) for _ in range(2)]
+    groups: list[dict[str, Any]] = [{"params": weights[:1]}, {"params": weights[1:], "lr": 10 * rate}]
+    optimizer = torch.optim.AdamW(groups, rate, weight_decay=decay, betas=(0.8, 0.9))
+    schedule = scheduler(optimizer)
+    for _ in range(3):
+        torch.stack(list(weights)).sum().backward()
+        optimizer.step()
+        schedule.step()
+    return optimizer, schedule
+
+
+def reload(saved: tuple[Any, Any], into: tuple[Any, Any]) -> list[dict]:
+    with keeping_rates(*into):
+        for part, state in zip(into, saved, strict=True):
+            part.load_state_dict(copy.deepcopy(state.state_dict()))
+    return [{k: v for k, v in group.items() if k != "params"} for group in into[0].param_groups]
+
+
+@pytest.mark.parametrize(
+    "scheduler",
+    [
+        lambda optimizer: StepLR(optimizer, 2),
+        lambda optimizer: LRMultiplier(optimizer, CosineParamScheduler(1.0, 0.0), 10),
+        lambda optimizer: OneCycleLR(optimizer, 0.1, total_steps=10),
+        lambda optimizer: SequentialLR(optimizer, [ConstantLR(optimizer), StepLR(optimizer, 1)], [1]),
+    ],
+)
+def test_loading_a_run_of_the_same_config_changes_nothing(scheduler):
+    saved = stepped(0.01, 0.1, scheduler)
+    expected = [{k: v for k, v in group.items() if k != "params"} for group in saved[0].param_groups]
+    assert reload(saved, stepped(0.01, 0.1, scheduler)) == expected
+
+
+def test_a_loaded_run_has_the_rates_and_decays_of_its_config_at_once():
+    def scheduler(optimizer: torch.optim.Optimizer) -> LRScheduler:
+        return LRMultiplier(optimizer, CosineParamScheduler(1.0, 0.0), 10)
+
+    loaded = stepped(0.002, 0.3, scheduler)
+    first, second = reload(stepped(0.01, 0.1, scheduler), loaded)
+    factor = 0.5 * (1 + math.cos(math.pi * 3 / 10))
+    assert (first["lr"], second["lr"]) == (pytest.approx(0.002 * factor), pytest.approx(0.02 * factor))
+    assert first["weight_decay"] == second["weight_decay"] == 0.3
+    loaded[1].step()
+    assert loaded[0].param_groups[0]["lr"] == pytest.approx(0.002 * 0.5 * (1 + math.cos(math.pi * 4 / 10)))

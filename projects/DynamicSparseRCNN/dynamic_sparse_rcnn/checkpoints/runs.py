@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import logging
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
 from .released import find_released
 
+logger = logging.getLogger(__name__)
+
 BEST, LAST, FINAL = "model_best.pth", "last_checkpoint", "model_final.pth"
+# What would be taken for a new run's in its folder, which has neither checkpoint nor detections at first.
+_SET_ASIDE = (BEST, FINAL, "inference")
 
 
 @dataclass(frozen=True)
@@ -77,3 +83,21 @@ def _checkpoint_of(folder: Path) -> Path:
     raise FileNotFoundError(
         f"{folder} has no checkpoint ({BEST}, {LAST} or {FINAL}). Name one, or wait until its run saves one"
     )
+
+
+def is_replaced(weights: str, folder: str) -> bool:
+    """Whether a checkpoint is one of those that a new run in the folder sets aside."""
+    path = Path(weights).resolve()
+    return path.parent == Path(folder).resolve() and path.name in _SET_ASIDE
+
+
+def set_earlier_run_aside(folder: str) -> None:
+    """Moves what would be taken for a new run's to ``earlier/``."""
+    place, earlier = Path(folder), Path(folder) / "earlier"
+    (place / LAST).unlink(missing_ok=True)
+    for name in _SET_ASIDE:
+        if (place / name).exists():
+            earlier.mkdir(exist_ok=True)
+            shutil.rmtree(earlier / name, ignore_errors=True)  # of the run before; a file is replaced
+            (place / name).replace(earlier / name)
+            logger.warning(f"Moved {name} of an earlier run to {earlier}")

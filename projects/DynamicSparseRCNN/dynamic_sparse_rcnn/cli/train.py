@@ -120,7 +120,7 @@ def choose_options(args: argparse.Namespace, config_file: str, options: Sequence
     def read(chosen: Sequence[str]) -> Any:
         return read_config(config_file, [*options, *chosen, *args.opts])
 
-    length: dict[str, Any] = {"minutes": args.minutes, "epochs": args.epochs, "processes": args.num_gpus}
+    length: dict[str, Any] = {"minutes": args.minutes, "epochs": args.epochs, "processes": max(1, args.num_gpus)}
     if args.config_file:
         choices = choose_length(read([]), **length)
     else:

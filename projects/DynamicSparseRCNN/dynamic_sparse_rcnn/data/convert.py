@@ -70,8 +70,9 @@ def convert_dataset(name: str, prefix: str, folder: str | Path, split: str) -> s
     Raises:
         FileExistsError: if the folder has a different image of the same name, other labels of an image, another split
             of the same name, or other classes.
-        OSError, KeyError, ValueError: if the data set or any of its images cannot be read, or it has no images, or the
-            format is unknown; or if VOC or YOLO cannot tell two images apart, whose names differ only in the suffix.
+        OSError, KeyError, ValueError: if the data set cannot be read; if an image cannot be, or has another size than
+            its annotation says; if there are no images, or the format is unknown; or if VOC or YOLO cannot tell two
+            images apart, whose names differ only in the suffix.
     """
     if prefix not in _WRITERS:
         raise ValueError(f"Data sets can be converted to {', '.join(_WRITERS)}, not to {prefix!r}.")
@@ -227,7 +228,7 @@ def _require_no_others(folder: Path, own: set[Path]) -> None:
     others = {file for file in folder.rglob("*") if file.suffix.lower() in IMAGE_SUFFIXES} - own
     if others:
         raise FileExistsError(
-            f"{folder} has {len(others)} images of another data set, first: {min(others)}. {_OTHER_PLACE}"
+            f"{folder} has {len(others)} images that are not in this data set, first: {min(others)}. {_OTHER_PLACE}"
         )
 
 

@@ -75,7 +75,8 @@ _REQUIRED = (
 def setup(args: argparse.Namespace) -> DictConfig:
     """The config of a run, from detectron2's command line; all processes call this.
 
-    Sets up logging, scales the schedule to the batch, seeds random numbers, and writes ``config.yaml``.
+    Sets up logging, scales the schedule to the batch, and seeds random numbers. An evaluation writes ``config.yaml``; a
+    training does so in :meth:`TrainingRun.resume_or_load`.
 
     Raises:
         ConfigError: the config cannot be read, or has a value that cannot be used.
@@ -88,7 +89,7 @@ def setup(args: argparse.Namespace) -> DictConfig:
     set_up_logging(cfg.train.output_dir)
     trained_on, tested_on = dataset_names(cfg.dataloader.train), dataset_names(cfg.dataloader.test)
     check_same_classes([*([] if args.eval_only else trained_on), *tested_on])
-    scale_to_batch_size(cfg, SCHEDULE)
+    scale_schedule(cfg)
     cfg.train.device = usable_device(str(cfg.train.device))
     cfg.train.seed = seed_of_run(cfg.train.seed, cfg.train.output_dir, getattr(args, "resume", False))
     if not args.eval_only:
@@ -102,6 +103,13 @@ def setup(args: argparse.Namespace) -> DictConfig:
     if args.eval_only and comm.is_main_process() and not holds_run(cfg.train.output_dir):
         save_config(cfg)
     return cfg
+
+
+def scale_schedule(cfg: DictConfig) -> None:
+    """Scales the schedule to the batch, and tells the temperature of dynamic proposals the length of the training."""
+    scale_to_batch_size(cfg, SCHEDULE)
+    if OmegaConf.select(cfg, "model.proposal_generator.temperature.max_iter") is not None:
+        cfg.model.proposal_generator.temperature.max_iter = cfg.train.max_iter
 
 
 def save_config(cfg: DictConfig) -> None:
@@ -189,7 +197,7 @@ def _evaluate(cfg: DictConfig, model: nn.Module, loaders: Sequence[Any]) -> Resu
 
 
 def _build_for_test_sets(cfg: DictConfig, key: str) -> list[Any]:
-    """Builds the loader or evaluator of each test set; a loader whose ``dataset.name`` is null is of none."""
+    """Builds the loader or evaluator of each test set. If all ``dataset.name`` are null, there is no test set."""
     test_sets = _as_list(cfg.dataloader.test)
     if all(OmegaConf.select(loader, "dataset.name", default="") is None for loader in test_sets):
         return []

@@ -50,8 +50,9 @@ SCHEDULE = ScheduleKeys(
 def setup(args: argparse.Namespace) -> CfgNode:
     """The frozen config of a run, from detectron2's command line; all processes call this.
 
-    Sets up logging, resolves what the config leaves open (:func:`prepare_config`), seeds random numbers, writes
-    ``config.yaml``, and looks at the test sets, so that what is wrong with them shows before the training.
+    Sets up logging, resolves what the config leaves open (:func:`prepare_config`), seeds random numbers, and looks at
+    the test sets, so that what is wrong with them shows before the training. An evaluation writes ``config.yaml``; a
+    training does so in :meth:`TrainingRun.resume_or_load`.
     """
     cfg = read_config(args.config_file, args.opts)
     set_up_logging(cfg.OUTPUT_DIR)

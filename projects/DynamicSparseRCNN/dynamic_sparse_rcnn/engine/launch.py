@@ -216,7 +216,7 @@ def join_group(
 
 @contextmanager
 def processes_of_torchrun() -> Iterator[tuple[int, str | None]]:
-    """Within, this process is one of those among which torchrun shares a prediction, if it has started them.
+    """Joins the processes among which torchrun shares a prediction, if it has started them.
 
     Yields:
         Its rank, and the device that it takes: a GPU of its own where there are GPUs, None for the default.

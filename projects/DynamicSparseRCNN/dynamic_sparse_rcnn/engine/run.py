@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import copy
 import logging
-import shutil
 import weakref
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -21,7 +19,7 @@ from torch import nn
 
 from ..checkpoints.classes import DetectorClasses
 from ..checkpoints.loading import Checkpointer
-from ..checkpoints.runs import BEST, FINAL, LAST
+from ..checkpoints.runs import is_replaced, set_earlier_run_aside
 from ..data.loader import TrainLoader
 from ..data.seeding import shared_seed
 from ..errors import describe
@@ -29,7 +27,7 @@ from ..file_io import naming_the_file
 from .hooks import Evaluation, IterationSeed, Results, State, StopTraining, WeightAverage
 from .loggers import build_writers, check_loggers, forget_tracked_runs
 from .parallel import distribute
-from .solver import keeping_options
+from .solver import keeping_rates
 from .step import StepTrainer
 
 logger = logging.getLogger(__name__)
@@ -202,11 +200,18 @@ class TrainingRun(DefaultTrainer):
     def resume_or_load(self, resume: bool = True) -> None:
         """Resumes the run of the output folder, or starts one from weights; the log says which.
 
+        All processes call this. The main one writes the config.
+
         Raises:
-            ValueError: no iteration is left, or the run had another model.
+            ValueError: no iteration is left, the run had another model, or a new run would replace its own start.
         """
         settings = self.parts.settings
         last = self.checkpointer.get_checkpoint_file()
+        if not resume and settings.weights and is_replaced(settings.weights, settings.output_dir):
+            raise ValueError(
+                f"{settings.weights} is of an earlier run in the output folder, which a new one replaces: give another "
+                "output folder, or resume that run with --resume"
+            )
         _tell_start(settings, resume, last)
         self.checkpointer.resume_or_load(settings.weights, resume=resume)
         if resume and last:
@@ -220,10 +225,10 @@ class TrainingRun(DefaultTrainer):
             logger.info(f"All {self.max_iter} iterations are done: evaluating once more. {_LONGER}")
         if isinstance(self.data_loader, TrainLoader):
             self.data_loader.start_iter = self.start_iter
-        comm.synchronize()  # other processes may still read what is removed
         if comm.is_main_process():
             if not resume:
-                _forget_earlier_run(settings.output_dir)
+                forget_tracked_runs(settings.output_dir)
+                set_earlier_run_aside(settings.output_dir)
             self.parts.save_config()
 
     def train(self) -> Results:
@@ -254,17 +259,9 @@ class TrainingRun(DefaultTrainer):
                 "The run has been trained with a moving average of its weights: resume it with SOLVER.EMA.ENABLED True "
                 "(of a lazy config train.ema.enabled=True)"
             )
-        with keeping_options(self.parts.optimizer, self.scheduler):
+        with keeping_rates(self.parts.optimizer, self.scheduler):
             TrainerBase.load_state_dict(self, state_dict)  # DefaultTrainer's, on detectron2's main branch, does both
             self._trainer.load_state_dict(state_dict["_trainer"])
-
-
-def _forget_earlier_run(output_dir: str) -> None:
-    """Removes what would be taken for the new run's: until it has checkpoints, it has none."""
-    forget_tracked_runs(output_dir)
-    for name in (LAST, BEST, FINAL):
-        (Path(output_dir) / name).unlink(missing_ok=True)
-    shutil.rmtree(Path(output_dir) / "inference", ignore_errors=True)
 
 
 def _report(output_dir: str) -> None:

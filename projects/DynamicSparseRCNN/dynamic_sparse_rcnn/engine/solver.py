@@ -195,16 +195,19 @@ def _set(cfg: Any, key: str, value: Any) -> None:
 
 
 @contextmanager
-def keeping_options(
-    optimizer: torch.optim.Optimizer, scheduler: torch.optim.lr_scheduler.LRScheduler
-) -> Iterator[None]:
-    """What is loaded within brings the state of a run, but not its learning rates and other options of the optimizer.
+def keeping_rates(optimizer: torch.optim.Optimizer, scheduler: torch.optim.lr_scheduler.LRScheduler) -> Iterator[None]:
+    """Restores the config's learning rates and weight decays after a checkpoint has been loaded within.
 
-    The schedule goes on: the current rates are the loaded ones, in proportion to the base rates.
+    The current learning rates become those of the checkpoint, scaled by the ratio of the base rates. Schedulers without
+    base rates, which are made of others, keep theirs.
     """
-    options = [{k: v for k, v in group.items() if k not in ("params", "lr")} for group in optimizer.param_groups]
-    base_lrs = scheduler.base_lrs
+    decays = [group.get("weight_decay", 0.0) for group in optimizer.param_groups]
+    base_lrs = getattr(scheduler, "base_lrs", None)
     yield
-    for group, own, new, old in zip(optimizer.param_groups, options, base_lrs, scheduler.base_lrs, strict=True):
-        group.update(own, lr=group["lr"] * (new / old) if old else new)
+    for group, decay in zip(optimizer.param_groups, decays, strict=True):
+        group["weight_decay"] = decay
+    if base_lrs is None:
+        return
+    for group, new, old in zip(optimizer.param_groups, base_lrs, scheduler.base_lrs, strict=True):
+        group["initial_lr"], group["lr"] = new, group["lr"] * (new / old) if old else new
     scheduler.base_lrs = base_lrs
