@@ -171,6 +171,7 @@ def test_a_new_run_is_not_taken_for_the_earlier_one_of_its_folder(tmp_path):
     train(make_training(tmp_path, scores=dict.fromkeys(range(1, 7), 1.0), **settings))
     (tmp_path / "inference").mkdir()
     (tmp_path / "inference/coco_instances_results.json").write_text("[]")
+    (tmp_path / "config.yaml").write_text("SEED: 1")
     assert find_checkpoint(tmp_path) == str(tmp_path / "model_best.pth")
     with pytest.raises(Killed):
         train(make_training(tmp_path, checkpoint_period=3), after_step=lambda training: kill_after(2, training))
@@ -178,14 +179,17 @@ def test_a_new_run_is_not_taken_for_the_earlier_one_of_its_folder(tmp_path):
         find_checkpoint(tmp_path)
     assert not (tmp_path / "inference").exists()
     assert sorted(path.name for path in (tmp_path / "earlier").iterdir()) == [
+        "config.yaml",
         "inference",
         "model_best.pth",
         "model_final.pth",
     ]
+    (tmp_path / "config.yaml").write_text("SEED: 2")
     with pytest.raises(Killed):  # what was set aside stays
         train(make_training(tmp_path, checkpoint_period=3), after_step=lambda training: kill_after(2, training))
     assert (tmp_path / "earlier/inference/coco_instances_results.json").read_text() == "[]"
     assert (tmp_path / "earlier/model_final.pth").is_file()
+    assert (tmp_path / "earlier/config.yaml").read_text() == "SEED: 1"
 
 
 @pytest.mark.parametrize(("patience", "last"), [(1, 4), (2, 5), (3, 6), (4, 10)])

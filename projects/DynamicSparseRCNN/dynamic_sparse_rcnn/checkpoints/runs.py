@@ -92,12 +92,14 @@ def is_replaced(weights: str, folder: str) -> bool:
 
 
 def set_earlier_run_aside(folder: str) -> None:
-    """Moves what would be taken for a new run's to ``earlier/``."""
+    """Moves what would be taken for a new run's to ``earlier/``, and the config with it."""
     place, earlier = Path(folder), Path(folder) / "earlier"
     (place / LAST).unlink(missing_ok=True)
-    for name in _SET_ASIDE:
-        if (place / name).exists():
-            earlier.mkdir(exist_ok=True)
-            shutil.rmtree(earlier / name, ignore_errors=True)  # of the run before; a file is replaced
-            (place / name).replace(earlier / name)
-            logger.warning(f"Moved {name} of an earlier run to {earlier}")
+    found = [name for name in _SET_ASIDE if (place / name).exists()]
+    if not found:
+        return
+    earlier.mkdir(exist_ok=True)
+    for name in [*found, *(["config.yaml"] if (place / "config.yaml").exists() else [])]:
+        shutil.rmtree(earlier / name, ignore_errors=True)  # of the run before; a file is replaced
+        (place / name).replace(earlier / name)
+    logger.warning(f"Moved {', '.join(found)} of an earlier run to {earlier}")
