@@ -160,7 +160,8 @@ class TrainingRun(DefaultTrainer):
         )
         self.start_iter, self.max_iter = 0, settings.max_iter
         self.last_results: Results = {}
-        self.register_hooks(self.build_hooks())
+        with naming_the_file(settings.output_dir):  # loggers write at once
+            self.register_hooks(self.build_hooks())
 
     def build_hooks(self) -> list[HookBase | None]:
         """The hooks of a training, in the order in which they are called."""
