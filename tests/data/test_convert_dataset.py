@@ -150,7 +150,7 @@ def test_labels_of_another_image_with_the_same_stem_are_not_overwritten(tmp_path
     convert_dataset(write_coco(tmp_path / "train", train), target, tmp_path / "new", "train")
     before = contents(tmp_path / "new")
     split = "val" if target == "voc" else "train"  # a split of YOLO has a folder of its own
-    found = "Annotations/a.xml is there already" if target == "voc" else "images/train has 1 images that are not in this"
+    found = "Annotations/a.xml is there already" if target == "voc" else "images/train has 1 images that are"
     with pytest.raises(FileExistsError, match=f"{tmp_path}/new/{found}"):
         convert_dataset(write_coco(tmp_path / "val", val), target, tmp_path / "new", split)
     assert contents(tmp_path / "new") == before
