@@ -70,6 +70,19 @@ def test_registering_twice_and_other_names_change_nothing(coco_name: str) -> Non
     assert DatasetCatalog.list() == before
 
 
+def test_paths_that_name_no_data_set_are_told_from_names(tmp_path):
+    (tmp_path / "annotations").mkdir()
+    file = tmp_path / "annotations/train.json"
+    file.write_text("{}")
+    with pytest.raises(FileNotFoundError, match=f"{tmp_path}/no: there is no such file or folder"):
+        register_dataset(f"{tmp_path}/no")
+    with pytest.raises(ValueError, match=f"is a folder: name one of its splits, coco:{file}"):
+        register_dataset(str(tmp_path))
+    with pytest.raises(ValueError, match=f"is a file: name it with its format, as in coco:{file}"):
+        register_dataset(str(file))
+    register_dataset("my_registered_set")
+
+
 def test_sets_with_other_classes_or_another_order_are_refused(voc_folder: Path, coco_name: str) -> None:
     voc_name = f"voc:{voc_folder}:train"
     check_same_classes([voc_name, voc_name])

@@ -178,7 +178,7 @@ def test_a_new_run_is_not_taken_for_the_earlier_one_of_its_folder(tmp_path):
     with pytest.raises(FileNotFoundError, match="has no checkpoint"):
         find_checkpoint(tmp_path)
     assert not (tmp_path / "inference").exists()
-    assert sorted(path.name for path in (tmp_path / "earlier").iterdir()) == [
+    assert sorted(path.name for path in (tmp_path / "earlier_1").iterdir()) == [
         "config.yaml",
         "inference",
         "model_best.pth",
@@ -187,9 +187,14 @@ def test_a_new_run_is_not_taken_for_the_earlier_one_of_its_folder(tmp_path):
     (tmp_path / "config.yaml").write_text("SEED: 2")
     with pytest.raises(Killed):  # what was set aside stays
         train(make_training(tmp_path, checkpoint_period=3), after_step=lambda training: kill_after(2, training))
-    assert (tmp_path / "earlier/inference/coco_instances_results.json").read_text() == "[]"
-    assert (tmp_path / "earlier/model_final.pth").is_file()
-    assert (tmp_path / "earlier/config.yaml").read_text() == "SEED: 1"
+    assert (tmp_path / "earlier_1/inference/coco_instances_results.json").read_text() == "[]"
+    assert (tmp_path / "earlier_1/model_final.pth").is_file()
+    assert (tmp_path / "earlier_1/config.yaml").read_text() == "SEED: 1"
+    (tmp_path / "model_final.pth").write_bytes(b"second")
+    with pytest.raises(Killed):
+        train(make_training(tmp_path, checkpoint_period=3), after_step=lambda training: kill_after(2, training))
+    assert (tmp_path / "earlier_2/model_final.pth").read_bytes() == b"second"
+    assert (tmp_path / "earlier_1/model_final.pth").read_bytes() != b"second"
 
 
 @pytest.mark.parametrize(("patience", "last"), [(1, 4), (2, 5), (3, 6), (4, 10)])

@@ -138,7 +138,9 @@ def test_resuming_and_starting_from_weights_are_told_apart(run, tmp_path):
     own = shutil.copy(weights, tmp_path / "weights.pth")
     run("MODEL.WEIGHTS", str(own), "SOLVER.MAX_ITER", "1")
     assert f"A new run starts at iteration 0, from the weights of {own}" in log.read_text()
-    assert f"{folder} holds the checkpoints of an earlier run, which this one will overwrite" in log.read_text()
+    assert (
+        f"{folder} holds the numbered checkpoints of an earlier run, which this one will overwrite" in log.read_text()
+    )
     assert torch.load(weights)["iteration"] == 0
 
 

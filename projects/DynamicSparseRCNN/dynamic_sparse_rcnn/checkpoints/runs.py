@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -92,14 +92,16 @@ def is_replaced(weights: str, folder: str) -> bool:
 
 
 def set_earlier_run_aside(folder: str) -> None:
-    """Moves what would be taken for a new run's to ``earlier/``, and the config with it."""
-    place, earlier = Path(folder), Path(folder) / "earlier"
+    """Moves what would be taken for a new run's to ``earlier_1/``, or the next free number, and the config with it."""
+    place = Path(folder)
     (place / LAST).unlink(missing_ok=True)
     found = [name for name in _SET_ASIDE if (place / name).exists()]
     if not found:
         return
-    earlier.mkdir(exist_ok=True)
-    for name in [*found, *(["config.yaml"] if (place / "config.yaml").exists() else [])]:
-        shutil.rmtree(earlier / name, ignore_errors=True)  # of the run before; a file is replaced
-        (place / name).replace(earlier / name)
-    logger.warning(f"Moved {', '.join(found)} of an earlier run to {earlier}")
+    earlier = next(path for i in itertools.count(1) if not (path := place / f"earlier_{i}").exists())
+    earlier.mkdir()
+    if (place / "config.yaml").exists():
+        found.append("config.yaml")
+    for name in found:
+        (place / name).rename(earlier / name)
+    logger.warning(f"{place} has an earlier run: moved its {', '.join(found)} to {earlier}")

@@ -7,8 +7,8 @@ import argparse
 from .options import Subparsers, add_command, path_of
 
 _DESCRIPTION = """Convert a data set to another format, with its images.
-NAME is what --data takes elsewhere; FORMAT is coco, voc or yolo. Convert train
-and val to the same FOLDER, one after the other."""
+NAME is what --data takes elsewhere, but no folder; FORMAT is coco, voc or
+yolo. Convert train and val to the same FOLDER, one after the other."""
 
 
 def add_parser(subparsers: Subparsers) -> None:

@@ -3,27 +3,34 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections import Counter
 from collections.abc import Sequence
 from functools import partial
+from pathlib import Path
 
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
-from .formats import Classes, known_forms, parse_dataset_name
+from .formats import Classes, find_splits, known_forms, parse_dataset_name
 
 logger = logging.getLogger(__name__)
 
 
 def register_dataset(name: str) -> None:
-    """Registers a data set that is named by its files with detectron2, once. Does nothing for other names.
+    """Registers a data set that is named by its files with detectron2, once. Does nothing for names that are no paths.
 
     Raises:
+        FileNotFoundError: the name is a path, but no file or folder.
         OSError: if the annotation file or a folder does not exist or cannot be read.
-        ValueError: if the name or an annotation file is malformed, or two classes have the same name.
+        ValueError: if the name or an annotation file is malformed, or two classes have the same name; or if it is a
+            folder, of which one split has to be named, or a file without its format.
     """
     dataset = parse_dataset_name(name)
-    if dataset is None or name in DatasetCatalog:
+    if name in DatasetCatalog:
+        return
+    if dataset is None:
+        _refuse_path(name)
         return
     classes = dataset.classes()
     _require_distinct_names(classes, name)
@@ -34,6 +41,16 @@ def register_dataset(name: str) -> None:
         **dataset.metadata(),
     )
     DatasetCatalog.register(name, partial(dataset.records, classes))
+
+
+def _refuse_path(name: str) -> None:
+    path = Path(name).expanduser()
+    if path.is_dir():
+        raise ValueError(f"{name} is a folder: name one of its splits, {', '.join(find_splits(name).values())}")
+    if path.is_file():
+        raise ValueError(f"{name} is a file: name it with its format, as in coco:{name}. Formats: {known_forms()}")
+    if os.sep in name:
+        raise FileNotFoundError(f"{name}: there is no such file or folder. Formats: {known_forms()}")
 
 
 def _require_distinct_names(classes: Classes, name: str) -> None:

@@ -287,6 +287,6 @@ def _tell_start(settings: RunSettings, resume: bool, last_checkpoint: str) -> No
     logger.info(f"A new run starts at iteration 0, from {source}")
     if last_checkpoint:
         logger.warning(
-            f"{folder} holds the checkpoints of an earlier run, which this one will overwrite. To resume that run "
-            "instead, use --resume; to keep both, give another output folder."
+            f"{folder} holds the numbered checkpoints of an earlier run, which this one will overwrite. To keep all of "
+            "it, give another output folder; to resume a run, use --resume."
         )
