@@ -42,7 +42,7 @@ demo: env
 	$(BIN)/dsrcnn train --data "$$data" --minutes $(MINUTES) --output output/demo
 	$(BIN)/dsrcnn visualize detections output/demo --data "$$data" --output output/demo/detections.png
 	$(BIN)/dsrcnn visualize stages output/demo --data "$$data" --output output/demo/stages.png
-	# The training has evaluated images of one's own, which need not have a test split.
+	# Your own images need no test split: the training has evaluated them.
 	$(if $(DATA),,$(BIN)/dsrcnn eval output/demo --data "$$data")
 
 # One thread in the commands that tests start, too: test processes share the cores. There is one more of these than cores,

@@ -275,7 +275,7 @@ def test_a_set_without_images_is_named(tmp_path: Path) -> None:
     DatasetCatalog.register(f"nothing in {tmp_path}", list)
     MetadataCatalog.get(f"nothing in {tmp_path}").thing_classes = ["ant"]
     for target in FORMATS:
-        with pytest.raises(ValueError, match=f"nothing in {tmp_path} has no images to convert"):
+        with pytest.raises(ValueError, match=f"nothing in {tmp_path} has no images"):
             convert_dataset(f"nothing in {tmp_path}", target, tmp_path / target, "train")
 
 

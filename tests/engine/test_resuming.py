@@ -133,14 +133,12 @@ def test_resuming_and_starting_from_weights_are_told_apart(run, tmp_path):
     assert "A new run starts at iteration 0, from no checkpoint" in log.read_text()
     run("--resume", "MODEL.WEIGHTS", "never_read.pth", "SOLVER.MAX_ITER", "2")
     assert f"Resuming the run in {folder} from {weights}; MODEL.WEIGHTS is not read" in log.read_text()
-    with pytest.raises(ValueError, match="is of an earlier run in the output folder, which a new one replaces"):
+    with pytest.raises(ValueError, match="is of an earlier run in the output folder, which a new one sets aside"):
         run("MODEL.WEIGHTS", weights, "SOLVER.MAX_ITER", "1")
     own = shutil.copy(weights, tmp_path / "weights.pth")
     run("MODEL.WEIGHTS", str(own), "SOLVER.MAX_ITER", "1")
     assert f"A new run starts at iteration 0, from the weights of {own}" in log.read_text()
-    assert (
-        f"{folder} holds the numbered checkpoints of an earlier run, which this one will overwrite" in log.read_text()
-    )
+    assert f"{folder} has an earlier run: moved " in log.read_text()
     assert torch.load(weights)["iteration"] == 0
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import logging
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,8 +13,7 @@ from .released import find_released
 logger = logging.getLogger(__name__)
 
 BEST, LAST, FINAL = "model_best.pth", "last_checkpoint", "model_final.pth"
-# What would be taken for a new run's in its folder, which has neither checkpoint nor detections at first.
-_SET_ASIDE = (BEST, FINAL, "inference")
+_CHECKPOINT = re.compile(r"model_(best|final|\d+)\.pth")
 
 
 @dataclass(frozen=True)
@@ -85,23 +85,24 @@ def _checkpoint_of(folder: Path) -> Path:
     )
 
 
-def is_replaced(weights: str, folder: str) -> bool:
+def is_set_aside(weights: str, folder: str) -> bool:
     """Whether a checkpoint is one of those that a new run in the folder sets aside."""
     path = Path(weights).resolve()
-    return path.parent == Path(folder).resolve() and path.name in _SET_ASIDE
+    return path.parent == Path(folder).resolve() and bool(_CHECKPOINT.fullmatch(path.name))
 
 
 def set_earlier_run_aside(folder: str) -> None:
-    """Moves what would be taken for a new run's to ``earlier_1/``, or the next free number, and the config with it."""
+    """Moves checkpoints, detections and config of an earlier run to ``earlier_1``, or the next free number.
+
+    A new run is then not taken for the earlier one, which stays a run of its own.
+    """
     place = Path(folder)
-    (place / LAST).unlink(missing_ok=True)
-    found = [name for name in _SET_ASIDE if (place / name).exists()]
+    found = [path for path in sorted(place.iterdir()) if _CHECKPOINT.fullmatch(path.name) or path.name == "inference"]
     if not found:
         return
+    found += [path for path in (place / LAST, place / "config.yaml") if path.exists()]
     earlier = next(path for i in itertools.count(1) if not (path := place / f"earlier_{i}").exists())
     earlier.mkdir()
-    if (place / "config.yaml").exists():
-        found.append("config.yaml")
-    for name in found:
-        (place / name).rename(earlier / name)
-    logger.warning(f"{place} has an earlier run: moved its {', '.join(found)} to {earlier}")
+    for path in found:
+        path.rename(earlier / path.name)
+    logger.warning(f"{place} has an earlier run: moved {', '.join(path.name for path in found)} to {earlier.name}")

@@ -15,11 +15,11 @@ from pathlib import Path
 
 import numpy as np
 import yaml
-from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data import MetadataCatalog
 
 from ..file_io import whole_file
 from .checks import require_usable_images
-from .datasets import register_dataset
+from .datasets import read_records
 from .formats import Classes
 from .formats.reading import read_text
 from .formats.yolo import usual_label_file
@@ -76,10 +76,7 @@ def convert_dataset(name: str, prefix: str, folder: str | Path, split: str) -> s
     """
     if prefix not in _WRITERS:
         raise ValueError(f"Data sets can be converted to {', '.join(_WRITERS)}, not to {prefix!r}.")
-    register_dataset(name)
-    records: list[Record] = DatasetCatalog.get(name)
-    if not records:
-        raise ValueError(f"{name} has no images to convert. Name another data set, or a larger part of it.")
+    records = read_records(name)
     require_usable_images(records, name)
     metadata = MetadataCatalog.get(name)
     names = tuple(metadata.thing_classes)

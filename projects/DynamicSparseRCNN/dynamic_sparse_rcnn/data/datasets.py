@@ -13,6 +13,7 @@ from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from .formats import Classes, find_splits, known_forms, parse_dataset_name
+from .records import Record
 
 logger = logging.getLogger(__name__)
 
@@ -41,6 +42,41 @@ def register_dataset(name: str) -> None:
         **dataset.metadata(),
     )
     DatasetCatalog.register(name, partial(dataset.records, classes))
+
+
+def read_records(name: str) -> list[Record]:
+    """The records of a data set, registered or named by its files.
+
+    Raises:
+        OSError: files are missing.
+        KeyError: no data set of that name is registered.
+        ValueError: it cannot be read, or has no images.
+    """
+    register_dataset(name)
+    try:
+        records: list[Record] = DatasetCatalog.get(name)
+    except FileNotFoundError as error:
+        if parse_dataset_name(name) is not None:
+            raise
+        root = os.environ.get("DETECTRON2_DATASETS", "datasets")
+        raise FileNotFoundError(
+            f"Data set {name}: {error}. detectron2 looks for its own data sets below DETECTRON2_DATASETS, now "
+            f"{root!r}: set it to the folder that holds coco/, VOC2007/ and so on."
+        ) from error
+    except KeyError as error:
+        raise KeyError(
+            f"Data set {name!r} is not registered. Name your own data by their files: {known_forms()}; or name the "
+            "module that registers it (--import)."
+        ) from error
+    except ValueError as error:  # detectron2's VOC loader met a class that is not one of VOC's, say
+        if parse_dataset_name(name) is not None:
+            raise
+        raise ValueError(
+            f"Data set {name} cannot be read: {error}. Name your own data by their files: {known_forms()}."
+        ) from error
+    if not records:
+        raise ValueError(f"Data set {name} has no images. Name another one, or a larger part of it.")
+    return records
 
 
 def _refuse_path(name: str) -> None:

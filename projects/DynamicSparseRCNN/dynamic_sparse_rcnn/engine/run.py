@@ -19,7 +19,7 @@ from torch import nn
 
 from ..checkpoints.classes import DetectorClasses
 from ..checkpoints.loading import Checkpointer
-from ..checkpoints.runs import is_replaced, set_earlier_run_aside
+from ..checkpoints.runs import is_set_aside, set_earlier_run_aside
 from ..data.loader import TrainLoader
 from ..data.seeding import shared_seed
 from ..errors import describe
@@ -204,14 +204,15 @@ class TrainingRun(DefaultTrainer):
         All processes call this. The main one writes the config.
 
         Raises:
-            ValueError: no iteration is left, the run had another model, or a new run would replace its own start.
+            ValueError: no iteration is left, the run had another model, or a new run is to start from a checkpoint that
+                it sets aside.
         """
         settings = self.parts.settings
         last = self.checkpointer.get_checkpoint_file()
-        if not resume and settings.weights and is_replaced(settings.weights, settings.output_dir):
+        if not resume and settings.weights and is_set_aside(settings.weights, settings.output_dir):
             raise ValueError(
-                f"{settings.weights} is of an earlier run in the output folder, which a new one replaces: give another "
-                "output folder, or resume that run with --resume"
+                f"{settings.weights} is of an earlier run in the output folder, which a new one sets aside: give "
+                "another output folder, or resume that run with --resume"
             )
         _tell_start(settings, resume, last)
         self.checkpointer.resume_or_load(settings.weights, resume=resume)
@@ -285,8 +286,3 @@ def _tell_start(settings: RunSettings, resume: bool, last_checkpoint: str) -> No
         logger.warning(f"--resume finds no checkpoint in {folder}: this run starts at iteration 0, from {source}")
         return
     logger.info(f"A new run starts at iteration 0, from {source}")
-    if last_checkpoint:
-        logger.warning(
-            f"{folder} holds the numbered checkpoints of an earlier run, which this one will overwrite. To keep all of "
-            "it, give another output folder; to resume a run, use --resume."
-        )

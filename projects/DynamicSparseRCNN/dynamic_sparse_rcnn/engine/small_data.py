@@ -15,9 +15,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from detectron2.data import DatasetCatalog
 
-from ..data.datasets import register_dataset
+from ..data.datasets import read_records
 from ..data.formats import parse_dataset_name
 from ..data.records import BoxProblem, BoxTable, Record
 
@@ -136,13 +135,6 @@ def choose_settings(
 def as_options(choices: Sequence[Choice]) -> list[str]:
     """Choices as keys and values of a command line."""
     return [part for choice in choices for part in (choice.key, str(choice.value))]
-
-
-def read_records(name: str) -> list[Record]:
-    """The records of a data set, registered or named by its files."""
-    register_dataset(name)
-    records: list[Record] = DatasetCatalog.get(name)
-    return records
 
 
 def count_images(names: Sequence[str]) -> int:

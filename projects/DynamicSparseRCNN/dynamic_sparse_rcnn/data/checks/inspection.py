@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data import MetadataCatalog
 from detectron2.data.build import filter_images_with_only_crowd_annotations
 from detectron2.utils.file_io import PathManager
 
-from ..datasets import register_dataset
-from ..formats import known_forms, parse_dataset_name
+from ..datasets import read_records
 from ..formats.reading import is_url
 from ..mapper import Resize
 from ..records import BoxProblem, BoxTable, Record
@@ -68,7 +66,7 @@ def inspect_dataset(
         OSError, KeyError, ValueError: see :func:`load_checked_dataset`; or if any image (for a training: every image)
             is unusable.
     """
-    records = _load(name)
+    records = read_records(name)
     usable, images = check_images(records, resize)
     if not (is_train and usable):
         _require_usable(images, records, name)
@@ -135,35 +133,7 @@ def load_checked_dataset(name: str, *, num_classes: int) -> list[Record]:
         KeyError: if no data set of that name is registered.
         ValueError: if the data set is empty, or for the reasons of :func:`check_records`.
     """
-    return _check(_load(name), name, num_classes)[0]
-
-
-def _load(name: str) -> list[Record]:
-    register_dataset(name)
-    try:
-        records: list[Record] = DatasetCatalog.get(name)
-    except FileNotFoundError as error:
-        if parse_dataset_name(name) is not None:
-            raise
-        root = os.environ.get("DETECTRON2_DATASETS", "datasets")
-        raise FileNotFoundError(
-            f"Data set {name}: {error}. detectron2 looks for its own data sets below DETECTRON2_DATASETS, now "
-            f"{root!r}: set it to the folder that holds coco/, VOC2007/ and so on."
-        ) from error
-    except KeyError as error:
-        raise KeyError(
-            f"Data set {name!r} is not registered. Name your own data by their files: {known_forms()}; or name the "
-            "module that registers it (--import)."
-        ) from error
-    except ValueError as error:  # detectron2's VOC loader met a class that is not one of VOC's, say
-        if parse_dataset_name(name) is not None:
-            raise
-        raise ValueError(
-            f"Data set {name} cannot be read: {error}. Name your own data by their files: {known_forms()}."
-        ) from error
-    if not records:
-        raise ValueError(f"Data set {name} has no images. Name another one, or add images to it.")
-    return records
+    return _check(read_records(name), name, num_classes)[0]
 
 
 def _check(records: list[Record], name: str, num_classes: int) -> tuple[list[Record], DatasetReport]:
