@@ -166,10 +166,29 @@ def test_another_metric_starts_anew_when_a_run_is_resumed(tmp_path):
     assert checkpoint(tmp_path, "model_best")["metric"] == {"name": "one/bbox/AP", "value": 45.0}
 
 
+def test_the_detections_of_the_best_checkpoint_are_kept(tmp_path):
+    scores = iter([30.0, 50.0, 40.0])
+    training = make_training(tmp_path, eval_period=2, best_metric="bbox/AP")
+    detections = tmp_path / "inference/coco_instances_results.json"
+
+    def evaluate(model: torch.nn.Module) -> dict[str, dict[str, float]]:
+        score = next(scores)
+        detections.parent.mkdir(exist_ok=True)
+        detections.write_text(str(score))
+        return {"bbox": {"AP": score}}
+
+    training.parts = replace(training.parts, evaluate=evaluate)
+    train(training)
+    assert checkpoint(tmp_path, "model_best")["metric"]["value"] == 50.0
+    assert (tmp_path / "inference_best/coco_instances_results.json").read_text() == "50.0"
+    assert detections.read_text() == "40.0"
+
+
 def test_a_new_run_is_not_taken_for_the_earlier_one_of_its_folder(tmp_path):
     settings: dict[str, Any] = {"eval_period": 1, "best_metric": "bbox/AP"}
     train(make_training(tmp_path, scores=dict.fromkeys(range(1, 7), 1.0), **settings))
-    (tmp_path / "inference").mkdir()
+    for name in ("inference", "eval"):
+        (tmp_path / name).mkdir()
     (tmp_path / "inference/coco_instances_results.json").write_text("[]")
     (tmp_path / "config.yaml").write_text("SEED: 1")
     assert find_checkpoint(tmp_path) == str(tmp_path / "model_best.pth")
@@ -177,9 +196,10 @@ def test_a_new_run_is_not_taken_for_the_earlier_one_of_its_folder(tmp_path):
         train(make_training(tmp_path, checkpoint_period=3), after_step=lambda training: kill_after(2, training))
     with pytest.raises(FileNotFoundError, match="has no checkpoint"):
         find_checkpoint(tmp_path)
-    assert not (tmp_path / "inference").exists()
+    assert not any((tmp_path / name).exists() for name in ("inference", "eval"))
     assert not list(tmp_path.glob("model_*.pth"))
     earlier = tmp_path / "earlier_1"
+    assert (earlier / "eval").is_dir()
     assert find_checkpoint(earlier) == str(earlier / "model_best.pth")
     assert (earlier / "model_final.pth").is_file() and (earlier / "last_checkpoint").is_file()
     (tmp_path / "config.yaml").write_text("SEED: 2")

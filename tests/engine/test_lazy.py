@@ -161,7 +161,7 @@ def test_a_lazy_config_trains_resumes_and_evaluates_from_the_command_line(overri
     assert (tmp_path / "run/last_checkpoint").read_text() == "model_final.pth"
     assert ">3 of 3</td>" in (tmp_path / "run/report.html").read_text()
     evaluate_run(tmp_path / "run")
-    stages = json.loads((tmp_path / "run/inference/stages.json").read_text())
+    stages = json.loads((tmp_path / "run/inference_best/stages.json").read_text())
     assert [{"AP", "AP50", "AP-ring"} <= stage.keys() for stage in stages] == [True, True]
     saved = torch.load(tmp_path / "run/model_final.pth")
     assert saved["class_names"] == ["circle", "square", "triangle", "star", "ring"]

@@ -78,6 +78,15 @@ def test_a_dynamic_checkpoint_gives_the_training_runs_own_detections_and_diagnos
     assert list(results) == ["proposals", "bbox"]
 
 
+def test_the_log_has_config_environment_and_model_and_the_terminal_what_one_reads(run, tmp_path, capsys):
+    run("SOLVER.MAX_ITER", "1")
+    terminal, log = capsys.readouterr().out, (tmp_path / "run/log.txt").read_text()
+    for text in ("BASE_LR", "PyTorch", "(proposal_generator)", "eval_only"):
+        assert text in log and text not in terminal
+    for text in ("total_loss", "6 images, ", "log.txt has the environment"):
+        assert text in log and text in terminal
+
+
 def test_fewer_images_than_processes_are_refused_by_their_numbers(run, monkeypatch):
     monkeypatch.setattr(comm, "get_world_size", lambda: 3)
     with pytest.raises(ValueError, match=r"IMS_PER_BATCH .* is 2, which 3 processes cannot share equally"):

@@ -87,6 +87,18 @@ def test_a_report_that_fails_does_not_fail_the_training(
     assert "There is no report of this run: ZeroDivisionError: of the report" in log
 
 
+def test_detections_are_those_of_the_best_checkpoint(written_run: Callable[..., Path]) -> None:
+    folder = written_run("run", score=0.25)
+    page = Page.read(write_report(folder))
+    assert dict(page.tables["Runs"])["detections"] == "of the last evaluation"
+    assert page.tables["Classes"][1][5] == "0.250"
+    written_run("best", score=0.75)
+    (folder.parent / "best/inference").rename(folder / "inference_best")
+    page = Page.read(write_report(folder))
+    assert dict(page.tables["Runs"])["detections"] == "of the best evaluation"
+    assert page.tables["Classes"][1][5] == "0.750"
+
+
 def test_a_page_needs_no_other_file_and_no_network(written_run: Callable[..., Path]) -> None:
     page = Page.read(write_report(written_run("run", keep=5)))
     references = [

@@ -66,7 +66,7 @@ def test_each_stage_is_evaluated_as_a_detector_that_ends_with_it(
 def test_the_report_of_a_run_without_detections_can_evaluate_it(run: Callable[..., Any], tmp_path: Path) -> None:
     run("TEST.EVAL_PERIOD", "0")
     folder = tmp_path / "run"
-    results = folder / "inference/coco_instances_results.json"
+    results = folder / "inference_best/coco_instances_results.json"
     expected = json.loads(results.read_text())
     results.unlink()
     evaluate_run(folder)

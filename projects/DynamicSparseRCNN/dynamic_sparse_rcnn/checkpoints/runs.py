@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import logging
 import re
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,6 +14,8 @@ from .released import find_released
 logger = logging.getLogger(__name__)
 
 BEST, LAST, FINAL = "model_best.pth", "last_checkpoint", "model_final.pth"
+# Folders with the detections of the last evaluation of a training, and of the best one.
+LAST_DETECTIONS, BEST_DETECTIONS = "inference", "inference_best"
 _CHECKPOINT = re.compile(r"model_(best|final|\d+)\.pth")
 
 
@@ -85,6 +88,14 @@ def _checkpoint_of(folder: Path) -> Path:
     )
 
 
+def keep_best_detections(folder: str) -> None:
+    """Copies the detections of the last evaluation, which were the best ones so far."""
+    last, best = Path(folder) / LAST_DETECTIONS, Path(folder) / BEST_DETECTIONS
+    shutil.rmtree(best, ignore_errors=True)
+    if last.is_dir():
+        shutil.copytree(last, best)
+
+
 def is_set_aside(weights: str, folder: str) -> bool:
     """Whether a checkpoint is one of those that a new run in the folder sets aside."""
     path = Path(weights).resolve()
@@ -92,12 +103,13 @@ def is_set_aside(weights: str, folder: str) -> bool:
 
 
 def set_earlier_run_aside(folder: str) -> None:
-    """Moves checkpoints, detections and config of an earlier run to ``earlier_1``, or the next free number.
+    """Moves checkpoints, evaluations and config of an earlier run to ``earlier_1``, or the next free number.
 
     A new run is then not taken for the earlier one, which stays a run of its own.
     """
     place = Path(folder)
-    found = [path for path in sorted(place.iterdir()) if _CHECKPOINT.fullmatch(path.name) or path.name == "inference"]
+    evaluations = (LAST_DETECTIONS, BEST_DETECTIONS, "eval")
+    found = [path for path in sorted(place.iterdir()) if _CHECKPOINT.fullmatch(path.name) or path.name in evaluations]
     if not found:
         return
     found += [path for path in (place / LAST, place / "config.yaml") if path.exists()]

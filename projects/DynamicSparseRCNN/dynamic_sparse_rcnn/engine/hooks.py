@@ -15,6 +15,7 @@ from detectron2.utils import comm
 from torch import nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
+from ..checkpoints.runs import keep_best_detections
 from ..data.seeding import derive_seed
 
 logger = logging.getLogger(__name__)
@@ -190,6 +191,7 @@ class Evaluation(hooks.EvalHook):
             if comm.is_main_process():
                 extras = {"iteration": iteration - 1, "metric": {"name": self._metric, "value": value}}
                 self.trainer.checkpointer.save_weights(BEST, **extras)
+                keep_best_detections(self.trainer.checkpointer.save_dir)
 
     def _stop_if_exhausted(self) -> None:
         if not self._patience or self.progress.without_gain < self._patience:

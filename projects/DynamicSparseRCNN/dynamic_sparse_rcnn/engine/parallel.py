@@ -14,9 +14,9 @@ logger = logging.getLogger(__name__)
 
 
 def usable_device(device: str) -> str:
-    """The device of a config, or the CPU (with a warning) where there is no CUDA device."""
+    """The device of a config, or the CPU where there is no CUDA device; the log says so."""
     if device.startswith("cuda") and not torch.cuda.is_available():
-        logger.warning(f"The config's device is {device}, but there is no CUDA device: using the CPU")
+        logger.info(f"The config's device is {device}, and there is no CUDA device: using the CPU")
         return "cpu"
     return device
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -19,10 +20,13 @@ _LOGGERS = ("fvcore", "timm", "detectron2", "dynamic_sparse_rcnn")
 
 
 def set_up_logging(output_dir: str) -> None:
-    """Logs to the terminal (the main process) and to ``log.txt`` in the output folder (each its own)."""
+    """Logs to the terminal (the main process) and, with what would fill it, to ``log.txt`` in the output folder."""
     logging.raiseExceptions = False  # a full disk would print a stack trace for each line of the log
     for name in _LOGGERS:
-        setup_logger(output_dir, distributed_rank=comm.get_rank(), name=name)
+        for handler in setup_logger(output_dir, distributed_rank=comm.get_rank(), name=name).handlers:
+            if getattr(handler, "stream", None) is sys.stdout:
+                # timm warns of the classifier, which no backbone has; that nothing fits is an error of our own.
+                handler.setLevel(logging.ERROR if name == "timm" else logging.INFO)
 
 
 def begin(args: argparse.Namespace, config: str, test_sets: Sequence[str], seed: int, benchmark: bool = False) -> None:
@@ -36,9 +40,10 @@ def begin(args: argparse.Namespace, config: str, test_sets: Sequence[str], seed:
         benchmark: whether cuDNN looks for its fastest convolutions.
     """
     logger.info(f"Rank of this process: {comm.get_rank()} of {comm.get_world_size()}")
-    logger.info(f"Environment:\n{collect_env_info()}")
-    logger.info(f"Command line: {args}")
-    logger.info(f"Config:\n{config}")
+    logger.debug(f"Environment:\n{collect_env_info()}")
+    logger.debug(f"Command line: {args}")
+    logger.debug(f"Config:\n{config}")
+    logger.info("log.txt has the environment, the whole config and the model too")
     if not test_sets:
         logger.info("There is no test set: nothing is evaluated")
     seed_all_rng(seed + comm.get_rank())

@@ -9,6 +9,7 @@ from detectron2.config import CfgNode
 from detectron2.data import build_detection_test_loader
 from detectron2.engine import DefaultTrainer
 from detectron2.evaluation import DatasetEvaluator, verify_results
+from detectron2.modeling import build_model
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 from torch import nn, optim
@@ -20,6 +21,8 @@ from ..data.mapper import DetectionMapper
 from . import from_yaml, solver
 from .evaluation import build_evaluator, evaluate, inference_folder, with_diagnostics
 from .run import Results, TrainingRun
+
+logger = logging.getLogger(__name__)
 
 
 class Trainer(TrainingRun):
@@ -42,6 +45,13 @@ class Trainer(TrainingRun):
         if comm.is_main_process():
             verify_results(self.cfg, results)
         return results
+
+    @classmethod
+    def build_model(cls, cfg: CfgNode) -> nn.Module:
+        """The model of a config; ``log.txt`` shows it, the terminal does not."""
+        model = build_model(cfg)
+        logger.debug(f"Model:\n{model}")
+        return model
 
     @classmethod
     def build_optimizer(cls, cfg: CfgNode, model: nn.Module) -> optim.Optimizer:

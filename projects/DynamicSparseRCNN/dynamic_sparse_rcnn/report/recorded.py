@@ -12,6 +12,7 @@ from typing import Any
 
 import yaml
 
+from ..checkpoints.runs import BEST_DETECTIONS, LAST_DETECTIONS
 from ..data.ground_truth import file_stem
 
 RESULTS, STAGES = "coco_instances_results.json", "stages.json"
@@ -29,7 +30,7 @@ _TEST_SETS = re.compile(r"DATASETS\.TEST|dataloader\.test\.(\d+\.)?dataset\.name
 
 @dataclass(frozen=True)
 class RecordedEvaluation:
-    """The detections of a test set's last evaluation.
+    """The detections of a test set's best evaluation, or of the last.
 
     Attributes:
         dataset: name of the test set.
@@ -148,8 +149,9 @@ def _read_curves(file: Path) -> tuple[dict[str, Curve], int]:
 
 
 def _find_evaluations(folder: Path, names: tuple[str, ...]) -> Iterator[RecordedEvaluation]:
-    """In ``inference/``, or of several test sets each in a folder of its own there."""
-    for results in sorted((folder / "inference").rglob(RESULTS)):
+    """Of the best checkpoint, or of the last if there is no best; of several test sets each in a folder of its own."""
+    best = folder / BEST_DETECTIONS
+    for results in sorted((best if best.is_dir() else folder / LAST_DETECTIONS).rglob(RESULTS)):
         beside, stages = results.parent, results.with_name(STAGES)
         own = [name for name in names if (beside / f"{file_stem(name)}_coco_format.json").is_file()]
         dataset = next(iter(own or names if len(names) == 1 else own), beside.name)

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from ..checkpoints.runs import BEST_DETECTIONS
 from ..data.images import IMAGE_ERRORS
 from .charts import Chart, Line, draw_chart
 from .detections import DetectionAnalysis
@@ -86,6 +87,8 @@ def _facts(run: RecordedRun) -> dict[str, str]:
             facts[f"{label} {name.removesuffix(metric)}"] = (
                 f"{_number(last)}; best {_number(curve[best])}, iteration {iterations}"
             )
+    if run.evaluations:
+        facts["detections"] = f"of the {'best' if (run.folder / BEST_DETECTIONS).is_dir() else 'last'} evaluation"
     if times := run.curves.get("time"):
         facts["seconds an iteration"] = f"{statistics.median(times.values()):.3g}"
     return facts

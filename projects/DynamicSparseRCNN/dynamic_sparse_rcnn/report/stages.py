@@ -13,6 +13,7 @@ from detectron2.modeling.postprocessing import detector_postprocess
 from detectron2.structures import Instances
 from torch import nn
 
+from ..checkpoints.runs import BEST, BEST_DETECTIONS, LAST_DETECTIONS
 from ..data.ground_truth import ensure_coco_json
 from ..data.mapper import DetectionMapper
 from ..engine.evaluation import inference_folder
@@ -25,7 +26,7 @@ from .recorded import STAGES, read_run
 def evaluate_run(run_folder: str | Path, trust: bool = False) -> None:
     """Evaluates the best or last checkpoint of a run on its test sets, after every stage.
 
-    Writes the detections of the last stage where a training writes them, and the metrics of all stages beside them.
+    Writes the detections of the last stage where a training keeps them, and the metrics of all stages beside them.
 
     Args:
         run_folder: of a run from either kind of config.
@@ -44,8 +45,9 @@ def evaluate_run(run_folder: str | Path, trust: bool = False) -> None:
     mapper = DetectionMapper(
         is_train=False, keep_crowd=False, augmentations=loaded.augmentations.augs, image_format=loaded.image_format
     )
+    kind = BEST_DETECTIONS if (Path(run_folder) / BEST).is_file() else LAST_DETECTIONS
     for name in names:
-        folder = inference_folder(str(run_folder), name, names)
+        folder = inference_folder(str(run_folder), name, names, kind)
         ensure_coco_json(name, folder)
         loader = build_detection_test_loader(DatasetCatalog.get(name), mapper=mapper)
         evaluator = StageEvaluator(loaded.model, partial(COCOEvaluator, name), folder)
