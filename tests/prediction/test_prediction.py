@@ -282,6 +282,12 @@ def test_an_unknown_config_is_an_error_that_lists_the_known_ones():
         Predictor("nowhere.yaml", "x.pth")
 
 
+@pytest.mark.parametrize("name", ["output/nowhere", "nowhere.pth"])
+def test_a_run_that_does_not_exist_is_named(name):
+    with pytest.raises(FileNotFoundError, match=f"{name} is neither the folder of a run, nor a checkpoint"):
+        Predictor(name)
+
+
 def test_the_number_of_classes_comes_from_the_weights_where_the_config_leaves_it_open(tiny_cfg, tmp_path, picture):
     expected = make_predictor(tiny_cfg, tmp_path)(picture)
     tiny_cfg.MODEL.SparseRCNN.NUM_CLASSES = 0
@@ -385,8 +391,9 @@ def test_the_folder_of_a_run_stands_for_its_checkpoint_and_config(tiny_cfg, tmp_
     expected = make_predictor(tiny_cfg, tmp_path)(picture)
     (tmp_path / "config.yaml").write_text(tiny_cfg.dump())
     (tmp_path / "last_checkpoint").write_text("detector.safetensors")
-    found = Predictor(weights=str(tmp_path), score_threshold=0)(picture)
-    assert torch.equal(found.instances.scores, expected.instances.scores)
+    for arguments in ({"weights": str(tmp_path)}, {"config": tmp_path}, {"config": tmp_path / "detector.safetensors"}):
+        found = Predictor(**arguments, score_threshold=0)(picture)
+        assert torch.equal(found.instances.scores, expected.instances.scores)
 
 
 def test_the_config_beside_a_checkpoint_runs_no_code_unless_it_is_trusted(tiny_cfg, tmp_path):
