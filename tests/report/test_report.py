@@ -99,6 +99,15 @@ def test_detections_are_those_of_the_best_checkpoint(written_run: Callable[..., 
     assert page.tables["Classes"][1][5] == "0.750"
 
 
+def test_the_log_tells_how_to_go_on_with_a_run(written_run: Callable[..., Path], caplog) -> None:
+    folder = written_run("run", score=0.25)
+    (folder / "model_final.pth").write_bytes(b"")
+    with caplog.at_level("INFO"):
+        write_report(folder)
+    assert f"dsrcnn predict photos/ --weights {folder} --score-threshold 0.25\n" in caplog.text
+    assert f"dsrcnn export {folder} --output {folder}/model.onnx" in caplog.text
+
+
 def test_a_page_needs_no_other_file_and_no_network(written_run: Callable[..., Path]) -> None:
     page = Page.read(write_report(written_run("run", keep=5)))
     references = [

@@ -69,7 +69,7 @@ def overview(runs: Sequence[ReportedRun]) -> Section:
         "Overview",
         notes=[f"{one.name}: {warning}." for one in runs for warning in one.warnings],
         tables=[Table("Runs", ["", *(one.name for one in runs)], rows)],
-        commands=[line for one in runs for line in _commands(one)],
+        commands=[line for one in runs for line in next_commands(one)],
     )
 
 
@@ -94,7 +94,8 @@ def _facts(run: RecordedRun) -> dict[str, str]:
     return facts
 
 
-def _commands(one: ReportedRun) -> Iterator[str]:
+def next_commands(one: ReportedRun) -> Iterator[str]:
+    """What to do with a run: resume it, or use its detector, at the score threshold that was best."""
     run, folder = one.run, shlex.quote(str(one.run.folder))
     if (run.folder / "last_checkpoint").is_file() and run.iterations < (run.max_iter or 0):
         yield f"dsrcnn train --resume --output {folder}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -15,7 +16,9 @@ from . import sections
 from .detections import DetectionAnalysis, analyze_detections
 from .page import Section, render
 from .recorded import RESULTS, RecordedEvaluation, RecordedRun, read_run
-from .sections import ReportedRun
+from .sections import ReportedRun, next_commands
+
+logger = logging.getLogger(__name__)
 
 
 def write_report(run_folder: str | Path) -> Path:
@@ -30,7 +33,7 @@ def write_report(run_folder: str | Path) -> Path:
 
 
 def write_comparison(run_folders: Sequence[str | Path], output: Path) -> Path:
-    """Writes one report of several runs, laid over each other.
+    """Writes one report of several runs, laid over each other; of a single run the log tells how to go on.
 
     Args:
         run_folders: see :func:`write_report`.
@@ -51,6 +54,8 @@ def write_comparison(run_folders: Sequence[str | Path], output: Path) -> Path:
     page = render(" and ".join(names) if len(names) > 1 else f"Run {names[0]}", build_sections(runs))
     with whole_file(output) as file:
         file.write(page.encode())
+    if len(runs) == 1 and (commands := list(next_commands(runs[0]))):
+        logger.info("\n  ".join(["How to go on:", *commands]))
     return output
 
 
