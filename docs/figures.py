@@ -204,7 +204,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if args.config_file is None:
         generate_shapes(SHAPES_FOLDER, "val", ShapesConfig(num_images=200))
     cfg = read_config(args.config_file or model_zoo.get_config_file(SHAPES_CONFIG))
-    predictor = Predictor(args.config_file or SHAPES_CONFIG, args.weights, device="cpu")
+    predictor = Predictor(
+        args.config_file or SHAPES_CONFIG, args.weights, device="cpu", score_threshold=args.score_threshold
+    )
     detector = predictor.model
     assert isinstance(detector, SparseRCNN)
     data = args.data or cfg.DATASETS.TEST[0]
@@ -240,6 +242,7 @@ def _parse_args(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--weights", metavar="FILE")
     parser.add_argument("--data", metavar="NAME", help="default: the config's DATASETS.TEST")
     parser.add_argument("--images", nargs="+", default=["000026.png", "000039.png"], metavar="FILE")
+    parser.add_argument("--score-threshold", type=float, default=0.5)
     parser.add_argument("--output", type=Path, default=Path(__file__).parent / "images", metavar="FOLDER")
     return parser.parse_args(arguments)
 
