@@ -215,6 +215,12 @@ def test_a_new_run_is_not_taken_for_the_earlier_one_of_its_folder(tmp_path):
     assert (tmp_path / "earlier_1/model_final.pth").read_bytes() != b"second"
 
 
+def test_an_error_in_the_first_iterations_is_not_hidden_by_one_of_the_log(tmp_path):
+    training = make_training(tmp_path, log_period=1)
+    with pytest.raises(Killed):
+        train(training, after_step=lambda training: kill_after(2, training))
+
+
 @pytest.mark.parametrize(("patience", "last"), [(1, 4), (2, 5), (3, 6), (4, 10)])
 def test_a_training_stops_when_its_patience_is_over(tmp_path, patience, last, caplog):
     scores = {1: 1.0, 2: 2.0, 3: 3.0, **dict.fromkeys(range(4, 7), 2.0), **dict.fromkeys(range(7, 11), 4.0)}

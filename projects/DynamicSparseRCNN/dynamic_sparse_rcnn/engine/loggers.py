@@ -11,11 +11,13 @@ import time
 from abc import abstractmethod
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
 
 from detectron2.utils.events import (
     CommonMetricPrinter,
+    EventStorage,
     EventWriter,
     JSONWriter,
     TensorboardXWriter,
@@ -65,13 +67,23 @@ def build_writers(
         config: of the run, as plain dicts.
     """
     PathManager.mkdirs(output_dir)
-    own = [CommonMetricPrinter(max_iter), JSONWriter(str(Path(output_dir) / "metrics.json"))]
+    own = [_Printer(max_iter), JSONWriter(str(Path(output_dir) / "metrics.json"))]
     return own + [LOGGER_REGISTRY.get(name)(output_dir, config) for name in names]
 
 
 def forget_tracked_runs(output_dir: str) -> None:
     """Makes trackers begin a run of their own, as for a training that starts anew."""
     (Path(output_dir) / _RUN_IDS).unlink(missing_ok=True)
+
+
+class _Printer(CommonMetricPrinter):
+    """detectron2's, whose ETA divides by zero after an error in the first iterations, and hides it."""
+
+    def _get_eta(self, storage: EventStorage) -> str | None:
+        with suppress(ZeroDivisionError):
+            eta: str | None = super()._get_eta(storage)
+            return eta
+        return None
 
 
 class TrackerWriter(EventWriter):
