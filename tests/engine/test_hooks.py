@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import logging
 import re
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -173,8 +174,11 @@ def test_the_detections_of_the_best_checkpoint_are_kept(tmp_path):
 
     def evaluate(model: torch.nn.Module) -> dict[str, dict[str, float]]:
         score = next(scores)
-        detections.parent.mkdir(exist_ok=True)
+        shutil.rmtree(detections.parent, ignore_errors=True)
+        detections.parent.mkdir()
         detections.write_text(str(score))
+        (detections.parent / f"of {score}.json").write_text("")
+        (detections.parent / "instances_predictions.pth").write_text("")
         return {"bbox": {"AP": score}}
 
     training.parts = replace(training.parts, evaluate=evaluate)
@@ -182,13 +186,32 @@ def test_the_detections_of_the_best_checkpoint_are_kept(tmp_path):
     assert checkpoint(tmp_path, "model_best")["metric"]["value"] == 50.0
     assert (tmp_path / "inference_best/coco_instances_results.json").read_text() == "50.0"
     assert detections.read_text() == "40.0"
+    kept = [path.name for path in (tmp_path / "inference_best").iterdir()]
+    assert sorted(kept) == ["coco_instances_results.json", "of 50.0.json"]  # of the first best one nothing is left
+
+
+def test_detections_that_cannot_be_kept_do_not_end_the_training(tmp_path, monkeypatch, caplog):
+    def fail(*args: Any, **kwargs: Any) -> None:
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr("dynamic_sparse_rcnn.checkpoints.runs.shutil.copytree", fail)
+    training = make_training(tmp_path, eval_period=2, best_metric="bbox/AP")
+
+    def evaluate(model: torch.nn.Module) -> dict[str, dict[str, float]]:
+        (tmp_path / "inference").mkdir(exist_ok=True)
+        return {"bbox": {"AP": 1.0}}
+
+    training.parts = replace(training.parts, evaluate=evaluate)
+    train(training)
+    assert "The report will have the last detections" in caplog.text
+    assert (tmp_path / "model_final.pth").is_file()
 
 
 def test_a_new_run_is_not_taken_for_the_earlier_one_of_its_folder(tmp_path):
     settings: dict[str, Any] = {"eval_period": 1, "best_metric": "bbox/AP"}
     train(make_training(tmp_path, scores=dict.fromkeys(range(1, 7), 1.0), **settings))
-    for name in ("inference", "eval"):
-        (tmp_path / name).mkdir()
+    for name in ("inference", "inference_best", "eval/inference"):
+        (tmp_path / name).mkdir(parents=True, exist_ok=True)
     (tmp_path / "inference/coco_instances_results.json").write_text("[]")
     (tmp_path / "config.yaml").write_text("SEED: 1")
     assert find_checkpoint(tmp_path) == str(tmp_path / "model_best.pth")
@@ -196,10 +219,10 @@ def test_a_new_run_is_not_taken_for_the_earlier_one_of_its_folder(tmp_path):
         train(make_training(tmp_path, checkpoint_period=3), after_step=lambda training: kill_after(2, training))
     with pytest.raises(FileNotFoundError, match="has no checkpoint"):
         find_checkpoint(tmp_path)
-    assert not any((tmp_path / name).exists() for name in ("inference", "eval"))
+    assert not any((tmp_path / name).exists() for name in ("inference", "inference_best", "eval"))
     assert not list(tmp_path.glob("model_*.pth"))
     earlier = tmp_path / "earlier_1"
-    assert (earlier / "eval").is_dir()
+    assert (earlier / "eval").is_dir() and (earlier / "inference_best").is_dir()
     assert find_checkpoint(earlier) == str(earlier / "model_best.pth")
     assert (earlier / "model_final.pth").is_file() and (earlier / "last_checkpoint").is_file()
     (tmp_path / "config.yaml").write_text("SEED: 2")
@@ -219,6 +242,15 @@ def test_an_error_in_the_first_iterations_is_not_hidden_by_one_of_the_log(tmp_pa
     training = make_training(tmp_path, log_period=1)
     with pytest.raises(Killed):
         train(training, after_step=lambda training: kill_after(2, training))
+
+
+def test_a_folder_without_a_run_is_left_alone(tmp_path):
+    (tmp_path / "eval").mkdir()  # images, say
+    (tmp_path / "config.yaml").write_text("mine")
+    train(make_training(tmp_path))
+    assert (tmp_path / "eval").is_dir() and (tmp_path / "config.yaml").read_text() == "mine"
+    train(make_training(tmp_path))
+    assert (tmp_path / "eval").is_dir() and (tmp_path / "earlier_1").is_dir()
 
 
 @pytest.mark.parametrize(("patience", "last"), [(1, 4), (2, 5), (3, 6), (4, 10)])

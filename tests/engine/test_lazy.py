@@ -175,6 +175,7 @@ def test_a_lazy_config_trains_resumes_and_evaluates_from_the_command_line(overri
     assert {"bbox/AP", "voc2012/AP", "proposals/recall50", "validation/loss_giou_0", "total_loss"} <= names
     assert torch.load(tmp_path / "run/model_best.pth")["metric"]["name"] == "bbox/AP"
     assert "4 images, 11 boxes, 5 classes" in (tmp_path / "run/log.txt").read_text()
+    assert "(proposal_generator)" in (tmp_path / "run/log.txt").read_text()
     run("--resume")  # a run that is done is only evaluated once more
     assert "All 3 iterations are done: evaluating once more" in (tmp_path / "run/log.txt").read_text()
     assert torch.load(tmp_path / "run/model_final.pth")["iteration"] == 2

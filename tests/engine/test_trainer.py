@@ -83,7 +83,7 @@ def test_the_log_has_config_environment_and_model_and_the_terminal_what_one_read
     terminal, log = capsys.readouterr().out, (tmp_path / "run/log.txt").read_text()
     for text in ("BASE_LR", "PyTorch", "(proposal_generator)", "eval_only"):
         assert text in log and text not in terminal
-    for text in ("total_loss", "6 images, ", "log.txt has the environment"):
+    for text in ("total_loss", "6 images, ", "log.txt in the output folder"):
         assert text in log and text in terminal
 
 

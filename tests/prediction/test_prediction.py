@@ -282,7 +282,7 @@ def test_an_unknown_config_is_an_error_that_lists_the_known_ones():
         Predictor("nowhere.yaml", "x.pth")
 
 
-@pytest.mark.parametrize("name", ["output/nowhere", "nowhere.pth"])
+@pytest.mark.parametrize("name", ["output/nowhere", "output/run.v2", "nowhere.pth"])
 def test_a_run_that_does_not_exist_is_named(name):
     with pytest.raises(FileNotFoundError, match=f"{name} is neither the folder of a run, nor a checkpoint"):
         Predictor(name)

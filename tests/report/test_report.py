@@ -102,10 +102,19 @@ def test_detections_are_those_of_the_best_checkpoint(written_run: Callable[..., 
 def test_the_log_tells_how_to_go_on_with_a_run(written_run: Callable[..., Path], caplog) -> None:
     folder = written_run("run", score=0.25)
     (folder / "model_final.pth").write_bytes(b"")
+    (folder / "last_checkpoint").write_text("model_0000039.pth")
     with caplog.at_level("INFO"):
         write_report(folder)
     assert f"dsrcnn predict photos/ --weights {folder} --score-threshold 0.25\n" in caplog.text
-    assert f"dsrcnn export {folder} --output {folder}/model.onnx" in caplog.text
+    assert f"dsrcnn export {folder} --output {folder}/model.onnx --score-threshold 0.25" in caplog.text
+    assert "train --resume" in caplog.text
+    caplog.clear()
+    (folder / "last_checkpoint").write_text("model_final.pth")  # it has stopped early
+    (folder / "model_best.pth").write_bytes(b"")  # whose detections the folder has not got
+    with caplog.at_level("INFO"):
+        write_report(folder)
+    assert f"dsrcnn predict photos/ --weights {folder}\n" in caplog.text
+    assert "--resume" not in caplog.text and "--score-threshold" not in caplog.text
 
 
 def test_a_page_needs_no_other_file_and_no_network(written_run: Callable[..., Path]) -> None:
@@ -181,6 +190,7 @@ def test_a_killed_run_says_how_far_it_is_and_how_to_resume_it(written_run: Calla
 def test_the_prediction_that_is_proposed_has_the_best_threshold(written_run: Callable[..., Path]) -> None:
     folder = written_run("run", score=0.4567)
     (folder / "model_best.pth").touch()
+    (folder / "inference").rename(folder / "inference_best")
     page = Page.read(write_report(folder))
     assert f"dsrcnn predict photos/ --weights {folder} --score-threshold 0.456" in commands_of(page)
 

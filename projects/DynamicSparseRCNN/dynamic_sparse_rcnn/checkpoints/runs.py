@@ -9,6 +9,7 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
+from ..errors import describe
 from .released import find_released
 
 logger = logging.getLogger(__name__)
@@ -89,11 +90,22 @@ def _checkpoint_of(folder: Path) -> Path:
 
 
 def keep_best_detections(folder: str) -> None:
-    """Copies the detections of the last evaluation, which were the best ones so far."""
+    """Copies the detections of the last evaluation, which are the best ones so far, for the report.
+
+    No training fails because of its report: what cannot be copied is warned of.
+    """
     last, best = Path(folder) / LAST_DETECTIONS, Path(folder) / BEST_DETECTIONS
+    partial = best.with_suffix(".partial")
     shutil.rmtree(best, ignore_errors=True)
-    if last.is_dir():
-        shutil.copytree(last, best)
+    shutil.rmtree(partial, ignore_errors=True)
+    if not last.is_dir():
+        return
+    try:
+        # Metrics by stage are of an earlier checkpoint, and a report reads no tensors.
+        shutil.copytree(last, partial, ignore=shutil.ignore_patterns("stages.json", "*.pth"))
+        partial.rename(best)
+    except OSError as error:
+        logger.warning(f"The report will have the last detections, not the best ones: {describe(error)}")
 
 
 def is_set_aside(weights: str, folder: str) -> bool:
@@ -103,16 +115,18 @@ def is_set_aside(weights: str, folder: str) -> bool:
 
 
 def set_earlier_run_aside(folder: str) -> None:
-    """Moves checkpoints, evaluations and config of an earlier run to ``earlier_1``, or the next free number.
+    """Moves checkpoints, evaluations, report and config of an earlier run to ``earlier_1``, or the next free number.
 
     A new run is then not taken for the earlier one, which stays a run of its own.
     """
     place = Path(folder)
-    evaluations = (LAST_DETECTIONS, BEST_DETECTIONS, "eval")
-    found = [path for path in sorted(place.iterdir()) if _CHECKPOINT.fullmatch(path.name) or path.name in evaluations]
+    detections = (LAST_DETECTIONS, BEST_DETECTIONS)
+    found = [path for path in sorted(place.iterdir()) if _CHECKPOINT.fullmatch(path.name) or path.name in detections]
     if not found:
         return
-    found += [path for path in (place / LAST, place / "config.yaml") if path.exists()]
+    found += [path for name in (LAST, "config.yaml", "report.html") if (path := place / name).exists()]
+    if (place / "eval" / LAST_DETECTIONS).is_dir():  # of dsrcnn eval; others may call data so
+        found.append(place / "eval")
     earlier = next(path for i in itertools.count(1) if not (path := place / f"earlier_{i}").exists())
     earlier.mkdir()
     for path in found:

@@ -52,9 +52,12 @@ def run(args: argparse.Namespace) -> None:
 
     from ..engine.launch import processes_of_torchrun
     from ..prediction.job import JobOptions, predict_to_files
+    from ..prediction.loading import is_trained
     from ..prediction.predictor import Predictor
     from ..prediction.sources import open_source
 
+    if args.weights is None and is_trained(args.config_file):
+        args.weights, args.config_file = args.config_file, None
     with processes_of_torchrun() as (rank, device):
         setup_logger(distributed_rank=rank, name="dynamic_sparse_rcnn")
         sources = [open_source(int(x) if x.isdecimal() and not Path(x).exists() else x) for x in args.sources]

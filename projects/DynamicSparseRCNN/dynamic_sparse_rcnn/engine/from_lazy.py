@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import copy
 import json
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,8 @@ from .process import begin, holds_run, set_up_logging
 from .run import Results, RunParts, RunSettings
 from .solver import ScheduleKeys, clip_full_model, scale_to_batch_size
 from .step import check_parts
+
+logger = logging.getLogger(__name__)
 
 SCHEDULE = ScheduleKeys(
     batch="dataloader.train.total_batch_size",
@@ -146,6 +149,7 @@ def settings_of(cfg: DictConfig) -> RunSettings:
 def build_model(cfg: DictConfig) -> nn.Module:
     """The detector, on its device."""
     model: nn.Module = _instantiate(cfg, "model").to(cfg.train.device)
+    logger.debug(f"Model:\n{model}")
     return model
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shutil
 from typing import Any
 
 import torch
@@ -14,9 +15,13 @@ logger = logging.getLogger(__name__)
 
 
 def usable_device(device: str) -> str:
-    """The device of a config, or the CPU where there is no CUDA device; the log says so."""
+    """The device of a config, or the CPU where there is no CUDA device.
+
+    That is logged, and warned of on a machine that has a GPU.
+    """
     if device.startswith("cuda") and not torch.cuda.is_available():
-        logger.info(f"The config's device is {device}, and there is no CUDA device: using the CPU")
+        level = logging.WARNING if shutil.which("nvidia-smi") else logging.INFO
+        logger.log(level, f"The config's device is {device}, but PyTorch finds no CUDA device: using the CPU")
         return "cpu"
     return device
 

@@ -20,13 +20,18 @@ _LOGGERS = ("fvcore", "timm", "detectron2", "dynamic_sparse_rcnn")
 
 
 def set_up_logging(output_dir: str) -> None:
-    """Logs to the terminal (the main process) and, with what would fill it, to ``log.txt`` in the output folder."""
+    """Logs to the terminal (main process) and, in detail, to ``log.txt`` in the output folder (of each process)."""
     logging.raiseExceptions = False  # a full disk would print a stack trace for each line of the log
     for name in _LOGGERS:
         for handler in setup_logger(output_dir, distributed_rank=comm.get_rank(), name=name).handlers:
             if getattr(handler, "stream", None) is sys.stdout:
-                # timm warns of the classifier, which no backbone has; that nothing fits is an error of our own.
-                handler.setLevel(logging.ERROR if name == "timm" else logging.INFO)
+                handler.setLevel(logging.INFO)
+                handler.addFilter(_is_news)
+
+
+def _is_news(record: logging.LogRecord) -> bool:
+    """Whether this is not timm's warning of weights without a place: those of the classifier, which no backbone has."""
+    return not (record.name.startswith("timm.") and record.getMessage().startswith("Unexpected keys"))
 
 
 def begin(args: argparse.Namespace, config: str, test_sets: Sequence[str], seed: int, benchmark: bool = False) -> None:
@@ -43,7 +48,7 @@ def begin(args: argparse.Namespace, config: str, test_sets: Sequence[str], seed:
     logger.debug(f"Environment:\n{collect_env_info()}")
     logger.debug(f"Command line: {args}")
     logger.debug(f"Config:\n{config}")
-    logger.info("log.txt has the environment, the whole config and the model too")
+    logger.info("log.txt in the output folder also has the environment, the whole config and the model")
     if not test_sets:
         logger.info("There is no test set: nothing is evaluated")
     seed_all_rng(seed + comm.get_rank())

@@ -22,8 +22,6 @@ from . import from_yaml, solver
 from .evaluation import build_evaluator, evaluate, inference_folder, with_diagnostics
 from .run import Results, TrainingRun
 
-logger = logging.getLogger(__name__)
-
 
 class Trainer(TrainingRun):
     """detectron2's ``DefaultTrainer`` with this project's parts and loop.
@@ -48,9 +46,9 @@ class Trainer(TrainingRun):
 
     @classmethod
     def build_model(cls, cfg: CfgNode) -> nn.Module:
-        """The model of a config; ``log.txt`` shows it, the terminal does not."""
+        """The model of a config, logged as detectron2 does but at level ``DEBUG``: ``log.txt`` alone shows it."""
         model = build_model(cfg)
-        logger.debug(f"Model:\n{model}")
+        logging.getLogger("detectron2").debug(f"Model:\n{model}")
         return model
 
     @classmethod

@@ -18,7 +18,6 @@ from torch import nn
 
 from ..checkpoints import read_checkpoint
 from ..checkpoints.classes import DetectorClasses, number_of_classes
-from ..checkpoints.files import SUFFIXES
 from ..checkpoints.loading import StrictCheckpointer
 from ..checkpoints.released import find_released
 from ..checkpoints.runs import find_run
@@ -76,7 +75,7 @@ def load_detector(
         FileNotFoundError: there is no such config, or no such checkpoint.
         ValueError: no weights are given, they are not those of the whole model, or it has other classes.
     """
-    if weights is None and _is_trained(config):
+    if weights is None and is_trained(config):
         config, weights = None, str(config)
     if is_exported(weights or config):
         return _load_exported(str(weights or config), device, trust, class_names, precision)
@@ -142,11 +141,9 @@ def _load_exported(
     return LoadedDetector(model, T.AugmentationList([]), image_format, classes, place, None, resize, threshold)
 
 
-def _is_trained(config: Any) -> bool:
-    """Whether this names the folder of a run, or a checkpoint, rather than a config, which has another suffix."""
-    if not isinstance(config, (str, Path)):
-        return False
-    return Path(config).suffix in ("", *SUFFIXES) or Path(config).expanduser().is_dir()
+def is_trained(name: Any) -> bool:
+    """Whether this names a run, a checkpoint or an exported file rather than a config, by its suffix."""
+    return isinstance(name, (str, Path)) and Path(name).suffix not in (".yaml", ".yml", ".py")
 
 
 def _find(config: Any, weights: str | None, trust: bool) -> tuple[Any, str]:

@@ -51,8 +51,8 @@ class Predictor:
         Args:
             config: a ``.yaml`` or a lazy ``.py`` by its path or its name in the model zoo, or such a config itself.
                 Default: ``config.yaml`` beside ``weights``, where runs write it; without ``weights`` the detector
-                that comes with the package. Or what ``weights`` may be alone: the folder of a run, a checkpoint, or an
-                exported file (``.onnx``, ``.xml``, ``.pt2``), which needs no config.
+                that comes with the package. Or, without ``weights``, the folder of a run, a checkpoint, or an exported
+                file (``.onnx``, ``.xml``, ``.pt2``).
             weights: anything that ``MODEL.WEIGHTS`` can be, or the folder of a run. Default: the config's, or our
                 released checkpoint of it. Or an exported file.
             device: of the model. Default: the config's, or the CPU where there is no GPU.

@@ -35,11 +35,13 @@ class RecordedEvaluation:
     Attributes:
         dataset: name of the test set.
         results_file: the detections, in COCO's result format.
+        is_best: whether they are those of the best checkpoint.
         stages: metrics after each stage, where they have been evaluated.
     """
 
     dataset: str
     results_file: Path
+    is_best: bool = False
     stages: tuple[Mapping[str, float], ...] = ()
 
 
@@ -150,9 +152,10 @@ def _read_curves(file: Path) -> tuple[dict[str, Curve], int]:
 
 def _find_evaluations(folder: Path, names: tuple[str, ...]) -> Iterator[RecordedEvaluation]:
     """Of the best checkpoint, or of the last if there is no best; of several test sets each in a folder of its own."""
-    best = folder / BEST_DETECTIONS
-    for results in sorted((best if best.is_dir() else folder / LAST_DETECTIONS).rglob(RESULTS)):
+    best = sorted((folder / BEST_DETECTIONS).rglob(RESULTS))
+    for results in best or sorted((folder / LAST_DETECTIONS).rglob(RESULTS)):
         beside, stages = results.parent, results.with_name(STAGES)
         own = [name for name in names if (beside / f"{file_stem(name)}_coco_format.json").is_file()]
         dataset = next(iter(own or names if len(names) == 1 else own), beside.name)
-        yield RecordedEvaluation(dataset, results, tuple(json.loads(stages.read_text())) if stages.is_file() else ())
+        by_stage = tuple(json.loads(stages.read_text())) if stages.is_file() else ()
+        yield RecordedEvaluation(dataset, results, bool(best), by_stage)

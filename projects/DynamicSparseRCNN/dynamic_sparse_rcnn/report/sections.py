@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from ..checkpoints.runs import BEST_DETECTIONS
+from ..checkpoints.runs import BEST, FINAL, LAST
 from ..data.images import IMAGE_ERRORS
 from .charts import Chart, Line, draw_chart
 from .detections import DetectionAnalysis
@@ -88,7 +88,7 @@ def _facts(run: RecordedRun) -> dict[str, str]:
                 f"{_number(last)}; best {_number(curve[best])}, iteration {iterations}"
             )
     if run.evaluations:
-        facts["detections"] = f"of the {'best' if (run.folder / BEST_DETECTIONS).is_dir() else 'last'} evaluation"
+        facts["detections"] = f"of the {'best' if run.evaluations[0].is_best else 'last'} evaluation"
     if times := run.curves.get("time"):
         facts["seconds an iteration"] = f"{statistics.median(times.values()):.3g}"
     return facts
@@ -96,15 +96,19 @@ def _facts(run: RecordedRun) -> dict[str, str]:
 
 def next_commands(one: ReportedRun) -> Iterator[str]:
     """What to do with a run: resume it, or use its detector, at the score threshold that was best."""
-    run, folder = one.run, shlex.quote(str(one.run.folder))
-    if (run.folder / "last_checkpoint").is_file() and run.iterations < (run.max_iter or 0):
+    run, folder = one.run, shlex.quote(one.run.folder.as_posix())
+    last = run.folder / LAST
+    # A run that has stopped early is done.
+    if last.is_file() and last.read_text() != FINAL and run.iterations < (run.max_iter or 0):
         yield f"dsrcnn train --resume --output {folder}"
     if any(run.folder.glob("model_*.pth")):
-        best = next((analysis.total.best for analysis in one.analyses.values()), None)
+        # Of the checkpoint that the folder stands for.
+        is_known = all(evaluation.is_best == (run.folder / BEST).is_file() for evaluation in run.evaluations)
+        best = next((analysis.total.best for analysis in one.analyses.values() if is_known), None)
         threshold = f" --score-threshold {math.floor(1000 * best.threshold) / 1000:g}" if best else ""
         yield f"dsrcnn predict photos/ --weights {folder}{threshold}"
         yield from (f"dsrcnn eval {folder} --data {shlex.quote(name)}" for name in run.test_sets)
-        yield f"dsrcnn export {folder} --output {shlex.quote(str(run.folder / 'model.onnx'))}"
+        yield f"dsrcnn export {folder} --output {shlex.quote((run.folder / 'model.onnx').as_posix())}{threshold}"
 
 
 def training(runs: Sequence[ReportedRun]) -> Section:

@@ -55,7 +55,7 @@ def write_comparison(run_folders: Sequence[str | Path], output: Path) -> Path:
     with whole_file(output) as file:
         file.write(page.encode())
     if len(runs) == 1 and (commands := list(next_commands(runs[0]))):
-        logger.info("\n  ".join(["How to go on:", *commands]))
+        logger.info("\n  ".join(["Next commands:", *commands]))
     return output
 
 
