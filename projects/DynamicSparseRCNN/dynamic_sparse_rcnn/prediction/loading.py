@@ -141,7 +141,7 @@ def _load_exported(
     return LoadedDetector(model, T.AugmentationList([]), image_format, classes, place, None, resize, threshold)
 
 
-def is_trained(name: Any) -> bool:
+def is_trained(name: object) -> bool:
     """Whether this names a run, a checkpoint or an exported file rather than a config, by its suffix."""
     return isinstance(name, (str, Path)) and Path(name).suffix not in (".yaml", ".yml", ".py")
 
