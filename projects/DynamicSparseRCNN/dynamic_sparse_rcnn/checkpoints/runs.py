@@ -125,7 +125,7 @@ def set_earlier_run_aside(folder: str) -> None:
     if not found:
         return
     found += [path for name in (LAST, "config.yaml", "report.html") if (path := place / name).exists()]
-    if (place / "eval" / LAST_DETECTIONS).is_dir():  # of dsrcnn eval; others may call data so
+    if (place / "eval" / LAST_DETECTIONS).is_dir():  # of dsrcnn eval; without it, the folder may hold data
         found.append(place / "eval")
     earlier = next(path for i in itertools.count(1) if not (path := place / f"earlier_{i}").exists())
     earlier.mkdir()

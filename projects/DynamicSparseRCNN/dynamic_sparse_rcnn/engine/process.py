@@ -26,11 +26,11 @@ def set_up_logging(output_dir: str) -> None:
         for handler in setup_logger(output_dir, distributed_rank=comm.get_rank(), name=name).handlers:
             if getattr(handler, "stream", None) is sys.stdout:
                 handler.setLevel(logging.INFO)
-                handler.addFilter(_is_news)
+                handler.addFilter(_is_no_classifier)
 
 
-def _is_news(record: logging.LogRecord) -> bool:
-    """Whether this is not timm's warning of weights without a place: those of the classifier, which no backbone has."""
+def _is_no_classifier(record: logging.LogRecord) -> bool:
+    """False for timm's warning of unexpected keys: they are the classifier's, which no backbone has."""
     return not (record.name.startswith("timm.") and record.getMessage().startswith("Unexpected keys"))
 
 

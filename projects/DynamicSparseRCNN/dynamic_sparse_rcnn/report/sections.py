@@ -99,7 +99,7 @@ def next_commands(one: ReportedRun) -> Iterator[str]:
     run, folder = one.run, shlex.quote(one.run.folder.as_posix())
     last = run.folder / LAST
     # A run that has stopped early is done.
-    if last.is_file() and last.read_text() != FINAL and run.iterations < (run.max_iter or 0):
+    if last.is_file() and last.read_text().strip() != FINAL and run.iterations < (run.max_iter or 0):
         yield f"dsrcnn train --resume --output {folder}"
     if any(run.folder.glob("model_*.pth")):
         # Of the checkpoint that the folder stands for.
