@@ -67,6 +67,51 @@ def test_without_the_crop_images_are_only_flipped_and_resized(mapper_cfg):
     assert kinds == {T.ResizeShortestEdge, T.RandomFlip}
 
 
+def color_of_an_image(cfg, path, color, is_train):
+    """The RGB values, over 100 seeds, that an image of one color gets."""
+    cv2.imwrite(str(path), np.full((64, 64, 3), color[::-1], dtype=np.uint8))
+    mapper = DetectionMapper(cfg, is_train=is_train)
+    record = {"file_name": str(path), "image_id": 1, "height": 64, "width": 64, "annotations": []}
+    colors = []
+    for seed in range(100):
+        seed_all_rng(seed)
+        image = mapper(record)["image"]
+        assert (image == image[:, :1, :1]).all()
+        colors.append(image[:, 0, 0].tolist())
+    return np.array(colors, dtype=float)
+
+
+def test_color_jitter_changes_colors_within_its_range_in_training_alone(plain_mapper_cfg, tmp_path):
+    plain_mapper_cfg.INPUT.COLOR_JITTER, plain_mapper_cfg.INPUT.FORMAT = 0.3, "RGB"
+    gray = color_of_an_image(plain_mapper_cfg, tmp_path / "gray.png", (100, 100, 100), is_train=True)
+    assert (np.ptp(gray, axis=1) <= 1).all()
+    assert 69 <= gray.min() < 75 and 125 < gray.max() <= 130
+    red = color_of_an_image(plain_mapper_cfg, tmp_path / "red.png", (180, 80, 80), is_train=True)
+    # The three changes multiply the distance between the channels, 100, by 0.7 to 1.3 each.
+    distance = red[:, 0] - red[:, 1]
+    assert 34 <= distance.min() < 65 and 135 < distance.max() <= 220
+    unchanged = color_of_an_image(plain_mapper_cfg, tmp_path / "red.png", (180, 80, 80), is_train=False)
+    assert (unchanged == (180, 80, 80)).all()
+
+
+def test_color_jitter_changes_contrast(plain_mapper_cfg, record):
+    plain_mapper_cfg.INPUT.COLOR_JITTER = 0.5
+    mapper = DetectionMapper(plain_mapper_cfg, is_train=True)
+    darkest = []
+    for seed in range(20):
+        seed_all_rng(seed)
+        darkest.append(mapper(record)["image"].min().item())
+    # Black is moved towards the image's mean, which neither brightness nor saturation does.
+    assert min(darkest) == 0 and max(darkest) > 5
+
+
+@pytest.mark.parametrize("jitter", [-0.1, 1.0])
+def test_a_color_jitter_out_of_range_is_an_error(mapper_cfg, jitter):
+    mapper_cfg.INPUT.COLOR_JITTER = jitter
+    with pytest.raises(ValueError, match=rf"INPUT.COLOR_JITTER is {jitter}: give a number from 0"):
+        build_augmentations(mapper_cfg, is_train=True)
+
+
 def test_at_inference_the_image_is_only_resized(mapper_cfg, record):
     mapper_cfg.INPUT.MIN_SIZE_TEST = 150
     assert [type(x) for x in build_augmentations(mapper_cfg, is_train=False)] == [T.ResizeShortestEdge]
@@ -79,9 +124,14 @@ def test_at_inference_the_image_is_only_resized(mapper_cfg, record):
 
 
 @pytest.fixture
-def plain_mapper(mapper_cfg):
+def plain_mapper_cfg(mapper_cfg):
     mapper_cfg.INPUT.CROP.ENABLED = False
-    return DetectionMapper(mapper_cfg, is_train=True)
+    return mapper_cfg
+
+
+@pytest.fixture
+def plain_mapper(plain_mapper_cfg):
+    return DetectionMapper(plain_mapper_cfg, is_train=True)
 
 
 def with_boxes(record, boxes):

@@ -73,10 +73,11 @@ def build_augmentations(cfg: CfgNode, is_train: bool) -> list[T.Augmentation]:
 
     The crop (type and size from ``INPUT.CROP``) is taken from the image resized to a short side of 400,
     500 or 600 pixels, and a long side of at most 4 ``INPUT.MAX_SIZE_TRAIN``. The pipeline of ``INPUT.ALBUMENTATIONS``
-    goes before all of this.
+    goes before all of this; the changes of color of ``INPUT.COLOR_JITTER`` come last, where images are small.
 
     Raises:
-        FileNotFoundError, ImportError, ValueError: see :class:`AlbumentationsPipeline`.
+        FileNotFoundError, ImportError: see :class:`AlbumentationsPipeline`.
+        ValueError: see there, or ``INPUT.COLOR_JITTER`` is out of range.
     """
     augmentations = build_augmentation(cfg, is_train)
     if is_train and cfg.INPUT.CROP.ENABLED:
@@ -90,6 +91,11 @@ def build_augmentations(cfg: CfgNode, is_train: bool) -> list[T.Augmentation]:
         augmentations.insert(0, T.RandomApply(crop, prob=0.5))
     if is_train and cfg.INPUT.ALBUMENTATIONS:
         augmentations.insert(0, AlbumentationsPipeline(cfg.INPUT.ALBUMENTATIONS, cfg.INPUT.FORMAT))
+    if is_train and (jitter := cfg.INPUT.COLOR_JITTER):
+        if not 0 < jitter < 1:
+            raise ValueError(f"INPUT.COLOR_JITTER is {jitter}: give a number from 0 (no change of colors) to below 1")
+        changes = (T.RandomBrightness, T.RandomContrast, T.RandomSaturation)
+        augmentations += [change(1 - jitter, 1 + jitter) for change in changes]
     return augmentations
 
 

@@ -6,6 +6,7 @@ import logging
 import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,7 +16,7 @@ from detectron2.utils import comm
 from torch import nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
-from ..checkpoints.runs import keep_best_detections
+from ..checkpoints.runs import BEST, keep_best_detections
 from ..data.seeding import derive_seed
 
 logger = logging.getLogger(__name__)
@@ -24,8 +25,6 @@ logger = logging.getLogger(__name__)
 Results = dict[str, Any]
 #: What a checkpoint keeps of a part of a run.
 State = dict[str, Any]
-#: The checkpoint with the best metric, without suffix.
-BEST = "model_best"
 #: The task of losses among the results of an evaluation; of its metrics, less is better.
 LOSS_TASK = "validation"
 
@@ -172,7 +171,7 @@ class Evaluation(hooks.EvalHook):
         if self.progress.best is not None:
             logger.info(
                 f"Best {self._metric}: {self.progress.best:.4f} after {self.progress.best_iteration} iterations, "
-                f"saved as {BEST}.pth"
+                f"saved as {BEST}"
             )
 
     def _evaluate(self) -> Results:
@@ -190,7 +189,7 @@ class Evaluation(hooks.EvalHook):
             logger.info(f"{self._metric} {value:.4f} after {iteration} iterations is the best so far")
             if comm.is_main_process():
                 extras = {"iteration": iteration - 1, "metric": {"name": self._metric, "value": value}}
-                self.trainer.checkpointer.save_weights(BEST, **extras)
+                self.trainer.checkpointer.save_weights(Path(BEST).stem, **extras)
                 keep_best_detections(self.trainer.checkpointer.save_dir)
 
     def _stop_if_exhausted(self) -> None:
