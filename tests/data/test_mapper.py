@@ -95,7 +95,7 @@ def test_color_jitter_changes_colors_within_its_range_in_training_alone(plain_ma
 
 
 def test_color_jitter_changes_contrast(plain_mapper_cfg, record):
-    plain_mapper_cfg.INPUT.COLOR_JITTER = 0.5
+    plain_mapper_cfg.INPUT.COLOR_JITTER, plain_mapper_cfg.INPUT.FORMAT = 0.5, "RGB"
     mapper = DetectionMapper(plain_mapper_cfg, is_train=True)
     darkest = []
     for seed in range(20):
@@ -109,6 +109,12 @@ def test_color_jitter_changes_contrast(plain_mapper_cfg, record):
 def test_a_color_jitter_out_of_range_is_an_error(mapper_cfg, jitter):
     mapper_cfg.INPUT.COLOR_JITTER = jitter
     with pytest.raises(ValueError, match=rf"INPUT.COLOR_JITTER is {jitter}: give a number from 0"):
+        build_augmentations(mapper_cfg, is_train=True)
+
+
+def test_color_jitter_needs_rgb(mapper_cfg):
+    mapper_cfg.INPUT.COLOR_JITTER, mapper_cfg.INPUT.FORMAT = 0.3, "BGR"
+    with pytest.raises(ValueError, match=r"INPUT.FORMAT is 'BGR': INPUT.COLOR_JITTER needs RGB"):
         build_augmentations(mapper_cfg, is_train=True)
 
 

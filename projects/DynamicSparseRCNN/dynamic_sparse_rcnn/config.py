@@ -44,7 +44,7 @@ def add_dynamic_sparse_rcnn_config(cfg: CfgNode) -> None:
     cfg.LOGGERS = ("tensorboard",)
     # File (.yaml or .json) of an Albumentations pipeline, applied before the other training augmentations.
     cfg.INPUT.ALBUMENTATIONS = ""
-    # Largest relative change of brightness, contrast and saturation of training images; 0: none.
+    # Largest relative change of brightness, contrast and saturation of training images, from 0 (none) to below 1.
     cfg.INPUT.COLOR_JITTER = 0.0
     # Megabytes of decoded training images that each worker keeps in memory, shrunk to twice the largest of
     # INPUT.MIN_SIZE_TRAIN; 0: none, and images are not shrunk.

@@ -77,7 +77,7 @@ def build_augmentations(cfg: CfgNode, is_train: bool) -> list[T.Augmentation]:
 
     Raises:
         FileNotFoundError, ImportError: see :class:`AlbumentationsPipeline`.
-        ValueError: see there, or ``INPUT.COLOR_JITTER`` is out of range.
+        ValueError: see there, or ``INPUT.COLOR_JITTER`` is out of range, or set for images that are not RGB.
     """
     augmentations = build_augmentation(cfg, is_train)
     if is_train and cfg.INPUT.CROP.ENABLED:
@@ -94,6 +94,8 @@ def build_augmentations(cfg: CfgNode, is_train: bool) -> list[T.Augmentation]:
     if is_train and (jitter := cfg.INPUT.COLOR_JITTER):
         if not 0 < jitter < 1:
             raise ValueError(f"INPUT.COLOR_JITTER is {jitter}: give a number from 0 (no change of colors) to below 1")
+        if cfg.INPUT.FORMAT != "RGB":  # saturation weighs the channels
+            raise ValueError(f"INPUT.FORMAT is {cfg.INPUT.FORMAT!r}: INPUT.COLOR_JITTER needs RGB")
         changes = (T.RandomBrightness, T.RandomContrast, T.RandomSaturation)
         augmentations += [change(1 - jitter, 1 + jitter) for change in changes]
     return augmentations

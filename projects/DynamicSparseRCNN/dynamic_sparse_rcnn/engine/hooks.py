@@ -16,7 +16,7 @@ from detectron2.utils import comm
 from torch import nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
-from ..checkpoints.runs import BEST, keep_best_detections
+from ..checkpoints.runs import BEST, FINAL, keep_best_detections
 from ..data.seeding import derive_seed
 
 logger = logging.getLogger(__name__)
@@ -201,7 +201,7 @@ class Evaluation(hooks.EvalHook):
             f"{self._metric}. To train for longer, raise SOLVER.PATIENCE (of a lazy config train.patience) and resume."
         )
         if comm.is_main_process():
-            self.trainer.checkpointer.save("model_final", iteration=iteration)
+            self.trainer.checkpointer.save(Path(FINAL).stem, iteration=iteration)
         raise StopTraining
 
     def state_dict(self) -> State:
