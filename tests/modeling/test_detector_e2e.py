@@ -294,14 +294,17 @@ def test_one_image_is_learned_by_heart(tiny_cfg, make_inputs):
     model = build_model(tiny_cfg)
     inputs = make_inputs([3])
     optimizer = build_optimizer(tiny_cfg, model)
-    for _ in range(100):
+    # At a constant rate the boxes never rest, and where they end depends on the CPU's rounding.
+    schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.01, 200)
+    for _ in range(200):
         optimizer.zero_grad()
         sum(model(inputs).values()).backward()
         optimizer.step()
+        schedule.step()
     with torch.no_grad():
         (output,) = model.eval()(inputs)
     detections, wanted = output["instances"][:3], inputs[0]["instances"]
     iou, found = box_iou(wanted.gt_boxes.tensor, detections.pred_boxes.tensor).max(1)
     assert sorted(found.tolist()) == [0, 1, 2]
-    assert iou.min() > 0.7
+    assert iou.min() > 0.85
     assert detections.pred_classes[found].tolist() == wanted.gt_classes.tolist()
