@@ -67,42 +67,29 @@ def test_without_the_crop_images_are_only_flipped_and_resized(mapper_cfg):
     assert kinds == {T.ResizeShortestEdge, T.RandomFlip}
 
 
-def color_of_an_image(cfg, path, color, is_train):
-    """The RGB values, over 100 seeds, that an image of one color gets."""
-    cv2.imwrite(str(path), np.full((64, 64, 3), color[::-1], dtype=np.uint8))
-    mapper = DetectionMapper(cfg, is_train=is_train)
-    record = {"file_name": str(path), "image_id": 1, "height": 64, "width": 64, "annotations": []}
-    colors = []
+def test_color_jitter_changes_brightness_contrast_and_saturation_within_its_range_in_training_alone(
+    plain_mapper_cfg, tmp_path
+):
+    bands = np.array([(140, 60, 60), (50, 50, 50), (110, 110, 110)], dtype=np.uint8)  # from top to bottom
+    image = np.broadcast_to(np.repeat(bands, 20, axis=0)[:, None], (60, 60, 3))
+    cv2.imwrite(str(tmp_path / "bands.png"), image[..., ::-1])
+    record = {"file_name": str(tmp_path / "bands.png"), "image_id": 1, "height": 60, "width": 60, "annotations": []}
+    plain_mapper_cfg.INPUT.COLOR_JITTER, plain_mapper_cfg.INPUT.FORMAT = 0.3, "RGB"
+    factors = []
     for seed in range(100):
         seed_all_rng(seed)
-        image = mapper(record)["image"]
-        assert (image == image[:, :1, :1]).all()
-        colors.append(image[:, 0, 0].tolist())
-    return np.array(colors, dtype=float)
-
-
-def test_color_jitter_changes_colors_within_its_range_in_training_alone(plain_mapper_cfg, tmp_path):
-    plain_mapper_cfg.INPUT.COLOR_JITTER, plain_mapper_cfg.INPUT.FORMAT = 0.3, "RGB"
-    gray = color_of_an_image(plain_mapper_cfg, tmp_path / "gray.png", (100, 100, 100), is_train=True)
-    assert (np.ptp(gray, axis=1) <= 1).all()
-    assert 69 <= gray.min() < 75 and 125 < gray.max() <= 130
-    red = color_of_an_image(plain_mapper_cfg, tmp_path / "red.png", (180, 80, 80), is_train=True)
-    # The three changes multiply the distance between the channels, 100, by 0.7 to 1.3 each.
-    distance = red[:, 0] - red[:, 1]
-    assert 34 <= distance.min() < 65 and 135 < distance.max() <= 220
-    unchanged = color_of_an_image(plain_mapper_cfg, tmp_path / "red.png", (180, 80, 80), is_train=False)
-    assert (unchanged == (180, 80, 80)).all()
-
-
-def test_color_jitter_changes_contrast(plain_mapper_cfg, record):
-    plain_mapper_cfg.INPUT.COLOR_JITTER, plain_mapper_cfg.INPUT.FORMAT = 0.5, "RGB"
-    mapper = DetectionMapper(plain_mapper_cfg, is_train=True)
-    darkest = []
-    for seed in range(20):
-        seed_all_rng(seed)
-        darkest.append(mapper(record)["image"].min().item())
-    # Black is moved towards the image's mean, which neither brightness nor saturation does.
-    assert min(darkest) == 0 and max(darkest) > 5
+        mapped = DetectionMapper(plain_mapper_cfg, is_train=True)(record)["image"].double()
+        red, dark, light = (mapped[:, int(part * mapped.shape[1]), 5] for part in (1 / 6, 1 / 2, 5 / 6))
+        # Brightness and contrast map gray values by one line, whose slope is their product; contrast keeps the mean.
+        slope = (light - dark)[0] / 60
+        brightness = slope + (dark[0] - 50 * slope) / image.mean()
+        saturation = (red[0] - red[1]) / 80 / slope  # leaves gray alone
+        factors.append([brightness, slope / brightness, saturation])
+    found = np.array(factors, dtype=float)
+    assert (found.min(0) > 0.65).all() and (found.min(0) < 0.75).all()
+    assert (found.max(0) < 1.35).all() and (found.max(0) > 1.25).all()
+    tested = DetectionMapper(plain_mapper_cfg, is_train=False)(record)["image"]
+    assert (tested[:, 2, 5].numpy() == bands[0]).all()
 
 
 @pytest.mark.parametrize("jitter", [-0.1, 1.0])

@@ -79,8 +79,10 @@ def build_augmentations(cfg: CfgNode, is_train: bool) -> list[T.Augmentation]:
         FileNotFoundError, ImportError: see :class:`AlbumentationsPipeline`.
         ValueError: see there, or ``INPUT.COLOR_JITTER`` is out of range, or set for images that are not RGB.
     """
-    augmentations = build_augmentation(cfg, is_train)
-    if is_train and cfg.INPUT.CROP.ENABLED:
+    augmentations: list[T.Augmentation] = build_augmentation(cfg, is_train)
+    if not is_train:
+        return augmentations
+    if cfg.INPUT.CROP.ENABLED:
         max_size = _MAX_SIZE_BEFORE_CROP * cfg.INPUT.MAX_SIZE_TRAIN
         crop = T.AugmentationList(
             [
@@ -89,9 +91,9 @@ def build_augmentations(cfg: CfgNode, is_train: bool) -> list[T.Augmentation]:
             ]
         )
         augmentations.insert(0, T.RandomApply(crop, prob=0.5))
-    if is_train and cfg.INPUT.ALBUMENTATIONS:
+    if cfg.INPUT.ALBUMENTATIONS:
         augmentations.insert(0, AlbumentationsPipeline(cfg.INPUT.ALBUMENTATIONS, cfg.INPUT.FORMAT))
-    if is_train and (jitter := cfg.INPUT.COLOR_JITTER):
+    if jitter := cfg.INPUT.COLOR_JITTER:
         if not 0 < jitter < 1:
             raise ValueError(f"INPUT.COLOR_JITTER is {jitter}: give a number from 0 (no change of colors) to below 1")
         if cfg.INPUT.FORMAT != "RGB":  # saturation weighs the channels

@@ -26,10 +26,10 @@ def set_up_logging(output_dir: str) -> None:
         for handler in setup_logger(output_dir, distributed_rank=comm.get_rank(), name=name).handlers:
             if getattr(handler, "stream", None) is sys.stdout:
                 handler.setLevel(logging.INFO)
-                handler.addFilter(_is_no_classifier)
+                handler.addFilter(_is_not_about_classifier)
 
 
-def _is_no_classifier(record: logging.LogRecord) -> bool:
+def _is_not_about_classifier(record: logging.LogRecord) -> bool:
     """False for timm's warning of unexpected keys: they are the classifier's, which no backbone has."""
     return not (record.name.startswith("timm.") and record.getMessage().startswith("Unexpected keys"))
 
