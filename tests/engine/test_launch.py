@@ -19,12 +19,13 @@ from detectron2.utils import comm
 from ranks import run_ranks
 from small_runs import CONFIG, ROOT
 from torch.multiprocessing import start_processes
+from torch.nn.parallel import DistributedDataParallel
 from train_net import argument_parser
 
 from dynamic_sparse_rcnn.data.loader import TrainLoader
 from dynamic_sparse_rcnn.data.shapes import ShapesConfig, generate_shapes
 from dynamic_sparse_rcnn.engine import main as engine_main
-from dynamic_sparse_rcnn.engine.launch import RankError, _WholeErrorFile, launch
+from dynamic_sparse_rcnn.engine.launch import RankError, _WholeErrorFile, join_group, launch
 
 LAZY_CONFIG = str(ROOT / "configs/lazy/sparse_rcnn_R_50_FPN_300pro_3x.py")
 TORCHRUN = {
@@ -207,6 +208,21 @@ def test_torchrun_restarts_a_run_which_goes_on_as_if_nothing_had_happened(option
     run_ranks(2, engine_main.main, arguments(*options, "OUTPUT_DIR", str(tmp_path / "unbroken")))
     found, expected = (torch.load(tmp_path / name / "model_final.pth") for name in ("run", "unbroken"))
     torch.testing.assert_close(found["model"], expected["model"], rtol=0, atol=0)
+
+
+def test_no_thread_of_a_group_outlives_it(tmp_path):
+    """Such a thread can abort the process at its end, after a training that went well."""
+    with join_group("gloo", 1, init_method=f"file://{tmp_path}/store", rank=0, world_size=1):
+        comm._get_global_gloo_group()
+        model = DistributedDataParallel(torch.nn.Linear(2, 2))
+        model.cycle = [model]  # as a trainer's is
+        del model
+        assert "pt_gloo_runloop" in names_of_threads()
+    assert "pt_gloo_runloop" not in names_of_threads()
+
+
+def names_of_threads() -> set[str]:
+    return {file.read_text().strip() for file in Path("/proc/self/task").glob("*/comm")}
 
 
 def test_a_process_that_is_ended_while_it_writes_its_error_leaves_no_part_of_it(tmp_path, monkeypatch):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import gc
 import importlib
 import os
 import pickle
@@ -212,6 +213,7 @@ def join_group(
     yield
     # Not after an error: others may be waiting for this process, and its end is what ends them.
     dist.destroy_process_group()
+    _end_threads_of_groups()
 
 
 @contextmanager
@@ -230,6 +232,16 @@ def processes_of_torchrun() -> Iterator[tuple[int, str | None]]:
     # Gloo: what they tell each other is short, and on the CPU.
     with join_group("gloo", local_size, init_method="env://", rank=rank, world_size=world_size):
         yield rank, device
+
+
+def _end_threads_of_groups() -> None:
+    """Frees the groups that detectron2, or a model of a finished training, still holds: they end their threads.
+
+    A thread of Gloo that frees a tensor while Python shuts down aborts the process, and torchrun sees a failed run.
+    """
+    comm._get_global_gloo_group.cache_clear()
+    comm._LOCAL_PROCESS_GROUP = None
+    gc.collect()  # a model that shares its gradients is part of a cycle
 
 
 def _create_local_group(local_size: int) -> None:
