@@ -208,12 +208,11 @@ def join_group(
     dist.init_process_group(
         backend, timeout=DEFAULT_TIMEOUT, init_method=init_method, rank=rank, world_size=world_size, store=store
     )
-    _create_local_group(local_size)
+    comm._LOCAL_PROCESS_GROUP, _ = dist.new_subgroups(local_size)  # as detectron2's own launcher does
     comm.synchronize()
     yield
     # Not after an error: others may be waiting for this process, and its end is what ends them.
-    dist.destroy_process_group()
-    _end_threads_of_groups()
+    _destroy_groups()
 
 
 @contextmanager
@@ -234,22 +233,15 @@ def processes_of_torchrun() -> Iterator[tuple[int, str | None]]:
         yield rank, device
 
 
-def _end_threads_of_groups() -> None:
-    """Frees the groups that detectron2, or a model of a finished training, still holds: they end their threads.
+def _destroy_groups() -> None:
+    """Ends all groups with their threads, which PyTorch keeps as long as anything refers to a group.
 
-    A thread of Gloo that frees a tensor while Python shuts down aborts the process, and torchrun sees a failed run.
+    A thread of Gloo that frees a tensor while Python shuts down can abort the process: a finished run looks failed.
     """
+    gc.collect()  # a finished training is a cycle; its model refers to the group that shares gradients
+    dist.destroy_process_group()
     comm._get_global_gloo_group.cache_clear()
     comm._LOCAL_PROCESS_GROUP = None
-    gc.collect()  # a model that shares its gradients is part of a cycle
-
-
-def _create_local_group(local_size: int) -> None:
-    """Tells detectron2 which ranks are on one machine, as its own launcher does."""
-    if hasattr(comm, "create_local_process_group"):
-        comm.create_local_process_group(local_size)
-    else:  # 0.6
-        comm._LOCAL_PROCESS_GROUP, _ = dist.new_subgroups(local_size)
 
 
 def _device(args: argparse.Namespace) -> torch.device:
