@@ -240,6 +240,7 @@ def _destroy_groups() -> None:
     """
     gc.collect()  # a finished training is a cycle; its model refers to the group that shares gradients
     dist.destroy_process_group()
+    # Only now: the last of all references has to be one of Python's, which joins the threads without holding its lock.
     comm._get_global_gloo_group.cache_clear()
     comm._LOCAL_PROCESS_GROUP = None
 
