@@ -46,6 +46,8 @@ def add_dynamic_sparse_rcnn_config(cfg: CfgNode) -> None:
     cfg.INPUT.ALBUMENTATIONS = ""
     # Largest relative change of brightness, contrast and saturation of training images, from 0 (none) to below 1.
     cfg.INPUT.COLOR_JITTER = 0.0
+    # Share of training images that become a mosaic with three others, from 0 (none) to 1.
+    cfg.INPUT.MOSAIC = 0.0
     # Megabytes of decoded training images that each worker keeps in memory, shrunk to twice the largest of
     # INPUT.MIN_SIZE_TRAIN; 0: none, and images are not shrunk.
     cfg.DATALOADER.CACHE_MEGABYTES = 0

@@ -19,8 +19,6 @@ from .mapper import DetectionMapper
 from .records import Record
 from .seeding import derive_seed, seeded, shared_seed
 
-# Images that take the place of one that can no longer be used.
-_SPARE_IMAGES = 16
 Mapper: TypeAlias = Callable[[Record], Record]
 
 
@@ -64,10 +62,10 @@ class TrainLoader:
         """
         self.start_iter = 0
         self.pin_memory = pin_memory
-        if isinstance(mapper, DetectionMapper) and not mapper.spares:
-            with_spares = copy.copy(mapper)
-            with_spares.spares = dataset[:_SPARE_IMAGES]
-            mapper = with_spares
+        if isinstance(mapper, DetectionMapper) and not mapper.others:
+            with_others = copy.copy(mapper)
+            with_others.others = dataset
+            mapper = with_others
         self._dataset = _SeededDataset(MapDataset(DatasetFromList(dataset, copy=False), mapper))
         self._sampler = TrainingSampler(len(dataset), seed=seed) if sampler is None else sampler
         self._groups = _aspect_groups(dataset) if aspect_ratio_grouping else None

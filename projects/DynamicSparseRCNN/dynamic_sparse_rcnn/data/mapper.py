@@ -20,6 +20,7 @@ from detectron2.structures import Boxes, BoxMode, Instances
 
 from .image_cache import ImageCache
 from .images import IMAGE_ERRORS, read_image
+from .mosaic import IMAGES_OF_A_MOSAIC, make_mosaic
 from .pipelines import AlbumentationsPipeline
 from .records import Record
 
@@ -30,6 +31,8 @@ _SIZES_BEFORE_CROP = [400, 500, 600]
 #: Limit of the long side before the crop, in units of ``INPUT.MAX_SIZE_TRAIN``. Only images about 9 times as long as
 #: wide reach it; without it, they would take gigabytes.
 _MAX_SIZE_BEFORE_CROP = 4
+#: As many images are tried in place of one that cannot be used.
+_MAX_REPLACEMENTS = 16
 
 
 @dataclass(frozen=True)
@@ -103,8 +106,25 @@ def build_augmentations(cfg: CfgNode, is_train: bool) -> list[T.Augmentation]:
     return augmentations
 
 
+@dataclass(frozen=True)
+class _Example:
+    """What augmentations start from.
+
+    Attributes:
+        record: of the image, with its own size.
+        image: (H, W, 3) uint8, perhaps shrunk.
+        annotations: N of them, without crowd regions unless those are kept.
+        boxes: (N, 4) float32 absolute xyxy pixels of ``image``.
+    """
+
+    record: Record
+    image: npt.NDArray[np.uint8]
+    annotations: list[Record]
+    boxes: npt.NDArray[np.float32]
+
+
 class DetectionMapper(DatasetMapper):
-    """detectron2's ``DatasetMapper`` for boxes, with :func:`build_augmentations`.
+    """detectron2's ``DatasetMapper`` for boxes, with :func:`build_augmentations`; before them perhaps a mosaic.
 
     Augmentations see the boxes too, and may lose some (those of a :class:`AlbumentationsPipeline`, say). Boxes are
     clipped to the image; those that nothing is left of are dropped. Evaluations get them too, where an image has
@@ -116,18 +136,31 @@ class DetectionMapper(DatasetMapper):
 
     @configurable
     def __init__(
-        self, *, keep_crowd: bool, spares: Sequence[Record] = (), cache: ImageCache | None = None, **arguments: Any
+        self,
+        *,
+        keep_crowd: bool,
+        others: Sequence[Record] = (),
+        mosaic: float = 0.0,
+        cache: ImageCache | None = None,
+        **arguments: Any,
     ) -> None:
         """
         Args:
             keep_crowd: whether ``instances`` has crowd regions too, told apart by the bool field ``gt_is_crowd``.
-            spares: records of images that replace one that cannot be used.
+            others: records of training images: for mosaics, and to replace an image that cannot be used.
+            mosaic: the share of training images that become the first of a mosaic's (:func:`make_mosaic`).
             cache: keeps images in memory, shrunk; None: each is read again every time.
             arguments: those of ``DatasetMapper``.
+
+        Raises:
+            ValueError: ``mosaic`` is no share.
         """
         super().__init__(**arguments)
+        if not 0 <= mosaic <= 1:
+            raise ValueError(f"INPUT.MOSAIC is {mosaic}: give the share of images that become mosaics, from 0 to 1")
         self.keep_crowd = keep_crowd
-        self.spares = list(spares)
+        self.others = others
+        self.mosaic = mosaic if self.is_train else 0.0
         self.cache = cache
         self._resize = Resize.of(self.augmentations.augs)
 
@@ -137,6 +170,7 @@ class DetectionMapper(DatasetMapper):
         return arguments | {
             "augmentations": build_augmentations(cfg, is_train),
             "keep_crowd": cfg.MODEL.SparseRCNN.IGNORE_CROWD,
+            "mosaic": cfg.INPUT.MOSAIC,
             "cache": _build_cache(cfg) if is_train else None,
         }
 
@@ -145,20 +179,38 @@ class DetectionMapper(DatasetMapper):
 
         Raises:
             OSError: the image cannot be used, and (in training) neither can any other; names the file.
+            ValueError: a mosaic lacks other images.
         """
-        record, image = self._read(dataset_dict)
-        mapped = {key: value for key, value in record.items() if key != "annotations"}
-        annotations = [a for a in record.get("annotations", ()) if self.keep_crowd or not a.get("iscrowd", 0)]
-        augmented = T.AugInput(image, boxes=_boxes_in_image(annotations, record, image))
+        example = self._load(dataset_dict)
+        if self.mosaic and random.random() < self.mosaic:
+            example = self._mosaic(example)
+        mapped = {key: value for key, value in example.record.items() if key != "annotations"}
+        augmented = T.AugInput(example.image, boxes=example.boxes)
         self.augmentations(augmented)
         mapped["image"] = torch.as_tensor(np.ascontiguousarray(augmented.image.transpose(2, 0, 1)))
-        if self.is_train or "annotations" in record:
-            mapped["instances"] = self._instances(annotations, augmented)
+        if self.is_train or "annotations" in example.record:
+            mapped["instances"] = self._instances(example.annotations, augmented)
         return mapped
 
+    def _load(self, dataset_dict: Record) -> _Example:
+        record, image = self._read(dataset_dict)
+        annotations = [a for a in record.get("annotations", ()) if self.keep_crowd or not a.get("iscrowd", 0)]
+        return _Example(record, image, annotations, _boxes_in_image(annotations, record, image))
+
+    def _mosaic(self, first: _Example) -> _Example:
+        if not self.others:
+            raise ValueError(
+                f"INPUT.MOSAIC is {self.mosaic}, but no other images are given: train with this package's loader, or "
+                "build the DetectionMapper with others=<records of the data set>"
+            )
+        chosen = random.choices(self.others, k=IMAGES_OF_A_MOSAIC - 1)
+        examples = [first, *(self._load(record) for record in chosen)]
+        image, boxes = make_mosaic([e.image for e in examples], [e.boxes for e in examples])
+        return _Example(first.record, image, list(itertools.chain(*(e.annotations for e in examples))), boxes)
+
     def _read(self, dataset_dict: Record) -> tuple[Record, npt.NDArray[np.uint8]]:
-        """The record and its image, or in training those of a spare."""
-        for candidate in itertools.chain([dataset_dict], self._shuffled_spares()):
+        """The record and its image, or in training those of another."""
+        for candidate in itertools.chain([dataset_dict], self._replacements()):
             record = dict(candidate)
             try:
                 image = self._image(record)
@@ -184,9 +236,9 @@ class DetectionMapper(DatasetMapper):
         image, record["height"], record["width"] = self.cache.get(record["file_name"], read)
         return image
 
-    def _shuffled_spares(self) -> Iterator[Record]:
+    def _replacements(self) -> Iterator[Record]:
         if self.is_train:
-            yield from random.sample(self.spares, len(self.spares))
+            yield from random.sample(self.others, min(len(self.others), _MAX_REPLACEMENTS))
 
     def _instances(self, annotations: list[Record], augmented: T.AugInput) -> Instances:
         instances = Instances(augmented.image.shape[:2])
