@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
+import weakref
+
 import cv2
 import numpy as np
 import pytest
@@ -9,11 +12,16 @@ import torch
 from detectron2.structures import BoxMode
 from detectron2.utils.env import seed_all_rng
 
-from dynamic_sparse_rcnn.data.loader import TrainLoader
+from dynamic_sparse_rcnn.data.loader import TrainLoader, build_train_loader
 from dynamic_sparse_rcnn.data.mapper import DetectionMapper
 from dynamic_sparse_rcnn.data.mosaic import make_mosaic
 
 COLORS = [(255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 0)]
+NO_BOXES = np.zeros((0, 4), dtype=np.float32)
+
+
+def none_are_crowd(number):
+    return np.zeros(number, dtype=bool)
 
 
 def an_image(color, height=80, width=100, box=(20, 10, 70, 60)):
@@ -36,7 +44,7 @@ def test_boxes_lie_where_the_mosaic_shows_their_objects():
     shown = 0
     for seed in range(40):
         np.random.seed(seed)
-        mosaic, moved = make_mosaic(images, boxes)
+        mosaic, moved = make_mosaic(images, boxes, none_are_crowd(4))
         assert mosaic.shape == images[0].shape and mosaic.dtype == np.uint8 and moved.dtype == np.float32
         for color, box in zip(COLORS, moved, strict=True):
             if box.any():
@@ -51,18 +59,12 @@ def in_the_middle(monkeypatch):
     monkeypatch.setattr(np.random, "uniform", lambda low, high, size=None: 1.0 if size is None else np.full(size, 0.5))
 
 
-def test_four_images_meet_at_a_point_and_each_keeps_the_corner_that_is_there(in_the_middle):
-    side = 100
-    images = [np.full((side, side, 3), 10 * number, dtype=np.uint8) for number in range(1, 5)]
-    mosaic, _ = make_mosaic(images, [np.zeros((0, 4), dtype=np.float32)] * 4)
-    assert [int(mosaic[y, x, 0]) for y, x in ((0, 0), (49, 49), (0, 50), (49, 99), (50, 0), (50, 99))] == [
-        10,
-        10,
-        20,
-        20,
-        30,
-        40,
-    ]
+def test_four_images_meet_at_a_point_and_each_shows_the_quadrant_that_is_there(in_the_middle):
+    quadrants = np.array([[0, 1], [2, 3]], dtype=np.uint8)
+    large = np.ones((30, 50), dtype=np.uint8)
+    images = [np.kron(4 * number + quadrants, large)[..., None].repeat(3, -1) for number in range(4)]
+    mosaic, _ = make_mosaic(images, [NO_BOXES] * 4, none_are_crowd(0))
+    assert np.array_equal(mosaic[..., 0], np.kron([[3, 6], [9, 12]], large))
 
 
 @pytest.mark.parametrize(
@@ -70,22 +72,46 @@ def test_four_images_meet_at_a_point_and_each_keeps_the_corner_that_is_there(in_
     [
         ([50, 50, 100, 100], [0, 0, 50, 50]),  # all of it shown
         ([20, 20, 100, 100], [0, 0, 50, 50]),  # 2500 of 6400
-        ([0, 0, 100, 100], [0, 0, 0, 0]),  # 2500 of 10000
+        ([0, 20, 100, 100], [0, 0, 50, 50]),  # 2500 of 8000
+        ([0, 15, 100, 100], [0, 0, 0, 0]),  # 2500 of 8500
+        ([49.5, 0, 50.5, 100], [0, 0, 0, 0]),  # half of it, but half a pixel wide
         ([0, 0, 40, 40], [0, 0, 0, 0]),  # none of it
     ],
 )
 def test_a_box_of_which_less_than_three_tenths_are_left_is_dropped(in_the_middle, box, expected):
     image = np.zeros((100, 100, 3), dtype=np.uint8)
-    none = np.zeros((0, 4), dtype=np.float32)
-    _, boxes = make_mosaic([image] * 4, [np.array([box], dtype=np.float32), none, none, none])
+    first = np.array([box], dtype=np.float32)
+    _, boxes = make_mosaic([image] * 4, [first, NO_BOXES, NO_BOXES, NO_BOXES], none_are_crowd(1))
     assert boxes.tolist() == [expected]
+
+
+def test_center_and_scales_are_drawn_from_their_ranges_each_alone():
+    image = np.zeros((100, 200, 3), dtype=np.uint8)
+    at_center = [[150, 75, 200, 100], [0, 75, 50, 100], [150, 0, 200, 25], [0, 0, 50, 25]]
+    drawn = []
+    for seed in range(200):
+        np.random.seed(seed)
+        boxes_of_images = [np.array([box], dtype=np.float32) for box in at_center]
+        _, boxes = make_mosaic([image] * 4, boxes_of_images, none_are_crowd(4))
+        drawn.append([boxes[0, 2] / 200, boxes[0, 3] / 100, *(boxes[:, 2] - boxes[:, 0]) / 50])
+    found = np.array(drawn)
+    assert found.min(0) == pytest.approx([0.35, 0.35, *[0.5] * 4], abs=0.03)
+    assert found.max(0) == pytest.approx([0.65, 0.65, *[1.0] * 4], abs=0.03)
+    assert np.abs(np.corrcoef(found.T) - np.eye(6)).max() < 0.3
+
+
+def test_a_mosaic_is_gray_where_no_image_lies():
+    images = [np.full((height, 100, 3), 255, dtype=np.uint8) for height in (100, 5, 5, 5)]
+    np.random.seed(0)
+    mosaic, _ = make_mosaic(images, [NO_BOXES] * 4, none_are_crowd(0))
+    assert np.unique(mosaic).tolist() == [114, 255]
 
 
 def test_any_image_size_makes_a_mosaic():
     images = [np.zeros((*size, 3), dtype=np.uint8) for size in ((1, 1), (1, 300), (300, 1), (7, 5))]
     for first in range(4):
         turned = images[first:] + images[:first]
-        mosaic, boxes = make_mosaic(turned, [np.array([[0, 0, 1, 1]], dtype=np.float32)] * 4)
+        mosaic, boxes = make_mosaic(turned, [np.array([[0, 0, 1, 1]], dtype=np.float32)] * 4, none_are_crowd(4))
         assert mosaic.shape == turned[0].shape and boxes.shape == (4, 4) and np.isfinite(boxes).all()
 
 
@@ -156,13 +182,58 @@ def test_the_loader_gives_mosaics_their_images_and_a_resumed_one_gives_the_same(
         assert all(torch.equal(a, b) for a, b in zip(expected, found, strict=True))
 
 
+def test_crowd_regions_are_cut_but_never_dropped(mosaic_cfg, records):
+    crowd = {"bbox": [0, 0, 100, 80], "bbox_mode": BoxMode.XYXY_ABS, "category_id": 0, "iscrowd": 1}
+    for record in records:
+        record["annotations"].append(crowd)
+    mosaic_cfg.MODEL.SparseRCNN.IGNORE_CROWD = True
+    mapper = DetectionMapper(mosaic_cfg, is_train=True, others=records[1:])
+    for seed in range(20):
+        seed_all_rng(seed)
+        instances = mapper(records[0])["instances"]
+        assert instances.gt_is_crowd.sum() == 4
+        assert (instances.gt_classes[instances.gt_is_crowd] == 0).all()
+
+
+def test_the_loader_takes_the_images_of_a_mosaic_from_the_whole_data_set(mosaic_cfg, records):
+    many = [records[0]] * 20 + records[1:]
+    mapper = DetectionMapper(mosaic_cfg, is_train=True)
+    loader = TrainLoader(
+        many, mapper, total_batch_size=1, seed=3, sampler=itertools.repeat(0), aspect_ratio_grouping=False
+    )
+    batches = itertools.islice(loader, 30)
+    assert len({number for (mapped,) in batches for number in mapped["instances"].gt_classes.tolist()}) > 1
+    assert not mapper.others  # the caller's is left alone
+
+
+class Watched(dict):
+    """A record that can be referred to weakly."""
+
+
+@pytest.mark.parametrize("share", [0.0, 1.0])
+def test_a_loader_keeps_records_serialized_alone(mosaic_cfg, records, share):
+    mosaic_cfg.INPUT.MOSAIC = share
+    watched = [Watched(record) for record in records]
+    references = [weakref.ref(record) for record in watched]
+    loader = TrainLoader(watched, DetectionMapper(mosaic_cfg, is_train=True), total_batch_size=2, seed=3)
+    del watched
+    assert all(reference() is None for reference in references)
+    assert len(next(iter(loader))) == 2
+
+
+def test_a_sampler_that_leaves_images_out_has_no_mosaics(mosaic_cfg, records):
+    mosaic_cfg.DATALOADER.SAMPLER_TRAIN = "RandomSubsetTrainingSampler"
+    with pytest.raises(ValueError, match=r"RandomSubsetTrainingSampler, but INPUT.MOSAIC takes images from the whole"):
+        build_train_loader(mosaic_cfg, records, DetectionMapper(mosaic_cfg, is_train=True))
+
+
 def test_without_other_images_a_mosaic_is_an_error(mosaic_cfg, records):
-    with pytest.raises(ValueError, match=r"INPUT.MOSAIC is 1.0, but no other images are given: train with this"):
+    with pytest.raises(ValueError, match=r"INPUT.MOSAIC .*mapper.mosaic\) is 1.0, but no other images are given"):
         DetectionMapper(mosaic_cfg, is_train=True)(records[0])
 
 
 @pytest.mark.parametrize("share", [-0.1, 1.1])
 def test_a_share_out_of_range_is_an_error(mosaic_cfg, share):
     mosaic_cfg.INPUT.MOSAIC = share
-    with pytest.raises(ValueError, match=rf"INPUT.MOSAIC is {share}: give the share of images"):
+    with pytest.raises(ValueError, match=rf"INPUT.MOSAIC .*mapper.mosaic\) is {share}: give the share of images"):
         DetectionMapper(mosaic_cfg, is_train=True)

@@ -48,7 +48,8 @@ class TrainLoader:
         """
         Args:
             dataset: records, with ``width`` and ``height`` if images are grouped by aspect ratio.
-            mapper: maps a record to an input of the model.
+            mapper: maps a record to an input of the model. A :class:`DetectionMapper` without ``others`` is copied, and
+                the copy gets ``dataset``.
             total_batch_size: images per batch, over all ranks.
             seed: not negative, the same on all ranks.
             sampler: yields this rank's positions in ``dataset``, endlessly, and the same ones every time; default:
@@ -62,11 +63,12 @@ class TrainLoader:
         """
         self.start_iter = 0
         self.pin_memory = pin_memory
+        records = DatasetFromList(dataset, copy=False)  # serialized: worker processes share its memory
         if isinstance(mapper, DetectionMapper) and not mapper.others:
             with_others = copy.copy(mapper)
-            with_others.others = dataset
+            with_others.others = records
             mapper = with_others
-        self._dataset = _SeededDataset(MapDataset(DatasetFromList(dataset, copy=False), mapper))
+        self._dataset = _SeededDataset(MapDataset(records, mapper))
         self._sampler = TrainingSampler(len(dataset), seed=seed) if sampler is None else sampler
         self._groups = _aspect_groups(dataset) if aspect_ratio_grouping else None
         self._batch_size = images_of_a_process(total_batch_size)
@@ -135,7 +137,16 @@ class _SeededDataset(Dataset):
 
 
 def build_train_loader(cfg: CfgNode, dicts: Sequence[Record], mapper: Mapper) -> TrainLoader:
-    """Builds the loader from a config: sampler (``DATALOADER.SAMPLER_TRAIN``), batch size and workers."""
+    """Builds the loader from a config: sampler (``DATALOADER.SAMPLER_TRAIN``), batch size and workers.
+
+    Raises:
+        ValueError: mosaics would take images that the sampler leaves out; or see :class:`TrainLoader`.
+    """
+    if cfg.INPUT.MOSAIC and cfg.DATALOADER.SAMPLER_TRAIN == "RandomSubsetTrainingSampler":
+        raise ValueError(
+            "DATALOADER.SAMPLER_TRAIN is RandomSubsetTrainingSampler, but INPUT.MOSAIC takes images from the whole "
+            "data set: set INPUT.MOSAIC 0.0, or name a part of the data set ('coco:train.json:images:0-10%')"
+        )
     seed = shared_seed(cfg.SEED)
     with seeded(seed):  # detectron2 draws the sampler's seed
         arguments = build_detection_train_loader.from_config(cfg, mapper=mapper, dataset=list(dicts))

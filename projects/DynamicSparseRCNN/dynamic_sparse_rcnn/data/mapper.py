@@ -31,7 +31,7 @@ _SIZES_BEFORE_CROP = [400, 500, 600]
 #: Limit of the long side before the crop, in units of ``INPUT.MAX_SIZE_TRAIN``. Only images about 9 times as long as
 #: wide reach it; without it, they would take gigabytes.
 _MAX_SIZE_BEFORE_CROP = 4
-#: As many images are tried in place of one that cannot be used.
+#: How many images are tried in place of one that cannot be used.
 _MAX_REPLACEMENTS = 16
 
 
@@ -76,7 +76,8 @@ def build_augmentations(cfg: CfgNode, is_train: bool) -> list[T.Augmentation]:
 
     The crop (type and size from ``INPUT.CROP``) is taken from the image resized to a short side of 400,
     500 or 600 pixels, and a long side of at most 4 ``INPUT.MAX_SIZE_TRAIN``. The pipeline of ``INPUT.ALBUMENTATIONS``
-    goes before all of this; the changes of color of ``INPUT.COLOR_JITTER`` come last, where images are small.
+    goes before all of this, after a mosaic; the changes of color of ``INPUT.COLOR_JITTER`` come last, where images are
+    small.
 
     Raises:
         FileNotFoundError, ImportError: see :class:`AlbumentationsPipeline`.
@@ -108,13 +109,13 @@ def build_augmentations(cfg: CfgNode, is_train: bool) -> list[T.Augmentation]:
 
 @dataclass(frozen=True)
 class _Example:
-    """What augmentations start from.
+    """What augmentations start from: an image, or a mosaic.
 
     Attributes:
-        record: of the image, with its own size.
+        record: of the image, with its own size; of a mosaic, that of its first image.
         image: (H, W, 3) uint8, perhaps shrunk.
-        annotations: N of them, without crowd regions unless those are kept.
-        boxes: (N, 4) float32 absolute xyxy pixels of ``image``.
+        annotations: N of them, of all its images, without crowd regions unless those are kept.
+        boxes: (N, 4) float32 absolute xyxy pixels of ``image``; those that a mosaic cuts off have no area.
     """
 
     record: Record
@@ -147,8 +148,9 @@ class DetectionMapper(DatasetMapper):
         """
         Args:
             keep_crowd: whether ``instances`` has crowd regions too, told apart by the bool field ``gt_is_crowd``.
-            others: records of training images: for mosaics, and to replace an image that cannot be used.
-            mosaic: the share of training images that become the first of a mosaic's (:func:`make_mosaic`).
+            others: records of training images, for mosaics and in place of images that cannot be used.
+            mosaic: the share of training images that become mosaics with three random ones of ``others``
+                (:func:`make_mosaic`), whatever the sampler; evaluations have none.
             cache: keeps images in memory, shrunk; None: each is read again every time.
             arguments: those of ``DatasetMapper``.
 
@@ -157,7 +159,10 @@ class DetectionMapper(DatasetMapper):
         """
         super().__init__(**arguments)
         if not 0 <= mosaic <= 1:
-            raise ValueError(f"INPUT.MOSAIC is {mosaic}: give the share of images that become mosaics, from 0 to 1")
+            raise ValueError(
+                f"INPUT.MOSAIC (of a lazy config dataloader.train.mapper.mosaic) is {mosaic}: give the share of images "
+                "that become mosaics, from 0 to 1"
+            )
         self.keep_crowd = keep_crowd
         self.others = others
         self.mosaic = mosaic if self.is_train else 0.0
@@ -200,13 +205,15 @@ class DetectionMapper(DatasetMapper):
     def _mosaic(self, first: _Example) -> _Example:
         if not self.others:
             raise ValueError(
-                f"INPUT.MOSAIC is {self.mosaic}, but no other images are given: train with this package's loader, or "
-                "build the DetectionMapper with others=<records of the data set>"
+                f"INPUT.MOSAIC (of a lazy config dataloader.train.mapper.mosaic) is {self.mosaic}, but no other images "
+                "are given: train with this package's loader, or build the DetectionMapper with others=<records of the "
+                "data set>"
             )
         chosen = random.choices(self.others, k=IMAGES_OF_A_MOSAIC - 1)
         examples = [first, *(self._load(record) for record in chosen)]
-        image, boxes = make_mosaic([e.image for e in examples], [e.boxes for e in examples])
-        return _Example(first.record, image, list(itertools.chain(*(e.annotations for e in examples))), boxes)
+        annotations = list(itertools.chain(*(e.annotations for e in examples)))
+        image, boxes = make_mosaic([e.image for e in examples], [e.boxes for e in examples], _are_crowd(annotations))
+        return _Example(first.record, image, annotations, boxes)
 
     def _read(self, dataset_dict: Record) -> tuple[Record, npt.NDArray[np.uint8]]:
         """The record and its image, or in training those of another."""
@@ -238,7 +245,8 @@ class DetectionMapper(DatasetMapper):
 
     def _replacements(self) -> Iterator[Record]:
         if self.is_train:
-            yield from random.sample(self.others, min(len(self.others), _MAX_REPLACEMENTS))
+            count = min(len(self.others), _MAX_REPLACEMENTS)
+            yield from (self.others[i] for i in random.sample(range(len(self.others)), count))
 
     def _instances(self, annotations: list[Record], augmented: T.AugInput) -> Instances:
         instances = Instances(augmented.image.shape[:2])
@@ -246,7 +254,7 @@ class DetectionMapper(DatasetMapper):
         instances.gt_boxes.clip(instances.image_size)
         instances.gt_classes = torch.tensor([a["category_id"] for a in annotations], dtype=torch.int64)
         if self.keep_crowd:
-            instances.gt_is_crowd = torch.tensor([bool(a.get("iscrowd", 0)) for a in annotations], dtype=torch.bool)
+            instances.gt_is_crowd = torch.as_tensor(_are_crowd(annotations))
         return filter_empty_instances(instances)
 
 
@@ -255,6 +263,10 @@ def _build_cache(cfg: CfgNode) -> ImageCache | None:
     crop_sides = _SIZES_BEFORE_CROP if cfg.INPUT.CROP.ENABLED else []
     sides = [*(2 * side for side in cfg.INPUT.MIN_SIZE_TRAIN), *crop_sides]
     return ImageCache(max(sides), cfg.DATALOADER.CACHE_MEGABYTES << 20) if cfg.DATALOADER.CACHE_MEGABYTES else None
+
+
+def _are_crowd(annotations: list[Record]) -> npt.NDArray[np.bool_]:
+    return np.array([bool(a.get("iscrowd", 0)) for a in annotations], dtype=np.bool_)
 
 
 def _boxes_in_image(annotations: list[Record], record: Record, image: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
