@@ -46,8 +46,6 @@ dataloader.train = L(TrainLoader)(
         ],
         image_format="RGB",
         keep_crowd=False,
-        # Share of images that become a mosaic with three random ones.
-        mosaic=0.0,
     ),
     total_batch_size=16,
     seed="${train.seed}",

@@ -159,14 +159,14 @@ def test_an_image_without_annotations_gives_no_instances_but_the_same_fields(pla
 
 
 def test_an_image_that_can_no_longer_be_read_is_replaced_in_training_alone(mapper_cfg, record, tmp_path, caplog):
-    mapper = DetectionMapper(mapper_cfg, is_train=True, others=[record])
+    mapper = DetectionMapper(mapper_cfg, is_train=True, spares=[record])
     gone = record | {"file_name": str(tmp_path / "gone.png")}
     with caplog.at_level(logging.WARNING):
         assert mapper(gone)["file_name"] == record["file_name"]
     assert "gone.png cannot be used" in caplog.text
     for helpless in (
-        DetectionMapper(mapper_cfg, is_train=True, others=[gone]),
-        DetectionMapper(mapper_cfg, is_train=False, others=[record]),
+        DetectionMapper(mapper_cfg, is_train=True, spares=[gone]),
+        DetectionMapper(mapper_cfg, is_train=False, spares=[record]),
     ):
         with pytest.raises(OSError, match=r"gone\.png cannot be used.*Replace"):
             helpless(gone)
@@ -175,7 +175,7 @@ def test_an_image_that_can_no_longer_be_read_is_replaced_in_training_alone(mappe
 def test_an_image_that_nothing_would_be_left_of_is_named_and_replaced(mapper_cfg, record, tmp_path, caplog):
     cv2.imwrite(str(tmp_path / "strip.png"), np.zeros((1, 4000, 3), np.uint8))
     strip = {"file_name": str(tmp_path / "strip.png"), "image_id": 2, "height": 1, "width": 4000, "annotations": []}
-    assert DetectionMapper(mapper_cfg, is_train=True, others=[record])(strip)["file_name"] == record["file_name"]
+    assert DetectionMapper(mapper_cfg, is_train=True, spares=[record])(strip)["file_name"] == record["file_name"]
     assert "strip.png is 4000x1: with its long side resized to 1333 pixels, nothing is left" in caplog.text
     with pytest.raises(OSError, match=r"strip\.png is 4000x1: with .*Replace"):
         DetectionMapper(mapper_cfg, is_train=False)(strip)

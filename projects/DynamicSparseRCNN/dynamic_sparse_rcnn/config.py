@@ -42,23 +42,16 @@ def add_dynamic_sparse_rcnn_config(cfg: CfgNode) -> None:
     _add_evaluation(cfg.TEST)
     # Where training logs to, in addition to the terminal and metrics.json: any of tensorboard, wandb, mlflow.
     cfg.LOGGERS = ("tensorboard",)
-    _add_input(cfg.INPUT)
+    # File (.yaml or .json) of an Albumentations pipeline, applied before the other training augmentations.
+    cfg.INPUT.ALBUMENTATIONS = ""
+    # Largest relative change of brightness, contrast and saturation of training images, from 0 (none) to below 1.
+    cfg.INPUT.COLOR_JITTER = 0.0
     # Megabytes of decoded training images that each worker keeps in memory, shrunk to twice the largest of
     # INPUT.MIN_SIZE_TRAIN; 0: none, and images are not shrunk.
     cfg.DATALOADER.CACHE_MEGABYTES = 0
     # In the config.yaml of runs of the public Sparse R-CNN: accepted and ignored, with a warning.
     for name in ("CVPODS_TTA", "SCALE_FILTER", "SCALE_RANGES"):
         cfg.register_deprecated_key(f"TEST.AUG.{name}")
-
-
-def _add_input(node: CfgNode) -> None:
-    # File (.yaml or .json) of an Albumentations pipeline, applied after mosaics and before all other augmentations of
-    # training.
-    node.ALBUMENTATIONS = ""
-    # Largest relative change of brightness, contrast and saturation of training images, from 0 (none) to below 1.
-    node.COLOR_JITTER = 0.0
-    # Share of training images that become a mosaic with three random ones, from 0.0 (none) to 1.0.
-    node.MOSAIC = 0.0
 
 
 def _add_model(node: CfgNode) -> None:

@@ -19,6 +19,8 @@ from .mapper import DetectionMapper
 from .records import Record
 from .seeding import derive_seed, seeded, shared_seed
 
+# Images that take the place of one that can no longer be used.
+_SPARE_IMAGES = 16
 Mapper: TypeAlias = Callable[[Record], Record]
 
 
@@ -48,8 +50,7 @@ class TrainLoader:
         """
         Args:
             dataset: records, with ``width`` and ``height`` if images are grouped by aspect ratio.
-            mapper: maps a record to an input of the model. A :class:`DetectionMapper` without ``others`` is copied, and
-                the copy gets ``dataset``.
+            mapper: maps a record to an input of the model.
             total_batch_size: images per batch, over all ranks.
             seed: not negative, the same on all ranks.
             sampler: yields this rank's positions in ``dataset``, endlessly, and the same ones every time; default:
@@ -63,12 +64,11 @@ class TrainLoader:
         """
         self.start_iter = 0
         self.pin_memory = pin_memory
-        records = DatasetFromList(dataset, copy=False)  # serialized: worker processes share its memory
-        if isinstance(mapper, DetectionMapper) and not mapper.others:
-            with_others = copy.copy(mapper)
-            with_others.others = records
-            mapper = with_others
-        self._dataset = _SeededDataset(MapDataset(records, mapper))
+        if isinstance(mapper, DetectionMapper) and not mapper.spares:
+            with_spares = copy.copy(mapper)
+            with_spares.spares = dataset[:_SPARE_IMAGES]
+            mapper = with_spares
+        self._dataset = _SeededDataset(MapDataset(DatasetFromList(dataset, copy=False), mapper))
         self._sampler = TrainingSampler(len(dataset), seed=seed) if sampler is None else sampler
         self._groups = _aspect_groups(dataset) if aspect_ratio_grouping else None
         self._batch_size = images_of_a_process(total_batch_size)
@@ -137,16 +137,7 @@ class _SeededDataset(Dataset):
 
 
 def build_train_loader(cfg: CfgNode, dicts: Sequence[Record], mapper: Mapper) -> TrainLoader:
-    """Builds the loader from a config: sampler (``DATALOADER.SAMPLER_TRAIN``), batch size and workers.
-
-    Raises:
-        ValueError: mosaics would take images that the sampler leaves out; or see :class:`TrainLoader`.
-    """
-    if cfg.INPUT.MOSAIC and cfg.DATALOADER.SAMPLER_TRAIN == "RandomSubsetTrainingSampler":
-        raise ValueError(
-            "DATALOADER.SAMPLER_TRAIN is RandomSubsetTrainingSampler, but INPUT.MOSAIC takes images from the whole "
-            "data set: set INPUT.MOSAIC 0.0, or name a part of the data set ('coco:train.json:images:0-10%')"
-        )
+    """Builds the loader from a config: sampler (``DATALOADER.SAMPLER_TRAIN``), batch size and workers."""
     seed = shared_seed(cfg.SEED)
     with seeded(seed):  # detectron2 draws the sampler's seed
         arguments = build_detection_train_loader.from_config(cfg, mapper=mapper, dataset=list(dicts))

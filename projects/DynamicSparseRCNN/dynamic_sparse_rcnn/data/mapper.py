@@ -20,7 +20,6 @@ from detectron2.structures import Boxes, BoxMode, Instances
 
 from .image_cache import ImageCache
 from .images import IMAGE_ERRORS, read_image
-from .mosaic import IMAGES_OF_A_MOSAIC, make_mosaic
 from .pipelines import AlbumentationsPipeline
 from .records import Record
 
@@ -31,8 +30,6 @@ _SIZES_BEFORE_CROP = [400, 500, 600]
 #: Limit of the long side before the crop, in units of ``INPUT.MAX_SIZE_TRAIN``. Only images about 9 times as long as
 #: wide reach it; without it, they would take gigabytes.
 _MAX_SIZE_BEFORE_CROP = 4
-#: How many images are tried in place of one that cannot be used.
-_MAX_REPLACEMENTS = 16
 
 
 @dataclass(frozen=True)
@@ -76,8 +73,7 @@ def build_augmentations(cfg: CfgNode, is_train: bool) -> list[T.Augmentation]:
 
     The crop (type and size from ``INPUT.CROP``) is taken from the image resized to a short side of 400,
     500 or 600 pixels, and a long side of at most 4 ``INPUT.MAX_SIZE_TRAIN``. The pipeline of ``INPUT.ALBUMENTATIONS``
-    goes before all of this, after a mosaic; the changes of color of ``INPUT.COLOR_JITTER`` come last, where images are
-    small.
+    goes before all of this; the changes of color of ``INPUT.COLOR_JITTER`` come last, where images are small.
 
     Raises:
         FileNotFoundError, ImportError: see :class:`AlbumentationsPipeline`.
@@ -107,25 +103,8 @@ def build_augmentations(cfg: CfgNode, is_train: bool) -> list[T.Augmentation]:
     return augmentations
 
 
-@dataclass(frozen=True)
-class _Example:
-    """What augmentations start from: an image, or a mosaic.
-
-    Attributes:
-        record: of the image, with its own size; of a mosaic, that of its first image.
-        image: (H, W, 3) uint8, perhaps shrunk.
-        annotations: N of them, of all its images, without crowd regions unless those are kept.
-        boxes: (N, 4) float32 absolute xyxy pixels of ``image``; those that a mosaic cuts off have no area.
-    """
-
-    record: Record
-    image: npt.NDArray[np.uint8]
-    annotations: list[Record]
-    boxes: npt.NDArray[np.float32]
-
-
 class DetectionMapper(DatasetMapper):
-    """detectron2's ``DatasetMapper`` for boxes, with :func:`build_augmentations`; before them perhaps a mosaic.
+    """detectron2's ``DatasetMapper`` for boxes, with :func:`build_augmentations`.
 
     Augmentations see the boxes too, and may lose some (those of a :class:`AlbumentationsPipeline`, say). Boxes are
     clipped to the image; those that nothing is left of are dropped. Evaluations get them too, where an image has
@@ -137,35 +116,18 @@ class DetectionMapper(DatasetMapper):
 
     @configurable
     def __init__(
-        self,
-        *,
-        keep_crowd: bool,
-        others: Sequence[Record] = (),
-        mosaic: float = 0.0,
-        cache: ImageCache | None = None,
-        **arguments: Any,
+        self, *, keep_crowd: bool, spares: Sequence[Record] = (), cache: ImageCache | None = None, **arguments: Any
     ) -> None:
         """
         Args:
             keep_crowd: whether ``instances`` has crowd regions too, told apart by the bool field ``gt_is_crowd``.
-            others: records of training images, for mosaics and in place of images that cannot be used.
-            mosaic: the share of training images that become mosaics with three random ones of ``others``
-                (:func:`make_mosaic`), whatever the sampler; evaluations have none.
+            spares: records of images that replace one that cannot be used.
             cache: keeps images in memory, shrunk; None: each is read again every time.
             arguments: those of ``DatasetMapper``.
-
-        Raises:
-            ValueError: ``mosaic`` is no share.
         """
         super().__init__(**arguments)
-        if not 0 <= mosaic <= 1:
-            raise ValueError(
-                f"INPUT.MOSAIC (of a lazy config dataloader.train.mapper.mosaic) is {mosaic}: give the share of images "
-                "that become mosaics, from 0 to 1"
-            )
         self.keep_crowd = keep_crowd
-        self.others = others
-        self.mosaic = mosaic if self.is_train else 0.0
+        self.spares = list(spares)
         self.cache = cache
         self._resize = Resize.of(self.augmentations.augs)
 
@@ -175,7 +137,6 @@ class DetectionMapper(DatasetMapper):
         return arguments | {
             "augmentations": build_augmentations(cfg, is_train),
             "keep_crowd": cfg.MODEL.SparseRCNN.IGNORE_CROWD,
-            "mosaic": cfg.INPUT.MOSAIC,
             "cache": _build_cache(cfg) if is_train else None,
         }
 
@@ -184,40 +145,20 @@ class DetectionMapper(DatasetMapper):
 
         Raises:
             OSError: the image cannot be used, and (in training) neither can any other; names the file.
-            ValueError: a mosaic lacks other images.
         """
-        example = self._load(dataset_dict)
-        if self.mosaic and random.random() < self.mosaic:
-            example = self._mosaic(example)
-        mapped = {key: value for key, value in example.record.items() if key != "annotations"}
-        augmented = T.AugInput(example.image, boxes=example.boxes)
+        record, image = self._read(dataset_dict)
+        mapped = {key: value for key, value in record.items() if key != "annotations"}
+        annotations = [a for a in record.get("annotations", ()) if self.keep_crowd or not a.get("iscrowd", 0)]
+        augmented = T.AugInput(image, boxes=_boxes_in_image(annotations, record, image))
         self.augmentations(augmented)
         mapped["image"] = torch.as_tensor(np.ascontiguousarray(augmented.image.transpose(2, 0, 1)))
-        if self.is_train or "annotations" in example.record:
-            mapped["instances"] = self._instances(example.annotations, augmented)
+        if self.is_train or "annotations" in record:
+            mapped["instances"] = self._instances(annotations, augmented)
         return mapped
 
-    def _load(self, dataset_dict: Record) -> _Example:
-        record, image = self._read(dataset_dict)
-        annotations = [a for a in record.get("annotations", ()) if self.keep_crowd or not a.get("iscrowd", 0)]
-        return _Example(record, image, annotations, _boxes_in_image(annotations, record, image))
-
-    def _mosaic(self, first: _Example) -> _Example:
-        if not self.others:
-            raise ValueError(
-                f"INPUT.MOSAIC (of a lazy config dataloader.train.mapper.mosaic) is {self.mosaic}, but no other images "
-                "are given: train with this package's loader, or build the DetectionMapper with others=<records of the "
-                "data set>"
-            )
-        chosen = random.choices(self.others, k=IMAGES_OF_A_MOSAIC - 1)
-        examples = [first, *(self._load(record) for record in chosen)]
-        annotations = list(itertools.chain(*(e.annotations for e in examples)))
-        image, boxes = make_mosaic([e.image for e in examples], [e.boxes for e in examples], _are_crowd(annotations))
-        return _Example(first.record, image, annotations, boxes)
-
     def _read(self, dataset_dict: Record) -> tuple[Record, npt.NDArray[np.uint8]]:
-        """The record and its image, or in training those of another."""
-        for candidate in itertools.chain([dataset_dict], self._replacements()):
+        """The record and its image, or in training those of a spare."""
+        for candidate in itertools.chain([dataset_dict], self._shuffled_spares()):
             record = dict(candidate)
             try:
                 image = self._image(record)
@@ -243,10 +184,9 @@ class DetectionMapper(DatasetMapper):
         image, record["height"], record["width"] = self.cache.get(record["file_name"], read)
         return image
 
-    def _replacements(self) -> Iterator[Record]:
+    def _shuffled_spares(self) -> Iterator[Record]:
         if self.is_train:
-            count = min(len(self.others), _MAX_REPLACEMENTS)
-            yield from (self.others[i] for i in random.sample(range(len(self.others)), count))
+            yield from random.sample(self.spares, len(self.spares))
 
     def _instances(self, annotations: list[Record], augmented: T.AugInput) -> Instances:
         instances = Instances(augmented.image.shape[:2])
@@ -254,7 +194,7 @@ class DetectionMapper(DatasetMapper):
         instances.gt_boxes.clip(instances.image_size)
         instances.gt_classes = torch.tensor([a["category_id"] for a in annotations], dtype=torch.int64)
         if self.keep_crowd:
-            instances.gt_is_crowd = torch.as_tensor(_are_crowd(annotations))
+            instances.gt_is_crowd = torch.tensor([bool(a.get("iscrowd", 0)) for a in annotations], dtype=torch.bool)
         return filter_empty_instances(instances)
 
 
@@ -263,10 +203,6 @@ def _build_cache(cfg: CfgNode) -> ImageCache | None:
     crop_sides = _SIZES_BEFORE_CROP if cfg.INPUT.CROP.ENABLED else []
     sides = [*(2 * side for side in cfg.INPUT.MIN_SIZE_TRAIN), *crop_sides]
     return ImageCache(max(sides), cfg.DATALOADER.CACHE_MEGABYTES << 20) if cfg.DATALOADER.CACHE_MEGABYTES else None
-
-
-def _are_crowd(annotations: list[Record]) -> npt.NDArray[np.bool_]:
-    return np.array([bool(a.get("iscrowd", 0)) for a in annotations], dtype=np.bool_)
 
 
 def _boxes_in_image(annotations: list[Record], record: Record, image: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:

@@ -43,7 +43,7 @@ def inspect_dataset(cfg: CfgNode, name: str, num_samples: int) -> tuple[str, lis
     resize = Resize.of(build_augmentation(cfg, is_train=True))
     found = look_at(name, num_classes=num_classes, num_proposals=num_proposals, resize=resize)
     seed_all_rng(cfg.SEED if cfg.SEED >= 0 else 0)
-    mapper = DetectionMapper(cfg, is_train=True, others=found.records)
+    mapper = DetectionMapper(cfg, is_train=True, spares=found.records[:1])
     chosen = np.random.permutation(len(found.records))[:num_samples]
     names = list(class_names) or [f"class {i}" for i in range(num_classes)]
     samples = [_draw_sample(mapper(found.records[i]), names, cfg.INPUT.FORMAT) for i in chosen]
