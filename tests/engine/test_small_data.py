@@ -30,7 +30,7 @@ def record(width: int, height: int, sides: list[int], crowd: int = 0) -> dict:
 
 
 def summary_of(most_boxes: int = 4, object_share: float = 0.2, short_side: float = 480, num_images: int = 100):
-    return DataSummary(num_images, 400, most_boxes, object_share, short_side)
+    return DataSummary(num_images, most_boxes, object_share, short_side)
 
 
 def values(choices: list[Choice]) -> dict[str, object]:
@@ -41,7 +41,7 @@ def test_the_summary_measures_what_can_be_learned():
     records = [record(400, 200, [20, 60, 100], crowd=1), record(100, 100, [50]), record(300, 200, [0])]
     summary = DataSummary.of(records)
     # Shares of the short side: 0.1, 0.3, 0.5, and 0.5; the crowd and the box without area do not count.
-    assert (summary.num_images, summary.num_boxes, summary.most_boxes) == (3, 4, 3)
+    assert (summary.num_images, summary.most_boxes) == (3, 3)
     assert summary.object_share == pytest.approx(0.4)
     assert summary.short_side == 200
 

@@ -15,7 +15,7 @@ from small_runs import use_resnet_18
 from torch import nn
 from torchvision.ops import batched_nms, box_iou, clip_boxes_to_image
 
-from dynamic_sparse_rcnn import DetectorWithTTA, SparseRCNN, StagePredictions
+from dynamic_sparse_rcnn import DetectorWithTTA, LearnedProposalGenerator, SparseRCNN, StagePredictions
 from dynamic_sparse_rcnn.engine.solver import build_optimizer
 
 NAMES = {"loss_ce", "loss_bbox", "loss_giou", "loss_ce_0", "loss_bbox_0", "loss_giou_0"}
@@ -219,6 +219,25 @@ def test_a_class_that_the_model_does_not_have_names_image_and_key(tiny_cfg, make
     inputs[1]["instances"].gt_classes[:] = 7
     with pytest.raises(ValueError, match=r"image_1\.png.*\[7\].*NUM_CLASSES .* is 3"):
         build_model(tiny_cfg)(inputs)
+
+
+class GeneratorWithLosses(LearnedProposalGenerator):
+    def forward(self, images, features, gt_instances=None):
+        proposals, _ = super().forward(images, features, gt_instances)
+        return proposals, {"loss_objectness": self.init_proposal_boxes.weight.sum()}
+
+
+def test_losses_of_a_proposal_generator_are_refused_not_dropped(tiny_cfg, make_inputs):
+    model = build_model(tiny_cfg)
+    model.proposal_generator.__class__ = GeneratorWithLosses
+    with pytest.raises(ValueError, match=r"GeneratorWithLosses returns loss_objectness.*MODEL\.SparseRCNN\.LOSSES"):
+        model(make_inputs([1, 2]))
+
+
+def test_an_unknown_proposal_generator_is_named_with_its_key(tiny_cfg):
+    tiny_cfg.MODEL.PROPOSAL_GENERATOR.NAME = "LearnedProposals"
+    with pytest.raises(ValueError, match=r"MODEL\.PROPOSAL_GENERATOR\.NAME.*LearnedProposals"):
+        build_model(tiny_cfg)
 
 
 def test_inference_needs_no_no_grad(tiny_cfg, make_inputs):

@@ -104,7 +104,7 @@ def find_registered(registry: Registry, name: str, key: str) -> Any:
     """
     if name not in registry:
         registered = ", ".join(sorted(known for known, _ in registry))
-        raise ValueError(f"{key} is {name!r}: registered are {registered}")
+        raise ValueError(f"{key} is {name!r}: registered are {registered}. Import the module of your own (--import)")
     return registry.get(name)
 
 

@@ -64,14 +64,12 @@ class DataSummary:
 
     Attributes:
         num_images: with and without objects.
-        num_boxes: that can be learned from.
         most_boxes: of one image.
         object_share: median over the boxes of sqrt(width * height) in units of the image's short side.
         short_side: median of the images, in pixels.
     """
 
     num_images: int
-    num_boxes: int
     most_boxes: int
     object_share: float
     short_side: float
@@ -92,7 +90,6 @@ class DataSummary:
         sizes = np.array([(record["width"], record["height"]) for record in records], dtype=np.float64)
         return cls(
             num_images=len(records),
-            num_boxes=len(boxes),
             most_boxes=int(np.bincount(table.image[usable]).max()),
             object_share=float(np.median(sides / table.image_sizes[usable].min(axis=1))),
             short_side=float(np.median(sizes.min(axis=1))),

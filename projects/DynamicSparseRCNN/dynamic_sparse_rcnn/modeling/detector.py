@@ -16,7 +16,7 @@ from detectron2.structures import Boxes, ImageList, Instances
 from torch import Tensor, nn
 
 from ..checkpoints.names import use_public_names
-from ..config_resolution import choose_nms_threshold, resolved_copy
+from ..config_resolution import choose_nms_threshold, find_registered, resolved_copy
 from .guards import check_classes, find_finite, report_excess_ground_truths, require_finite
 from .head.head import DynamicHead
 from .losses.criterion import build_criterion
@@ -90,7 +90,8 @@ class SparseRCNN(nn.Module):
     def from_config(cls, cfg: CfgNode) -> dict[str, object]:
         cfg = resolved_copy(cfg)
         backbone = build_backbone(cfg)
-        build_generator = PROPOSAL_GENERATOR_REGISTRY.get(cfg.MODEL.PROPOSAL_GENERATOR.NAME)
+        name = cfg.MODEL.PROPOSAL_GENERATOR.NAME
+        build_generator = find_registered(PROPOSAL_GENERATOR_REGISTRY, name, "MODEL.PROPOSAL_GENERATOR.NAME")
         return {
             "backbone": backbone,
             "proposal_generator": build_generator(cfg, backbone.output_shape()),
@@ -207,9 +208,19 @@ class SparseRCNN(nn.Module):
         return batch if pad_to is None else _pad(batch, pad_to, self.backbone.size_divisibility)
 
     def propose(self, images: ImageList) -> tuple[dict[str, Tensor], Tensor, Tensor]:
-        """Returns the backbone's feature maps, (B, P, 4) proposal boxes in XYXY pixels and (B, P, C) features."""
+        """Returns the backbone's feature maps, (B, P, 4) proposal boxes in XYXY pixels and (B, P, C) features.
+
+        Raises:
+            ValueError: the proposal generator has losses of its own, which nothing would train.
+        """
         features = self.backbone(images.tensor)
-        proposals, _ = self.proposal_generator(images, features)
+        proposals, losses = self.proposal_generator(images, features)
+        if losses:
+            raise ValueError(
+                f"{type(self.proposal_generator).__name__} returns {', '.join(losses)}, but losses of a proposal "
+                "generator are not trained: return none, and name a LossTerm in MODEL.SparseRCNN.LOSSES, which sees "
+                "the proposals as predictions.initial_boxes"
+            )
         boxes = torch.stack([x.proposal_boxes.tensor for x in proposals])
         return features, boxes, torch.stack([x.proposal_features for x in proposals])
 
